@@ -1,0 +1,38 @@
+"""bitnet_ref: the reference implementation of BitNet b1.58, the LLM whose every weight is -1, 0 or +1.
+
+The map, in reading order (each line imports only from lines above it):
+
+    checks config          three-part errors; the two configs and the presets
+    quant                  absmean ternary, absmax int8, the straight-through estimator
+    layers/                THE REFERENCE: every op forward and backward, NumPy only
+    kernels/               backends: overlays on layers/, injected by load(name)
+    model/                 parameters, blocks, the transformer, its cost formulas
+    data/ formats/         corpora, tokenizer, shards, batches; files on disk
+    generate/ evaluate/    text from a model; perplexity and bits per byte
+    train/ bench/          the trainer; measurements
+    cli info               commands
+
+Read after: README.md. Read next: quant.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitnet_ref.generate.language_model import LanguageModel
+
+__version__ = "0.1.0"
+
+# One letter, one meaning, everywhere: docstrings, parameter table, errors (docs/glossary.md).
+DIMS = {
+    "B": "batch", "T": "query time", "S": "key time", "D": "d_model", "F": "d_ff", "V": "vocabulary", "L": "layers",
+    "H": "query heads", "KV": "key/value heads", "R": "H / KV", "Dh": "head_dim", "M": "rows of a product",
+    "N": "outputs of a product", "K": "inputs of a product",
+}
+
+
+def load(path: str, backend: str = "numpy") -> "LanguageModel":
+    """The model in `path` (a run folder of `python -m bitnet_ref.train`), ready for `logits, loss = model(ids, targets)`
+    and `model.generate("...")`. Raises CheckError if there is no whole checkpoint."""
+    from bitnet_ref.generate.language_model import load
+
+    return load(path, backend)

@@ -1,0 +1,45 @@
+"""Errors in three parts: what must hold · what we got · what to do.
+
+Every rule that a user can break is stated here as data and raised in one shape, so that no bad input ends in a
+traceback from deep inside. Internal invariants are plain asserts; these functions are for input.
+Read after: nothing. Read next: config.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class CheckError(ValueError):
+    """A rule that input must obey was broken. The message has three parts: the rule, what came, what to do."""
+
+
+class ShapeError(CheckError):
+    """An array has the wrong shape."""
+
+
+class NonFiniteError(CheckError):
+    """A weight, activation, gradient or loss is NaN or infinite."""
+
+
+def check(holds: bool, rule: str, got: object, fix: str, error: type[CheckError] = CheckError) -> None:
+    """Raise `error` with "rule; got ...; fix" unless `holds`."""
+    if not holds:
+        raise error(f"{rule}; got {got}; {fix}")
+
+
+def lookup(table: Iterable[str], name: str, what: str) -> Any:
+    """`table[name]` (or `name` itself for a plain collection); an unknown name lists the valid ones."""
+    check(name in table, f"{what} must be one of {', '.join(table)}", repr(name), "choose one of these")
+    return table[name] if isinstance(table, dict) else name
+
+
+def expect(name: str, a: Any, dims: str, **size: int) -> dict[str, int]:
+    """Bind the letters of `dims` to `a.shape`; raise ShapeError if any letter would get two sizes.
+
+    `expect("x", x, "B T D", D=256)` returns {"B": .., "T": .., "D": 256}. The letters are those of `bitnet_ref.DIMS`.
+    """
+    letters = dims.split()
+    if a.ndim != len(letters) or any(size.setdefault(d, n) != n for d, n in zip(letters, a.shape)):
+        want = ", ".join(f"{d}={size[d]}" if d in size else d for d in letters)
+        raise ShapeError(f"{name} must have shape ({want}); got {a.shape}; pass an array of that shape")
+    return size

@@ -1,0 +1,17 @@
+"""Linear: y = x @ w.T, weights stored (out, in), no bias. The output projection, and every projection of the twin.
+
+Read after: glu. Read next: bitlinear.
+"""
+
+import numpy as np
+
+
+def linear(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """y = x @ w.T.   x (..., K)  w (N, K)  ->  y (..., N)"""
+    return x @ w.T                                                              # (LI.1)
+
+
+def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:
+    """Returns dx (..., K). Accumulates into dw (N, K)."""
+    dw += dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])           # (LI.2)
+    return dy @ w                                                               # (LI.3)

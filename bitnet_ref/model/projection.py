@@ -1,0 +1,68 @@
+"""What `linear = ternary | full` decides: how an input enters its projections, and how it is multiplied.
+
+Both kinds have the same two verbs, so a block never asks which it runs: `enter` makes the operand (normalised, and for
+ternary quantised, once for all weights that read it), `multiply` is the product.
+Read after: weights. Read next: block.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.model.layout import FREE, Entry
+
+
+class Entered(NamedTuple):
+    """An input ready to be multiplied, and what backward needs of it."""
+
+    operand: tuple[np.ndarray, ...]      # (x_q, x_scale) or (x,)
+    rstd: np.ndarray | None              # of the norm at the entry; None where there is none
+
+
+class Projection(NamedTuple):
+    """normalise(x, g, eps) -> (*operand, rstd); bare(x) -> operand; the product and its backward."""
+
+    normalise: Callable[..., tuple[np.ndarray, ...]]
+    bare: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    multiply: Callable[..., np.ndarray]
+    multiply_backward: Callable[..., np.ndarray]
+
+
+PROJECTION: dict[str, Callable[[Any], Projection]] = {
+    "ternary": lambda ops: Projection(ops.rmsnorm_int8, ops.absmax_int8, ops.ternary_linear, ops.ternary_linear_backward),
+    "full": lambda ops: Projection(ops.rmsnorm, lambda x: (x,), ops.linear, ops.linear_backward),
+}
+
+
+def project(x: np.ndarray, entries: tuple[Entry, ...], w: dict[str, Any], prefix: str, kind: Projection,
+            eps: float) -> tuple[list[np.ndarray], list[Entered]]:
+    """The outputs of all projections that read x (B, T, K), in order: [y (B, T, N), ...], and one Entered per entry."""
+    ys, entered = [], []
+    for entry in entries:
+        if entry.norm is None:
+            operand, rstd = kind.bare(x), None
+        else:
+            *operand, rstd = kind.normalise(x, _gain(w, prefix, entry), eps)
+        ys += [kind.multiply(*operand, w[prefix + name]) for name in entry.weights]
+        entered.append(Entered(tuple(operand), rstd))
+    return ys, entered
+
+
+def project_backward(dys: list[np.ndarray], x: np.ndarray, entered: list[Entered], entries: tuple[Entry, ...],
+                     w: dict[str, Any], grads: Any, prefix: str, kind: Projection, ops: Any) -> np.ndarray:
+    """Returns dx (B, T, K): the sum over all projections, taken back through each entry's norm. The quantiser is STE."""
+    dx, dys = None, list(dys)
+    for entry, (operand, rstd) in zip(entries, entered):
+        dn = None
+        for name in entry.weights:
+            d = kind.multiply_backward(dys.pop(0), *operand, w[prefix + name], grads[prefix + name])
+            dn = d if dn is None else np.add(dn, d, out=dn)
+        if entry.norm is not None:
+            dn = ops.rmsnorm_backward(dn, x, _gain(w, prefix, entry), rstd, _gain(grads, prefix, entry))
+        dx = dn if dx is None else np.add(dx, dn, out=dx)
+    return dx
+
+
+def _gain(table: Any, prefix: str, entry: Entry) -> np.ndarray | None:
+    return None if entry.norm == FREE else table[prefix + entry.norm]
