@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.checks import lookup
+
 FLOOR = 1e-5                 # smallest absmean and absmax; the official code's clamp(min=1e-5)
 
 
@@ -22,6 +24,7 @@ def absmean_ternary(w: np.ndarray, rule: str = "official") -> tuple[np.ndarray, 
     `w / (mean|w| + 1e-5)`: differs in the last digit, so a weight at a tie may flip.
     A tensor that holds NaN or infinity gives w_scale NaN and w_q 0: it poisons every product loudly.
     """
+    lookup(("official", "paper"), rule, "rule")
     mean = np.mean(np.abs(w))                                                   # (QU.1)
     if not np.isfinite(mean):
         return np.zeros(w.shape, np.int8), w.dtype.type(np.nan)

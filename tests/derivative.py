@@ -1,9 +1,16 @@
-"""Derivatives exact to rounding: the complex step, and inner products with one random direction.
+"""Derivatives exact to rounding: the complex step, and inner products with random directions.
 
-f(x + ihv) = f(x) + ih f'(x)v + O(h^2): with h = 1e-30 the imaginary part is the derivative and nothing is subtracted.
+f(x + ihv) = f(x) + ih f'(x)v + O(h^2): with h = 1e-30 the imaginary part is the derivative, and nothing is
+subtracted.
+Each argument is checked on its own, so that a wrong gradient cannot hide behind a large right one.
 """
 
 import numpy as np
+
+from bitnet_ref.model.block import build
+from bitnet_ref.model.params import Params
+from bitnet_ref.model.transformer import forward, train_step
+from bitnet_ref.model.weights import ternarise
 
 H = 1e-30
 
@@ -17,7 +24,55 @@ def relative_error(got, want):
     return abs(got - want) / max(abs(want), np.finfo(float).tiny)
 
 
+def array_error(got, want):
+    """Largest difference, relative to the largest entry of `want`."""
+    assert got.shape == want.shape, f"{got.shape} is not {want.shape}"
+    return np.max(np.abs(got - want)) / max(np.max(np.abs(want)), np.finfo(float).tiny)
+
+
 def backward_error(f, dx, dy, x, rng):
     """How far <dx, v> is from <dy, f'(x) v>, relative, for one random direction v."""
     v = rng.normal(size=x.shape)
     return relative_error(np.vdot(dx, v), np.vdot(dy, complex_step(f, x, v)))
+
+
+def gradient_errors(forward, backward, args, rng, directions=4):
+    """Worst relative error of the gradient of every argument: {name: error}.
+
+    args: {name: float64 array}; forward(**args) -> y; backward(dy, **args) -> {name: gradient}.
+    """
+    dy = rng.normal(size=np.shape(forward(**args)))
+    grads = backward(dy, **args)
+    assert grads.keys() == args.keys()
+    complex_args = {name: a + 0j for name, a in args.items()}      # ops may work in place: one dtype for all
+
+    def worst(name):
+        def f(x):
+            return forward(**{**complex_args, name: x})
+        return max(backward_error(f, grads[name], dy, args[name], rng) for _ in range(directions))
+    return {name: worst(name) for name in args}
+
+
+def model_loss(cfg, ops, params, ids, targets):
+    """The loss of the model, by forward alone; complex where params are complex."""
+    logits, _ = forward(build(cfg, ops), ternarise(cfg, params, ops).ready(ops), ids, keep=False)
+    return ops.cross_entropy(logits.reshape(-1, cfg.vocab_size), targets.reshape(-1))[0]
+
+
+def model_gradients(cfg, ops, params, ids, targets):
+    """The gradient of the same loss, by the hand-written backward."""
+    grads = params.zeros_like()
+    train_step(build(cfg, ops), ternarise(cfg, params, ops).ready(ops), [(ids, targets)], 1.0, grads)
+    return grads
+
+
+def parameter_errors(loss, params, grads, rng):
+    """{name: relative error} of every tensor's gradient, along one random direction within that tensor alone."""
+    errors = {}
+    for spec in params.specs:
+        v = rng.normal(size=spec.shape)
+        moved = Params(params.specs, np.complex128)
+        moved.flat[:] = params.flat
+        moved[spec.name][...] += 1j * H * v
+        errors[spec.name] = relative_error(np.vdot(grads[spec.name], v), np.imag(loss(moved)) / H)
+    return errors

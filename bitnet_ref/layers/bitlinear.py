@@ -40,7 +40,8 @@ def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Prepared) -> np.ndar
     w_q, w_scale = w
     exact = np.float32 if w_q.shape[1] <= EXACT_IN_FLOAT32 else np.float64
     acc = x_q.astype(exact) @ w_q.T.astype(exact)          # integers below 2^24: BLAS in float32 makes no rounding error
-    return acc * (x_scale * w_scale)                                            # (BL.3)
+    scale = x_scale * w_scale
+    return (acc * scale).astype(scale.dtype, copy=False)                        # (BL.3)
 
 
 def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, w: Prepared,

@@ -23,13 +23,13 @@ def swiglu_backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[n
 
 def relu2(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """y = max(gate, 0)^2 * up.   gate, up (..., F)  ->  y (..., F).   Source: arXiv 2504.12285; So et al., 2109.08668"""
-    r = np.where(gate.real > 0, gate, 0)
+    r = np.where(gate.real <= 0, 0, gate)                  # not `> 0`: NaN must stay NaN
     return r * r * up                                                           # (GL.3)
 
 
 def relu2_backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns dgate, dup (..., F)."""
-    r = np.where(gate.real > 0, gate, 0)
+    r = np.where(gate.real <= 0, 0, gate)
     return dy * up * (2 * r), dy * r * r                                        # (GL.4)
 
 

@@ -84,14 +84,16 @@ class Transformer:
     def __init__(self, cfg: ModelConfig, params: Params | Weights, ops: Any) -> None:
         self.cfg, self.plan = cfg, build(cfg, ops)
         self.params = params if isinstance(params, Params) else None
-        self.weights = ternarise(cfg, params, ops) if isinstance(params, Params) else params
-        self.ready = self.weights.ready(ops)
+        self.use(ternarise(cfg, params, ops) if isinstance(params, Params) else params)
+
+    def use(self, weights: Weights) -> None:
+        """Run with these weights from now on."""
+        self.weights, self.ready = weights, weights.ready(self.plan.ops)
 
     def requantise(self) -> None:
         """Ternarise the (changed) parameters anew."""
         assert self.params is not None
-        self.weights = ternarise(self.cfg, self.params, self.plan.ops)
-        self.ready = self.weights.ready(self.plan.ops)
+        self.use(ternarise(self.cfg, self.params, self.plan.ops))
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
         """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token (None without targets).

@@ -1,0 +1,54 @@
+"""python -m bitnet_ref.data --input CORPUS --output SHARDS [--vocab-size N | --tokenizer FILE]
+
+Text -> token shards, for `python -m bitnet_ref.train --corpus SHARDS`. Streams: memory stays flat whatever
+the size of the input. Progress goes to stderr, the summary to stdout.
+Read after: data/prepare. Read next: formats/bitnet.
+"""
+
+import argparse
+import sys
+
+from bitnet_ref.cli import DONE, run_command
+from bitnet_ref.data.dataset import Dataset, Recipe, write_dataset
+from bitnet_ref.data.tokenizer import load
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; their defaults are those of `Recipe`."""
+    p = argparse.ArgumentParser(prog="python -m bitnet_ref.data", description="Text to token shards.")
+    default = Recipe._field_defaults
+    p.add_argument("--input", required=True, metavar="CORPUS",
+                   help="a file, folder or glob of .txt / .jsonl, or a named corpus (docs/data.md)")
+    p.add_argument("--output", required=True, metavar="SHARDS", help="a new or empty folder")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--vocab-size", type=int, default=default["vocab_size"], metavar="N",
+                       help="entries of the tokenizer trained on the training side (default: %(default)s)")
+    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead")
+    p.add_argument("--val-fraction", type=float, default=default["val_fraction"], metavar="F",
+                   help="share of the documents held out for validation (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=default["seed"], metavar="N",
+                   help="which documents are held out (default: %(default)s)")
+    p.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="bars on stderr")
+    return p
+
+
+def summary(data: Dataset) -> str:
+    """One line per side, then what was removed, the tokenizer and the folder."""
+    report = data.report
+    lines = [f"{side:<6}{r['documents']:>12,} documents {r['text_bytes']:>14,} bytes {r['tokens']:>14,} tokens"
+             for side in ("train", "val") if (r := report.get(side))]
+    lines.append(f"{report['repeats_removed_bytes']:,} bytes of training text removed that repeat validation text")
+    return "\n".join([*lines, f"tokenizer of {report['vocab_size']:,} entries", str(data.folder)])
+
+
+def main(argv: list[str]) -> int:
+    """Parse, write, print the summary."""
+    args = parser().parse_args(argv)
+    own = load(args.tokenizer) if args.tokenizer else None
+    recipe = Recipe(args.input, own, args.vocab_size, args.val_fraction, args.seed)
+    print(summary(write_dataset(args.output, recipe, args.progress)))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

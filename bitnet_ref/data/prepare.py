@@ -1,0 +1,65 @@
+"""Corpus -> dataset, made once: the cache.
+
+The key is everything that goes into a dataset: the corpus (files by path, size and time of change; the
+default corpus by its Python), the tokenizer, the numbers of the split, the version of the layout. Deleting
+the cache is safe: what is missing is made again.
+Read after: data/dataset. Read next: data/__main__.
+"""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+from bitnet_ref.checks import check
+from bitnet_ref.data import split
+from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.corpus import corpus_files, validation_documents
+from bitnet_ref.data.dataset import SAMPLE, VERSION, Dataset, Recipe, is_dataset, open_dataset, write_dataset
+from bitnet_ref.data.download import cache_dir, named_files
+from bitnet_ref.data.tokenizer import load
+
+
+def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 4096,
+            val_fraction: float = 0.05, seed: int = 0, cache: bool = True, progress: bool = True) -> Dataset:
+    """The dataset of a corpus (what `data.corpus.documents` takes), or of a folder that is a dataset.
+
+    tokenizer_path: a tokenizer.json to use; without one, a tokenizer of at most `vocab_size` entries is
+    trained on the training side. val_fraction, seed: how much is held out, and which documents; a corpus with
+    an official validation part uses that, a folder that is a dataset has its own. cache: False makes it again
+    although the cache has it. progress: bars on stderr. Raises CheckError for whatever is wrong with the
+    input or the disk.
+    """
+    tokenizer = load(tokenizer_path) if tokenizer_path else None
+    if is_dataset(corpus):
+        data = open_dataset(corpus)
+        check(tokenizer is None or tokenizer.checksum == data.tokenizer.checksum,
+              f"the tokenizer must be the one that {corpus} was made with", tokenizer_path, "leave it out")
+        return data
+    recipe = Recipe(corpus, tokenizer, vocab_size, val_fraction, seed)
+    folder = cache_dir() / "datasets" / key(recipe)
+    if cache and is_dataset(folder):
+        return open_dataset(folder)
+    return write_dataset(folder, recipe, progress, replace=not cache)
+
+
+def key(recipe: Recipe) -> str:
+    """20 hex digits that change with anything that may change the dataset. Raises CheckError."""
+    tokenizer = recipe.tokenizer.checksum if recipe.tokenizer else recipe.vocab_size
+    parts = [VERSION, split.SPAN, split.MOST_BYTES, SAMPLE, identity(recipe.corpus), tokenizer,
+             recipe.val_fraction, recipe.seed]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:20]
+
+
+def identity(corpus: str) -> list[Any]:
+    """What a corpus is, short of reading it: its Python, or path, bytes and time of change of each file."""
+    if corpus == "python-docs":
+        return [corpus, sys.version]
+    files = corpus_files(corpus)
+    if validation_documents(corpus) is not None:
+        files = files + named_files(corpus, "valid")
+    try:
+        stats = [(path, path.stat()) for path in files]
+        return [corpus, *([str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats)]
+    except OSError as e:
+        raise unreadable(corpus, e) from None

@@ -1,0 +1,165 @@
+"""Token shards: a header of 1,024 bytes that describes itself, then the tokens, ready to be memory-mapped.
+
+A stranger reads one with json and numpy.memmap; docs/data.md has the specification. Opening maps the file
+without reading it, after the header has been checked against itself and against the size of the file. The
+tokens are EOS doc EOS doc ... EOS: the stream starts with EOS so that every byte of text is predicted.
+Read after: data/tokenizer. Read next: data/batches.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.checks import check
+from bitnet_ref.data.atomic import unreadable, whole_file
+
+HEADER = 1024                   # bytes, so that the tokens start aligned
+FORMAT, VERSION = "bitnet_ref.tokens", 1
+NARROW = 1 << 16                # entries that uint16 can number
+BLOCK = 1 << 20                 # tokens per write, and per read of a verification
+FIX = "make it with python -m bitnet_ref.data"
+
+
+class Header(NamedTuple):
+    """The header's fields, in the order of its JSON."""
+
+    format: str
+    version: int
+    dtype: str                  # "<u2" if vocab_size <= 65,536, else "<u4": little endian, unsigned
+    tokens: int                 # of the payload, EOS included
+    documents: int
+    text_bytes: int             # of UTF-8, of the text that the tokens spell (EOS has none)
+    vocab_size: int
+    eos: int
+    max_token: int              # largest id of the payload
+    tokenizer_sha256: str
+    payload_sha256: str
+
+
+class Shard(NamedTuple):
+    """An open shard. `tokens` is a read-only memory map, (header.tokens,) of uint16 or uint32."""
+
+    path: Path
+    header: Header
+    tokens: np.ndarray
+
+
+def write_shard(path: str | Path, documents: Iterable[tuple[np.ndarray, int]], vocab_size: int, eos: int,
+                tokenizer_sha256: str) -> Shard:
+    """Stream (ids, bytes of text) of each document to `path`, EOS before, between and after; then open it.
+
+    The file appears whole or not at all. Raises CheckError: an id outside the vocabulary, a refusing disk.
+    """
+    end, digest = np.array([eos]), hashlib.sha256()
+    waiting, size = [end], 1
+    counts = {"tokens": 0, "documents": 0, "text_bytes": 0, "max_token": eos}
+    dtype = "<u2" if vocab_size <= NARROW else "<u4"
+    with whole_file(path) as file:
+        file.write(b" " * HEADER)
+        for ids, text_bytes in documents:
+            waiting, size = [*waiting, ids, end], size + len(ids) + 1
+            counts["documents"] += 1
+            counts["text_bytes"] += text_bytes
+            if size >= BLOCK:
+                _append(file, np.concatenate(waiting), dtype, vocab_size, counts, digest)
+                waiting, size = [end[:0]], 0
+        _append(file, np.concatenate(waiting), dtype, vocab_size, counts, digest)
+        header = Header(FORMAT, VERSION, dtype, vocab_size=vocab_size, eos=eos, **counts,
+                        tokenizer_sha256=tokenizer_sha256, payload_sha256=digest.hexdigest())
+        file.seek(0)
+        file.write((json.dumps(header._asdict()).ljust(HEADER - 1) + "\n").encode("ascii"))
+    return open_shard(path)
+
+
+def _append(file: BinaryIO, ids: np.ndarray, dtype: str, vocab_size: int, counts: dict[str, int],
+            digest: Any) -> None:
+    """Write `ids`; brings counts["tokens"], counts["max_token"] and `digest` up to date."""
+    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    check(low >= 0 and high < vocab_size, f"tokens must lie in [0, {vocab_size})", f"{low} to {high}",
+          "encode with the tokenizer that vocab_size belongs to")
+    data = ids.astype(dtype).tobytes()
+    digest.update(data)
+    file.write(data)
+    counts["tokens"] += len(ids)
+    counts["max_token"] = max(counts["max_token"], high)
+
+
+def open_shard(path: str | Path, verify: bool = False) -> Shard:
+    """Map the shard at `path`; `verify` also reads it all and compares checksum and largest token.
+
+    Raises CheckError: not a shard, another version, a header that contradicts itself or the file, damage.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(HEADER)
+        size = path.stat().st_size
+        header = read_header(raw, str(path))
+        stated = HEADER + header.tokens * np.dtype(header.dtype).itemsize
+        check(size == stated, f"{path} must have the {stated} bytes that its header states", size,
+              "the file was cut or extended; write it again")
+        shard = Shard(path, header, np.memmap(path, header.dtype, "r", HEADER, (header.tokens,)))
+    except OSError as e:
+        raise unreadable(path, e) from None
+    first, last = int(shard.tokens[0]), int(shard.tokens[-1])
+    check(first == last == header.eos, f"{path} must start and end with EOS, {header.eos}",
+          f"{first} and {last}", FIX)
+    if verify:
+        _verify(shard)
+    return shard
+
+
+def read_header(raw: bytes, where: str) -> Header:
+    """The fields in the first HEADER bytes of a file, each of its type and in agreement with the others.
+
+    `where` names the file in errors. Raises CheckError for whatever is wrong with them.
+    """
+    check(len(raw) == HEADER, f"a shard must begin with a header of {HEADER} bytes", f"{len(raw)} in {where}",
+          FIX)
+    try:
+        record = json.loads(raw.decode("ascii"))
+    except (ValueError, RecursionError):
+        record = None
+    check(isinstance(record, dict) and record.get("format") == FORMAT,
+          f"a shard must begin with the JSON header of {FORMAT}", f"{raw[:24]!r} in {where}", FIX)
+    check(record.get("version") == VERSION, f"a shard must be of version {VERSION}",
+          f"{record.get('version')!r} in {where}", "update bitnet_ref, or make the shard again")
+    for name, kind in Header.__annotations__.items():
+        check(type(record.get(name)) is kind, f"{name} in a shard's header must be of type {kind.__name__}",
+              f"{record.get(name)!r} in {where}", FIX)
+    header = Header(**{name: record[name] for name in Header._fields})
+    for rule, holds in rules(header).items():
+        check(holds, f"a shard's header must have {rule}", f"another in {where}", FIX)
+    return header
+
+
+def rules(h: Header) -> dict[str, bool]:
+    """What the fields of a header owe each other: {rule: whether it holds}."""
+    sums = (h.tokenizer_sha256, h.payload_sha256)
+    dtype = "<u2" if h.vocab_size <= NARROW else "<u4"
+    return {
+        "1 <= vocab_size <= 2^32": 1 <= h.vocab_size <= 1 << 32,
+        f"dtype <u2 up to {NARROW} entries, else <u4": h.dtype == dtype,
+        "1 <= tokens < 2^48": 1 <= h.tokens < 1 << 48,
+        "0 <= documents < tokens": 0 <= h.documents < h.tokens,
+        "0 <= text_bytes < 2^56": 0 <= h.text_bytes < 1 << 56,
+        "0 <= eos <= max_token < vocab_size": 0 <= h.eos <= h.max_token < h.vocab_size,
+        "checksums of 64 hex digits": all(len(s) == 64 and set(s) <= set("0123456789abcdef") for s in sums),
+    }
+
+
+def _verify(shard: Shard) -> None:
+    digest, largest = hashlib.sha256(), 0
+    for i in range(0, len(shard.tokens), BLOCK):
+        block = np.asarray(shard.tokens[i:i + BLOCK])
+        digest.update(block.tobytes())
+        largest = max(largest, int(block.max()))
+    path, header = shard.path, shard.header
+    fix = "the file is damaged; write it again"
+    check(digest.hexdigest() == header.payload_sha256, f"the tokens of {path} must have the sum of its header",
+          digest.hexdigest(), fix)
+    check(largest == header.max_token, f"the largest token of {path} must be {header.max_token}", largest, fix)

@@ -1,0 +1,185 @@
+"""Byte-level BPE: text <-> token ids, by the library `tokenizers`.
+
+Every string has ids and comes back as it was: bytes are the alphabet, nothing is normalised, no space is
+added. Id 0 is `<|endoftext|>` (EOS) and no text can spell it: on encoding it is letters like any others. The
+JSON text is the identity: it is what is saved, and what the checksum in shards and checkpoints is taken of.
+Read after: data/split. Read next: data/shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.data.atomic import unreadable, whole_file
+
+EOS = "<|endoftext|>"
+EOS_NAMES = (EOS, "<|end_of_text|>", "</s>")    # ours and GPT-2's, Llama 3's, Llama 2's
+SMALLEST = 257                                  # entries: 256 bytes and EOS
+LARGEST = 1 << 20                               # entries; the largest published vocabularies have 2^18
+LARGEST_FILE = 1 << 26                          # bytes of a tokenizer.json; the largest published: 2^25
+BATCH = 1 << 18                                 # characters encoded at once: enough for all cores
+FIX = "give the tokenizer.json of the library `tokenizers`"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer. `json` is the canonical text of its tokenizer.json; everything else follows from it."""
+
+    json: str
+
+    @cached_property
+    def _bpe(self) -> tokenizers.Tokenizer:
+        bpe = tokenizers.Tokenizer.from_str(self.json)
+        bpe.encode_special_tokens = True        # "<|endoftext|>" in a text is text
+        bpe.no_truncation()                     # settings in some published files: they would lose text
+        bpe.no_padding()
+        return bpe
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The largest id + 1."""
+        return max(self._bpe.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def eos(self) -> int:
+        """The id that ends a document; 0 for our own."""
+        return next(i for name in EOS_NAMES if (i := self._bpe.token_to_id(name)) is not None)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Hex sha256 of the canonical JSON."""
+        return hashlib.sha256(self.json.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int64 (V,): bytes of UTF-8 text that each id stands for; 0 for EOS and other names no text spells.
+
+        Byte-level vocabularies write one character per byte. SentencePiece's (Llama 2) write text, a space as
+        U+2581 and a lone byte as <0xHH>.
+        """
+        record = json.loads(self.json)
+        byte_level = "ByteLevel" in json.dumps([record.get("pre_tokenizer"), record.get("decoder")])
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, i in self._bpe.get_vocab(with_added_tokens=True).items():
+            lone_byte = token.startswith("<0x") and token.endswith(">") and len(token) == 6
+            text = 1 if lone_byte else len(token.replace("\u2581", " ").encode("utf-8"))
+            sizes[i] = len(token) if byte_level else text
+        for added in record["added_tokens"]:    # matched in the text as they are, unless they are special
+            sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode("utf-8"))
+        return sizes
+
+    def encode(self, text: str) -> np.ndarray:
+        """text -> int32 (T,), without EOS. Raises CheckError for a lone surrogate: UTF-8 cannot carry it."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Each text -> int32 (T,); encoded in parallel. Raises as `encode`."""
+        try:
+            encodings = self._bpe.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as e:
+            raise CheckError(f"a text must be a str of Unicode characters; got one that is not ({e}); "
+                             "remove lone surrogates") from None
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Any) -> str:
+        """ids (T,) -> text; EOS by its name, half a character as U+FFFD. Raises CheckError: an unknown id."""
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+        check(low >= 0 and high < self.vocab_size, f"ids must lie in [0, {self.vocab_size})",
+              f"{low} to {high}", "use the tokenizer that the ids were made with")
+        return self._bpe.decode(ids.tolist(), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The canonical text of its tokenizer.json; `from_json` takes it back."""
+        return self.json
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON, whole or not at all; the library, Hugging Face and `load` read it."""
+        with whole_file(path) as f:
+            f.write(self.json.encode("utf-8"))
+
+
+def from_json(text: str, where: str = "the text given") -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes, ours or a published one; `where` names it in errors.
+
+    Raises CheckError: not JSON, not a tokenizer, no EOS token, absurd ids, encoding by chance (dropout).
+    """
+    try:
+        record = json.loads(text)
+        tokenizer = Tokenizer(canonical(record))
+        names = tokenizer._bpe.get_vocab(with_added_tokens=True)
+    except Exception as e:                      # the library raises plain Exception
+        raise CheckError(f"{where} must be a tokenizer.json; got {str(e)[:200]}; {FIX}") from None
+    check(any(name in names for name in EOS_NAMES), f"a tokenizer must have one of {', '.join(EOS_NAMES)}",
+          f"none in {where}", FIX)
+    check(tokenizer.vocab_size <= LARGEST, f"a tokenizer must have ids below {LARGEST}",
+          f"{tokenizer.vocab_size - 1} in {where}", FIX)
+    check(not record["model"].get("dropout"), "a tokenizer must encode the same text the same way",
+          f"dropout {record['model'].get('dropout')} in {where}", "set its dropout to null")
+    return tokenizer
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, or in a folder that holds one. Raises CheckError as `from_json`."""
+    path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        with open(path, "rb") as f:
+            data = f.read(LARGEST_FILE + 1)
+        check(len(data) <= LARGEST_FILE, f"a tokenizer.json must have at most {LARGEST_FILE} bytes",
+              f"more in {path}", FIX)
+        return from_json(data.decode("utf-8"), str(path))
+    except OSError as e:
+        raise unreadable(path, e, FIX) from None
+    except UnicodeDecodeError as e:
+        raise CheckError(f"{path} must be a tokenizer.json; got no UTF-8 at byte {e.start}; {FIX}") from None
+
+
+def train_bpe(docs: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` entries: EOS, 256 bytes, then the most frequent pairs, merged.
+
+    Deterministic: equal texts, in any order, give equal JSON. A small text may yield fewer than asked.
+    Raises CheckError if vocab_size is not in [257, 2^20].
+    """
+    check(SMALLEST <= vocab_size <= LARGEST, f"vocab_size must lie in [{SMALLEST}, {LARGEST}]", vocab_size,
+          "256 bytes and EOS come first; 4096 suits a small corpus")
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.encode_special_tokens = True
+    bpe.train_from_iterator(docs, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    return Tokenizer(canonical(json.loads(bpe.to_str())))
+
+
+def canonical(record: Any) -> str:
+    """JSON with sorted keys and no spare white space: equal content, equal bytes."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def encode_documents(docs: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """For each document, in order: (ids int32 (T,), its bytes of UTF-8). Holds about BATCH characters."""
+    batch: list[str] = []
+    size = 0
+    for text in docs:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield from _encoded(batch, tokenizer)
+            batch, size = [], 0
+    yield from _encoded(batch, tokenizer)
+
+
+def _encoded(batch: list[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    for text, ids in zip(batch, tokenizer.encode_batch(batch)):
+        yield ids, len(text.encode("utf-8"))

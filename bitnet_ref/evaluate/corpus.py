@@ -1,0 +1,46 @@
+"""Score a trained run on a corpus: its own validation text, or any other.
+
+Read after: compressors. Read next: evaluate/__main__.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.data.corpus import documents, validation_documents
+from bitnet_ref.data.prepare import prepare
+from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.evaluate.perplexity import Score, score
+from bitnet_ref.formats.checkpoint import latest, read_state
+from bitnet_ref.generate.language_model import TOKENIZER, load
+
+
+def score_corpus(run: str, corpus: str | None, windows: int | None = None, backend: str = "numpy") -> Score:
+    """Score of the run's model on `corpus` (the whole of it; the validation part where it has an official one), or on
+    the run's own validation side if None. Raises CheckError for whatever is wrong with model or text."""
+    model = load(run, backend)
+    check(windows is None or windows > 0, "--windows must be greater than 0", windows, "leave it out to score all")
+    tokens = _own_validation(run) if corpus is None else _tokens(corpus, model.tokenizer)
+    return score(model.transformer, tokens, model.tokenizer.token_bytes, windows)
+
+
+def _tokens(corpus: str, tokenizer: Tokenizer) -> np.ndarray:
+    """EOS doc EOS doc ... EOS, int32 (n,)."""
+    parts = [np.array([tokenizer.eos], np.int32)]
+    for text in validation_documents(corpus) or documents(corpus):
+        parts += [tokenizer.encode(text), parts[0]]
+    return np.concatenate(parts)
+
+
+def _own_validation(run: str) -> np.ndarray:
+    """The validation tokens that the run was trained beside, found again from its config."""
+    checkpoint = latest(run)
+    cfg = read_state(checkpoint)["train"]
+    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), val_fraction=cfg["val_fraction"], seed=cfg["seed"])
+    seen = read_state(checkpoint).get("validation tokens")
+    check(data.val is not None and data.val.header.payload_sha256 == seen,
+          "the validation text must be the one that the run was trained beside",
+          f"other text in {cfg['corpus']}", "restore that corpus, or name another with --corpus")
+    return data.val.tokens

@@ -1,0 +1,139 @@
+"""A checkpoint: a folder `step-00000100` with tensors.safetensors, state.json and an empty file DONE.
+
+It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step. state.json
+holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No pickle, so a file from a
+stranger cannot run code.
+Read after: model. Read next: generate/language_model.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.config import ModelConfig
+from bitnet_ref.model.params import Params, param_specs
+
+FORMAT, VERSION = "bitnet_ref checkpoint", 1
+TENSORS, STATE, MARK = "tensors.safetensors", "state.json", "DONE"
+PARAM, MOMENT1, MOMENT2 = "param.", "moment1.", "moment2."       # prefixes of the tensors' names
+
+
+def named(prefix: str, params: Params) -> dict[str, np.ndarray]:
+    """The views of `params` under `prefix`, as they are named in the file."""
+    return {prefix + name: view for name, view in params.view.items()}
+
+
+def write_checkpoint(run: Path, step: int, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> Path:
+    """Write a whole checkpoint or none. Returns its folder. Raises CheckError when the disk refuses."""
+    final = run / f"step-{step:08d}"
+    partial = run / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        payload = save({name: np.ascontiguousarray(t) for name, t in tensors.items()}, {"format": FORMAT})
+        state = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(payload).hexdigest(), **state}
+        for name, data in ((TENSORS, payload), (STATE, json.dumps(state, indent=1).encode()), (MARK, b"")):
+            with open(partial / name, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        if final.exists():                      # the same step again: equal by construction, the newer one is whole
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_folder(run)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckError(f"the run folder must be writable and have room for a checkpoint; got {e}; "
+                         f"make room in {run} and resume: earlier checkpoints are untouched") from None
+    return final
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":                      # Windows cannot open folders; its rename is journaled
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p for p in run.glob("step-*") if (p / MARK).is_file())
+
+
+def latest(run: str | Path) -> Path:
+    """The newest complete checkpoint of a run folder (or the path itself, if it is one)."""
+    path = Path(run)
+    if (path / MARK).is_file():
+        return path
+    check(path.is_dir(), "a model must be the folder of a training run", path, "give the folder that training printed")
+    found = checkpoints(path)
+    check(bool(found), f"{path} must hold a complete checkpoint (step-*/{MARK})", "none",
+          "train longer than save_every steps, or give another run")
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json, checked to be one of ours and of a version that we read."""
+    file = checkpoint / STATE
+    fix = f"delete {checkpoint} to use the checkpoint before it"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckError(f"{file} must be readable JSON; got {e}; {fix}") from None
+    check(isinstance(state, dict) and state.get("format") == FORMAT, f'{file} must say format = "{FORMAT}"',
+          state.get("format") if isinstance(state, dict) else type(state).__name__, "give the folder of a bitnet_ref run")
+    check(state.get("version") == VERSION, f"{file} must have version {VERSION}", state.get("version"),
+          "use the release of bitnet_ref that wrote it")
+    check(isinstance(state.get("model"), dict), f"{file} must hold a model config", type(state.get("model")).__name__, fix)
+    return state
+
+
+def model_config(state: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig in a state, validated like one that was typed."""
+    try:
+        return ModelConfig(**state["model"])
+    except TypeError as e:
+        raise CheckError(f"the checkpoint's model config must have the fields of ModelConfig; got {e}; "
+                         "use the release of bitnet_ref that wrote it") from None
+
+
+def read_tensors(checkpoint: Path, state: dict[str, Any], names: list[str]) -> dict[str, np.ndarray]:
+    """The named tensors, after the file's SHA-256 has been verified. Raises CheckError for a damaged or foreign file."""
+    file = checkpoint / TENSORS
+    fix = f"delete {checkpoint} to use the checkpoint before it"
+    try:
+        with open(file, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        check(digest == state.get("sha256"), f"{file} must have the SHA-256 in {STATE}", f"{digest[:12]}...", fix)
+        with safe_open(file, framework="numpy") as f:
+            missing = sorted(set(names) - set(f.keys()))
+            check(not missing, f"{file} must hold every tensor of its config", f"no {', '.join(missing[:3])}", fix)
+            return {name: f.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as e:
+        raise CheckError(f"{file} must be a readable safetensors file; got {e}; {fix}") from None
+
+
+def fill(params: Params, tensors: dict[str, np.ndarray], prefix: str) -> None:
+    """Copy the tensors named prefix + name into `params`. Raises CheckError where a shape or dtype differs."""
+    for name, view in params.view.items():
+        t = tensors[prefix + name]
+        check(t.shape == view.shape and t.dtype == view.dtype, f"{prefix + name} must be {view.dtype} {view.shape}",
+              f"{t.dtype} {t.shape}", "use a checkpoint of the same model")
+        view[...] = t
+
+
+def read_params(checkpoint: Path, state: dict[str, Any]) -> Params:
+    """The training parameters of a checkpoint, float32."""
+    params = Params(param_specs(model_config(state)))
+    fill(params, read_tensors(checkpoint, state, list(named(PARAM, params))), PARAM)
+    return params

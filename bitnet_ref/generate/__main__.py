@@ -1,0 +1,50 @@
+"""python -m bitnet_ref.generate --model RUN --prompt "..."
+python -m bitnet_ref.generate --model RUN --prompt-file FILE --tokens 200 --temperature 0
+
+Continue a text with a trained model. The text streams to stdout; the model decodes without a cache.
+Read after: language_model. Read next: evaluate.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.cli import DONE, run_command
+
+
+def main(argv: list[str]) -> int:
+    """Parse, load, stream."""
+    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.generate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="RUN", help="folder of a training run, or one checkpoint in it")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--prompt", default="", help="the text to continue (default: empty)")
+    text.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens to generate (default: 100)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=40, help="draw among the k likeliest tokens (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
+    parser.add_argument("--backend", default="numpy", help="implementation of the ops (default: numpy)")
+    args = parser.parse_args(argv)
+
+    from bitnet_ref.generate.language_model import load
+    prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
+    model = load(args.model, args.backend)
+    print(prompt, end="", flush=True)
+    for piece in model.stream(prompt, args.tokens, args.temperature, args.top_k, args.seed):
+        print(piece, end="", flush=True)
+    print()
+    return DONE
+
+
+def read_prompt(path: str) -> str:
+    """The text of a UTF-8 file, or of stdin for "-"."""
+    try:
+        return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise CheckError(f"the prompt file must be readable UTF-8 text; got {e}; give another file") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

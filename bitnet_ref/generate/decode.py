@@ -1,0 +1,46 @@
+"""Prefill the prompt, then one decode step per token, streaming each as it comes.
+
+When the text outgrows the model's context, the oldest half is dropped and the rest is prefilled again: a rule that a
+cached decoder can follow at the same cost, and that keeps at least half a context of history.
+Read after: sampling. Read next: language_model.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bitnet_ref.checks import NonFiniteError, check
+from bitnet_ref.generate.sampling import sample
+from bitnet_ref.model import Transformer
+from bitnet_ref.model.transformer import decode_step, prefill
+
+
+def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: float = 0.0, top_k: int | None = None,
+           seed: int = 0, stop: int | None = None) -> Iterator[int]:
+    """Up to `tokens` ids that continue prompt int (T,); ends early after `stop`.
+
+    Raises CheckError for an empty prompt, ids outside the vocabulary, or options out of range.
+    """
+    check(len(prompt) > 0, "a prompt must have at least one token", len(prompt), "give some text")
+    check(tokens >= 0 and temperature >= 0 and (top_k is None or top_k > 0) and seed >= 0,
+          "tokens, temperature and seed must not be negative, top_k must be positive",
+          f"{tokens}, {temperature}, {seed} and {top_k}", "correct the options")
+    history = list(np.asarray(prompt).tolist())
+    keep = model.cfg.context
+    check(max(history) < model.cfg.vocab_size and min(history) >= 0, f"ids must lie in 0..{model.cfg.vocab_size - 1}",
+          f"{min(history)}..{max(history)}", "use the model's own tokenizer")
+    window = history[-keep:]
+    logits, state = prefill(model.plan, model.ready, np.array([window]))
+    for n in range(tokens):
+        if not np.all(np.isfinite(logits)):
+            raise NonFiniteError(f"logits must be finite; got NaN or infinity at token {len(prompt) + n}; "
+                                 "the weights are damaged: use an earlier checkpoint")
+        token = sample(logits[0], temperature, top_k, seed, len(prompt) + n)
+        yield token
+        if token == stop or n + 1 == tokens:
+            return
+        if state.shape[1] < keep:
+            logits, state = decode_step(model.plan, model.ready, np.array([token]), state)
+        else:
+            window = [*state[0, keep // 2 + 1:].tolist(), token]
+            logits, state = prefill(model.plan, model.ready, np.array([window]))

@@ -1,0 +1,4 @@
+"""The trainer: one loop that reads as a paragraph, on pure schedules, pure batches and whole checkpoints.
+
+Read after: evaluate. Read next: schedule.
+"""

@@ -1,0 +1,40 @@
+"""Clipping and the two groups of AdamW, on flat arrays: matrices decay, norms' gains do not.
+
+The table of parameters puts decayed tensors first, so a group is a slice.
+Read after: schedule. Read next: loop.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.config import TrainConfig
+from bitnet_ref.model.params import Params
+
+
+class Adam(NamedTuple):
+    """The two moments of AdamW, shaped like the parameters."""
+
+    first: Params
+    second: Params
+
+
+def clip_(flat: np.ndarray, max_norm: float) -> float:
+    """Scale the gradient `flat` (n,) down to norm `max_norm` if it is longer. Returns the norm before.
+
+    One norm over all tensors, summed pairwise in float64: the same on every machine, and no overflow below 1e150.
+    """
+    norm = math.sqrt(np.sum(np.square(flat, dtype=np.float64)))                 # (OP.1)
+    if norm > max_norm:
+        flat *= max_norm / norm                                                 # (OP.2)
+    return norm
+
+
+def update_(params: Params, grads: Params, adam: Adam, step: int, lr: float, decay: float, cfg: TrainConfig,
+            ops: Any) -> None:
+    """One AdamW update in place; `step` counts from 1. Weight decay acts on the matrices only."""
+    n = params.n_decayed
+    for part, wd in ((slice(0, n), decay), (slice(n, None), 0.0)):              # (OP.3)
+        ops.adamw_(params.flat[part], grads.flat[part], adam.first.flat[part], adam.second.flat[part], step, lr, wd,
+                   cfg.beta1, cfg.beta2, cfg.adam_eps)

@@ -1,0 +1,35 @@
+"""Learning rate and weight decay as pure functions of the step. Nothing is remembered, so resuming needs no state.
+
+"two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end at the last step.
+The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS from the first onto the second, and
+the weight decay drops to 0. The two peaks are therefore not rates before and after the switch: a common misreading.
+Read after: evaluate. Read next: train/optim.
+"""
+
+import math
+
+from bitnet_ref.config import TrainConfig
+
+
+def lr_at(step: int, cfg: TrainConfig) -> float:
+    """Learning rate of update number `step` (0 .. steps - 1)."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup                                 # (SC.1)
+    progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    end = cfg.lr * cfg.lr_end
+    if cfg.schedule == "constant":
+        return cfg.lr
+    if cfg.schedule == "cosine":
+        return end + (cfg.lr - end) * (1 + math.cos(math.pi * progress)) / 2    # (SC.2)
+    peak = cfg.lr * (1.0 if in_first_half(step, cfg) else cfg.lr_stage2)
+    return peak + (end - peak) * progress                                       # (SC.3)
+
+
+def wd_at(step: int, cfg: TrainConfig) -> float:
+    """Weight decay of update number `step`: two-stage drops it to 0 at half way, the others keep it."""
+    return cfg.weight_decay if cfg.schedule != "two-stage" or in_first_half(step, cfg) else 0.0     # (SC.4)
+
+
+def in_first_half(step: int, cfg: TrainConfig) -> bool:
+    """Whether update `step` lies before the switch of the two-stage recipe."""
+    return 2 * step < cfg.steps

@@ -1,0 +1,76 @@
+"""From options to a Run: the data, the vocabulary, the folder; new, or resumed from a checkpoint.
+
+Read after: summary. Read next: train/__main__.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bitnet_ref import kernels
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.data.batches import windows
+from bitnet_ref.data.prepare import Dataset, prepare
+from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
+from bitnet_ref.generate.language_model import TOKENIZER
+from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
+
+CONFIG = "config.json"
+
+
+def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | None) -> tuple[Run, Dataset]:
+    """A new run in `output` (default: the next free runs/<preset>-NNN), with its data prepared.
+
+    The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is in use or
+    not writable, and for a corpus shorter than one window.
+    """
+    ops = kernels.load(cfg.backend)
+    folder = Path(output) if output else _free_folder(preset)
+    check(not folder.exists() or (folder.is_dir() and not checkpoints(folder)), "a new run needs a folder of its own",
+          folder, f"give another --output, or go on with --resume {folder}")
+    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
+    model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
+    n = windows(len(data.train.tokens), model_cfg.context)
+    check(n > 0, f"the training text must be longer than one window of {model_cfg.context + 1} tokens",
+          f"{len(data.train.tokens)} tokens", "give more text or a smaller --context")
+    if cfg.epochs is not None:
+        cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * n / (cfg.batch * cfg.accumulate))))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
+        (folder / CONFIG).write_text(json.dumps(echo, indent=1), encoding="utf-8")
+        data.tokenizer.save(folder / TOKENIZER)
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    except OSError as e:
+        raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+    return new_run(folder, model_cfg, cfg, _checksums(data), ops), data
+
+
+def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
+    """The run in `path`, from its newest checkpoint. `typed`: config fields given anew; only free ones may change.
+
+    Raises CheckError for a missing, damaged or foreign checkpoint, a changed config (naming the fields) or other data.
+    """
+    checkpoint = latest(path)
+    state = read_state(checkpoint)
+    refuse_changes(state, typed)
+    cfg = replace(train_config(state), **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
+    tokenizer = str(checkpoint.parent / TOKENIZER)
+    data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction, cfg.seed)
+    check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
+          "change its permissions, or copy it")
+    return restore(checkpoint, state, cfg, _checksums(data), kernels.load(cfg.backend)), data
+
+
+def _checksums(data: Dataset) -> dict[str, str]:
+    return {"tokenizer": data.tokenizer.checksum,
+            "training tokens": data.train.header.payload_sha256,
+            "validation tokens": data.val.header.payload_sha256}
+
+
+def _free_folder(preset: str) -> Path:
+    return next(p for n in range(1, 1_000_000) if not (p := Path("runs") / f"{preset}-{n:03d}").exists())

@@ -1,0 +1,59 @@
+"""What a run ends with: the final score beside two compressors, a sample, the pictures, and what to try next.
+
+Read after: plots. Read next: train/__main__.
+"""
+
+import json
+from typing import Any
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.data.prepare import Dataset
+from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
+from bitnet_ref.generate.language_model import LanguageModel
+from bitnet_ref.train.checkpoint import Run
+from bitnet_ref.train.loop import final_score
+from bitnet_ref.train.plots import draw
+
+SUMMARY = "summary.json"
+
+
+def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
+    """Score all of the validation text, sample, draw; write summary.json and return it."""
+    result = final_score(run, data)
+    train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
+    model = LanguageModel(run.model, data.tokenizer)
+    assert run.model.params is not None
+    summary = {
+        "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
+        "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
+        "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
+        "sample": prompt + model.generate(prompt, tokens=120),
+        "pictures": [str(p) for p in draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")],
+    }
+    try:
+        (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    except OSError as e:
+        raise CheckError(f"the summary must be writable; got {e}; make room in {run.folder} and resume") from None
+    return summary
+
+
+def page(run: Run, summary: dict[str, Any]) -> str:
+    """The summary as text for the terminal."""
+    others = summary["others, bits per byte"]
+    perplexity = summary["perplexity"]
+    return f"""
+{summary["sample"]}
+
+validation loss   {summary["validation loss"]:.4f} nats per token over {summary["validation tokens"]:,} tokens, \
+{summary["validation bytes"]:,} bytes
+perplexity        {"none: worse than guessing" if perplexity is None else f"{perplexity:.2f}"}
+bits per byte     {summary["bits per byte"]:.3f}   this model
+                  {others["gzip -9"]:.3f}   gzip -9, given the training text first (it sees the last 32 KiB of it)
+                  {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
+pictures          {run.folder / "pictures"}
+
+Try next:
+    python -m bitnet_ref.generate --model {run.folder} --prompt "A module is"
+    python -m bitnet_ref.evaluate --model {run.folder}
+    python -m bitnet_ref.train --linear full        # the full-precision twin, for comparison
+    python -m bitnet_ref.info --model {run.folder}"""

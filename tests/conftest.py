@@ -1,0 +1,41 @@
+"""Fixtures of the whole suite: the backends under test, and the one table of tolerances.
+
+A tolerance is never scaled by size and never loosened without a line here that says why. Integers have none:
+they agree.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from bitnet_ref.kernels import BACKENDS, load
+
+# Largest accepted error, relative to the value itself (inner products) or to max|reference| (arrays).
+TOLERANCE = {
+    "op_derivative": 1e-12,      # float64, one op: backward against the complex step
+    "model_derivative": 1e-11,   # float64, all of the full-precision twin: some twenty ops in a row
+    "ste": 1e-11,                # float64, all of the ternary model, residuals frozen (the promise is 1e-8)
+    "float64": 1e-12,            # two orders of summation of the same numbers
+    "float32": 2e-6,             # an op, two orders of summation
+    "float32_model": 1e-5,       # gradients of a whole model
+}
+
+# The same examples on every run: a red test is red for everyone.
+settings.register_profile("repeatable", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tol():
+    return TOLERANCE
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS))
+def backends(request):
+    """The ops of every backend in turn; the twin sections compare them with `layers`."""
+    return load(request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240227)

@@ -1,0 +1,74 @@
+"""layers/linear: y = x @ w.T with weights (out, in), for any number of leading dimensions."""
+
+import math
+
+import numpy as np
+import pytest
+from derivative import array_error, gradient_errors
+
+from bitnet_ref import layers
+from bitnet_ref.layers import linear, linear_backward
+
+
+def example(rng, dtype=np.float64, lead=(2, 3)):
+    return {"x": rng.normal(size=(*lead, 5)).astype(dtype), "w": rng.normal(size=(4, 5)).astype(dtype)}
+
+
+def backward(dy, x, w):
+    dw = np.zeros_like(w)
+    return {"x": linear_backward(dy, x, w, dw), "w": dw}
+
+
+# --- derivative ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lead", [(), (6,), (2, 3)], ids=str)
+def test_backward_is_the_derivative(seed, lead, tol):
+    rng = np.random.default_rng(seed)
+    errors = gradient_errors(linear, backward, example(rng, lead=lead), rng)
+    assert max(errors.values()) <= tol["op_derivative"], errors
+
+
+# --- property -----------------------------------------------------------------------------------------------
+
+
+def test_against_sums_of_products(rng):
+    x, w = example(rng).values()
+    y = linear(x, w)
+    assert y.shape == (2, 3, 4)
+    for b, t, n in np.ndindex(y.shape):
+        assert y[b, t, n] == pytest.approx(math.fsum(x[b, t] * w[n]), rel=1e-12)
+
+
+def test_backward_sums_over_all_rows(rng):
+    """A gradient of ones: dw holds the sum of the inputs in every row, dx the sum of the weights."""
+    x, w = example(rng).values()
+    grads = backward(np.ones((2, 3, 4)), x, w)
+    np.testing.assert_allclose(grads["w"], np.tile(x.sum(axis=(0, 1)), (4, 1)), rtol=1e-13)
+    np.testing.assert_allclose(grads["x"], np.tile(w.sum(axis=0), (2, 3, 1)), rtol=1e-13)
+
+
+def test_gradients_accumulate(rng):
+    x, w = example(rng).values()
+    dy, dw = rng.normal(size=(2, 3, 4)), np.ones((4, 5))
+    linear_backward(dy, x, w, dw)
+    np.testing.assert_allclose(dw, 1 + backward(dy, x, w)["w"], rtol=1e-13)
+
+
+def test_float32_in_float32_out(rng):
+    x, w = example(rng, np.float32).values()
+    y = linear(x, w)
+    assert {a.dtype for a in (y, *backward(y, x, w).values())} == {np.dtype(np.float32)}
+
+
+# --- twin ---------------------------------------------------------------------------------------------------
+
+
+def test_twin(backends, tol, rng):
+    x, w = example(rng, np.float32).values()
+    dy, results = rng.normal(size=(2, 3, 4)).astype(np.float32), []
+    for ops in (backends, layers):
+        dw = np.zeros_like(w)
+        results.append([ops.linear(x, w), ops.linear_backward(dy, x, w, dw), dw])
+    assert max(map(array_error, *results)) <= tol["float32"]

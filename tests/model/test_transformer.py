@@ -1,0 +1,330 @@
+"""model/transformer: the whole twin differentiated; causality, batches, decoding, accumulation; errors by name."""
+
+import math
+
+import numpy as np
+import pytest
+from derivative import array_error, model_gradients, model_loss, parameter_errors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import NORMS, label, seeds, small_batch, small_config, small_params, variants
+
+from bitnet_ref.checks import CheckError, NonFiniteError
+from bitnet_ref.kernels import load
+from bitnet_ref.layers import linear, rmsnorm
+from bitnet_ref.model import Transformer
+from bitnet_ref.model.params import Params, param_specs
+from bitnet_ref.model.transformer import (
+    decode_step,
+    forward,
+    name_nonfinite,
+    prefill,
+    require_finite,
+    train_step,
+)
+from bitnet_ref.model.weights import Trits, Weights, ternarise
+
+OPS = load("numpy")
+EACH_NORM = pytest.mark.parametrize("norm", NORMS)
+KINDS = list(variants(norm=NORMS, linear=("ternary", "full")))
+EACH_KIND = pytest.mark.parametrize("kind", KINDS, ids=label)
+
+
+def small_model(dtype=np.float64, seed=0, **given):
+    cfg = small_config(**given)
+    return Transformer(cfg, small_params(cfg, seed, dtype), OPS)
+
+
+# --- derivative --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1),
+                                           tied_embeddings=(True, False)), ids=label)
+def test_backward_of_the_twin_is_the_derivative(given, tol, rng):
+    cfg = small_config(linear="full", **given)
+    params, batch = small_params(cfg), small_batch(cfg)
+    errors = parameter_errors(lambda moved: model_loss(cfg, OPS, moved, *batch), params,
+                              model_gradients(cfg, OPS, params, *batch), rng)
+    assert max(errors.values()) <= tol["model_derivative"], errors
+
+
+# --- property: forward -------------------------------------------------------------------------------------
+
+
+@EACH_KIND
+@settings(max_examples=8)
+@given(seed=seeds, t=st.integers(0, 3))
+def test_a_later_token_cannot_move_an_earlier_logit(kind, seed, t):
+    model, (ids, _) = small_model(**kind), small_batch(small_config(), seed)
+    logits, _ = model(ids)
+    ids[:, t + 1] = (ids[:, t + 1] + 1) % 13
+    moved, _ = model(ids)
+    np.testing.assert_array_equal(moved[:, :t + 1], logits[:, :t + 1])
+    assert np.any(moved[:, t + 1] != logits[:, t + 1])
+
+
+@EACH_KIND
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sequence_has_the_same_logits_alone_as_in_a_batch(kind, dtype):
+    """Exactly: NumPy multiplies a batch matrix by matrix, and every reduction stays within a token."""
+    model, (ids, targets) = small_model(dtype, **kind), small_batch(small_config(), B=4, T=7)
+    logits, _ = model(ids, targets)
+    for row, want in zip(ids, logits):
+        np.testing.assert_array_equal(model(row)[0][0], want)
+    np.testing.assert_array_equal(model(ids[::-1])[0], logits[::-1])
+
+
+@EACH_KIND
+def test_decoding_equals_the_full_forward(kind, tol):
+    model, (ids, _) = small_model(**kind), small_batch(small_config(), B=2, T=9)
+    want, _ = model(ids)
+    logits, state = prefill(model.plan, model.ready, ids[:, :4])
+    np.testing.assert_array_equal(state, ids[:, :4])
+    for t in range(4, 9):
+        assert logits.shape == (2, 13)
+        assert array_error(logits, want[:, t - 1]) <= tol["float64"]
+        logits, state = decode_step(model.plan, model.ready, ids[:, t], state)
+    assert array_error(logits, want[:, -1]) <= tol["float64"]
+
+
+def test_a_model_that_knows_nothing_has_loss_log_v():
+    cfg = small_config()
+    model = Transformer(cfg, Params(param_specs(cfg), np.float64), OPS)
+    logits, loss = model(*small_batch(cfg))
+    assert not logits.any()
+    assert loss == pytest.approx(math.log(13), rel=1e-14)
+
+
+def test_ternary_and_full_differ_in_their_products_only(tol):
+    """With quantisers that do nothing the ternary model is its twin."""
+    cfg, twin = small_config(), small_model(linear="full")
+    ops = load("numpy")
+    vars(ops).update(absmean_ternary=lambda w: (w, 1.0), prepare=lambda w, _: w,
+                     rmsnorm_int8=lambda x, g, eps: (*rmsnorm(x, g, eps)[:1], 1.0, None),
+                     ternary_linear=lambda x, _, w: linear(x, w))
+    batch = small_batch(cfg)
+    logits, loss = Transformer(cfg, twin.params, ops)(*batch)
+    want, want_loss = twin(*batch)
+    assert array_error(logits, want) <= tol["float64"]
+    assert loss == pytest.approx(want_loss, rel=1e-14)
+    assert abs(Transformer(cfg, twin.params, OPS)(*batch)[1] - want_loss) > 0.01
+
+
+def test_forward_keeps_nothing_unless_asked():
+    model, (ids, _) = small_model(), small_batch(small_config())
+    logits, saved = forward(model.plan, model.ready, ids, keep=False)
+    assert saved is None
+    kept, saved = forward(model.plan, model.ready, ids)
+    np.testing.assert_array_equal(kept, logits)
+    assert len(saved.blocks) == 2
+
+
+# --- property: training ------------------------------------------------------------------------------------
+
+
+@EACH_KIND
+def test_two_micro_batches_are_one_batch_of_twice_the_size(kind, tol):
+    model = small_model(**kind)
+    ids, targets = small_batch(model.cfg, B=4)
+    one, two = model.params.zeros_like(), model.params.zeros_like()
+    loss = model.loss_and_grads([(ids, targets)], one)
+    halves = model.loss_and_grads([(ids[:2], targets[:2]), (ids[2:], targets[2:])], two)
+    assert halves == pytest.approx(loss, rel=tol["float64"])
+    assert array_error(two.flat, one.flat) <= tol["float64"]
+    assert loss == pytest.approx(model(ids, targets)[1], rel=1e-14)
+
+
+def test_gradients_are_cleared_by_the_model_and_accumulated_by_train_step():
+    model, batch = small_model(), small_batch(small_config())
+    grads, again = model.params.zeros_like(), model.params.zeros_like()
+    model.loss_and_grads([batch], grads)
+    once = grads.flat.copy()
+    model.loss_and_grads([batch], grads)
+    np.testing.assert_array_equal(grads.flat, once)
+    for _ in range(2):
+        train_step(model.plan, model.ready, [batch], 1.0, again)
+    np.testing.assert_allclose(again.flat, 2 * once, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("head", ["full", "ternary"])
+def test_the_gradient_of_a_tied_head_is_the_sum_of_its_two_uses(head, tol):
+    tied, untied = small_config(head=head), small_config(head=head, tied_embeddings=False)
+    params, apart = small_params(tied), Params(param_specs(untied), np.float64)
+    for s in apart.specs:
+        apart[s.name][...] = params["embedding" if s.name == "head" else s.name]
+    batch = small_batch(tied)
+    both, two = model_gradients(tied, OPS, params, *batch), model_gradients(untied, OPS, apart, *batch)
+    assert array_error(both["embedding"], two["embedding"] + two["head"]) <= tol["float64"]
+    for s in params.specs[1:]:
+        np.testing.assert_array_equal(both[s.name], two[s.name])
+
+
+@pytest.mark.parametrize("given", variants(norm=NORMS, linear=("ternary", "full"), glu=("swiglu", "relu2"),
+                                           head=("full", "ternary")), ids=label)
+def test_float32_in_float32_out(given):
+    """Nothing on the way creeps to float64, which would halve the speed of a backend unnoticed."""
+    model, batch = small_model(np.float32, **given), small_batch(small_config())
+    seen = set()
+
+    def spy(op):
+        def watched(*args, **kwargs):
+            result = op(*args, **kwargs)
+            seen.update(a.dtype for a in (result if isinstance(result, tuple) else (result,)) if a is not None)
+            return result
+        return watched
+
+    for name, op in vars(OPS).items():
+        setattr(model.plan.ops, name, spy(op)) if name != "prepare" else None
+    grads = model.params.zeros_like()
+    watched = Transformer(model.cfg, model.params, model.plan.ops)
+    watched.loss_and_grads([batch], grads)
+    assert seen <= {np.dtype(np.float32), np.dtype(np.int8)}
+    assert watched(*batch)[0].dtype == grads.flat.dtype == np.float32
+
+
+def test_float32_gradients_are_those_of_float64(tol):
+    cfg = small_config(linear="full")
+    batch = small_batch(cfg)
+    exact = model_gradients(cfg, OPS, small_params(cfg), *batch)
+    single = Params(exact.specs)
+    single.flat[:] = small_params(cfg).flat
+    assert array_error(model_gradients(cfg, OPS, single, *batch).flat, exact.flat) <= tol["float32_model"]
+
+
+# --- the class ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_weights_alone_runs_and_has_no_parameters():
+    model, batch = small_model(), small_batch(small_config())
+    bare = Transformer(model.cfg, Weights(model.weights), OPS)
+    assert bare.params is None
+    np.testing.assert_array_equal(bare(*batch)[0], model(*batch)[0])
+
+
+def test_requantise_takes_up_changed_parameters():
+    model, batch = small_model(), small_batch(small_config())
+    model.params["layers.0.ffn.w_up"][...] *= -1
+    before, _ = model(*batch)
+    model.requantise()
+    after, _ = model(*batch)
+    np.testing.assert_array_equal(after, Transformer(model.cfg, model.params, OPS)(*batch)[0])
+    assert np.any(after != before)
+
+
+def test_one_sequence_may_come_without_its_batch_dimension():
+    model, (ids, targets) = small_model(), small_batch(small_config(), B=1)
+    logits, loss = model(ids[0].tolist(), targets[0].tolist())
+    want, want_loss = model(ids, targets)
+    assert logits.shape == (1, 5, 13)
+    np.testing.assert_array_equal(logits, want)
+    assert loss == want_loss
+    assert isinstance(loss, float)
+    assert model(ids)[1] is None
+
+
+@pytest.mark.parametrize(("ids", "targets", "message"), [
+    ([[0, 13]], None, r"ids must lie in 0..12; got 0..13; use the tokenizer"),
+    ([[-1, 3]], None, r"ids must lie in 0..12; got -1..3; use"),
+    ([[0.0, 1.0]], None, r"ids must be integers of shape \(B, T\); got float64 \(1, 2\); pass token ids"),
+    ([[True, False]], None, r"ids must be integers of shape \(B, T\); got bool"),
+    (np.zeros((1, 2, 3), int), None, r"ids must be integers of shape \(B, T\); got int64 \(1, 2, 3\)"),
+    (np.zeros((1, 0), int), None, r"ids must be integers of shape \(B, T\); got int64 \(1, 0\)"),
+    ([], None, r"ids must be integers of shape \(B, T\)"),
+    ([0] * 13, None, r"a sequence must have at most 12 tokens; got 13; pass a shorter one"),
+    ([[1, 2, 3]], [[1, 2]], r"targets must have the shape of ids; got \(1, 2\) and \(1, 3\); pass one"),
+    ([[1, 2, 3]], [[1, 2, 13]], r"targets must lie in 0..12; got 1..13"),
+    ([[1, 2, 3]], [[1, 2, -100]], r"targets must lie in 0..12; got -100..2"),
+])
+def test_bad_input_says_what_to_do(ids, targets, message):
+    with pytest.raises(CheckError, match=message):
+        small_model()(ids, targets)
+
+
+def test_the_longest_sequence_and_the_last_token_are_allowed():
+    assert small_model()([12] * 12)[0].shape == (1, 12, 13)
+
+
+# --- naming what is not finite -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "bad"), [
+    ("embedding", np.nan), ("layers.1.attn.wk", np.nan), ("layers.0.ffn.w_down", -np.inf),
+    ("layers.1.ffn_sub_norm", np.inf), ("final_norm", np.nan), ("head", np.inf)])
+@pytest.mark.parametrize("linear", ["ternary", "full"])
+@pytest.mark.parametrize("glu", ["swiglu", "relu2"])
+def test_a_bad_weight_makes_the_loss_nan_and_is_named(name, bad, linear, glu):
+    model, batch = small_model(linear=linear, glu=glu, tied_embeddings=False), small_batch(small_config())
+    model.params[name].flat[3] = bad
+    model.requantise()
+    with np.errstate(all="ignore"):
+        loss = model.loss_and_grads([batch], model.params.zeros_like())
+        if name != "embedding":                         # a bad row shows where its token occurs, the name always
+            assert not np.isfinite(loss)
+        assert name_nonfinite(model, batch[0]) == f"the weight {name}"
+
+
+@pytest.mark.parametrize("glu", ["swiglu", "relu2"])
+@pytest.mark.parametrize("matrix", ["ffn.w_gate", "ffn.w_up", "attn.wq", "attn.wv"])
+def test_no_unit_hides_a_bad_matrix(glu, matrix):
+    model, batch = small_model(glu=glu), small_batch(small_config())
+    model.params[f"layers.0.{matrix}"][1, 2] = np.nan
+    model.requantise()
+    with np.errstate(all="ignore"):
+        assert np.isnan(model(*batch)[1])
+
+
+@pytest.mark.parametrize(("tensor", "size", "where"), [
+    ("layers.1.attn_norm", 1e38, "the activation q of layer 1"),
+    ("layers.0.ffn_norm", 1e30, "the activation u of layer 0"),
+    ("final_norm", 1e38, "the logits or the gradient"),
+])
+def test_an_overflow_between_finite_weights_is_named_by_its_activation(tensor, size, where):
+    model, (ids, _) = small_model(np.float32, linear="full", glu="relu2"), small_batch(small_config())
+    model.params[tensor][...] = size
+    model.requantise()
+    with np.errstate(all="ignore"):
+        assert name_nonfinite(model, ids) == where
+
+
+def test_an_overflow_of_the_last_block_is_named_by_the_final_stream():
+    model, (ids, _) = small_model(np.float32, linear="full", norm="pre"), small_batch(small_config())
+    model.params["layers.1.ffn.w_down"][...] = 1e38
+    with np.errstate(all="ignore"):
+        assert name_nonfinite(model, ids) == "the final stream or the logits"
+
+
+def test_scales_of_prepared_weights_are_looked_at():
+    model, (ids, _) = small_model(), small_batch(small_config())
+    bad = Weights({**model.weights, "layers.0.attn.wv": Trits(np.zeros((8, 16), np.int8), np.float64(np.nan))})
+    assert name_nonfinite(Transformer(model.cfg, bad, OPS), ids) == "the weight layers.0.attn.wv"
+
+
+def test_require_finite():
+    model, (ids, _) = small_model(), small_batch(small_config())
+    assert require_finite(1.0, "the loss", model, ids) is None
+    model.params["final_norm"][0] = np.inf
+    for value in (math.nan, math.inf):
+        with pytest.raises(NonFiniteError, match=rf"the loss must be finite; got {value}, first in the weight "
+                                                 r"final_norm; lower the learning rate"):
+            require_finite(value, "the loss", model, ids)
+
+
+# --- twin --------------------------------------------------------------------------------------------------
+
+
+@EACH_KIND
+def test_twin(backends, tol, kind):
+    """Loss, logits and gradients of every backend, float32."""
+    cfg = small_config(**kind)
+    params, batch = small_params(cfg, dtype=np.float32), small_batch(cfg)
+    (loss, logits, grads), want = (
+        (float(model_loss(cfg, ops, params, *batch)), Transformer(cfg, params, ops)(batch[0])[0],
+         model_gradients(cfg, ops, params, *batch).flat) for ops in (backends, OPS))
+    assert loss == pytest.approx(want[0], rel=tol["float32_model"])
+    assert array_error(logits, want[1]) <= tol["float32_model"]
+    assert array_error(grads, want[2]) <= tol["float32_model"]
+
+
+def test_weights_of_the_twin_are_plain_arrays():
+    cfg = small_config(linear="full")
+    assert not ternarise(cfg, small_params(cfg), OPS).trits()

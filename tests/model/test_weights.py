@@ -1,0 +1,74 @@
+"""model/weights: trits and scales beside shared float arrays; the head is always there."""
+
+import numpy as np
+import pytest
+from strategies import label, small_config, small_params, variants
+
+from bitnet_ref import layers
+from bitnet_ref.kernels import load
+from bitnet_ref.layers.bitlinear import Prepared
+from bitnet_ref.model.weights import Trits, Weights, ternarise
+from bitnet_ref.quant import absmean_ternary
+
+OPS = load("numpy")
+HEADS = list(variants(tied_embeddings=(True, False), head=("full", "ternary"), linear=("ternary", "full")))
+
+
+@pytest.mark.parametrize("given", HEADS, ids=label)
+def test_ternary_matrices_become_trits_and_the_rest_is_shared(given):
+    cfg = small_config(**given)
+    params = small_params(cfg)
+    weights = ternarise(cfg, params, OPS)
+    assert weights.keys() == {s.name for s in params.specs} | {"head"}
+    for s in params.specs:
+        if s.ternary:
+            w_q, w_scale = absmean_ternary(params[s.name])
+            np.testing.assert_array_equal(weights[s.name].w_q, w_q)
+            assert weights[s.name].w_scale == w_scale
+        else:
+            assert np.shares_memory(weights[s.name], params.flat)
+            np.testing.assert_array_equal(weights[s.name], params[s.name])
+
+
+@pytest.mark.parametrize("given", HEADS, ids=label)
+def test_the_head_is_the_embedding_if_tied(given):
+    cfg = small_config(**given)
+    params = small_params(cfg)
+    head, source = ternarise(cfg, params, OPS)["head"], "embedding" if cfg.tied_embeddings else "head"
+    assert isinstance(head, Trits) == (cfg.head == "ternary")
+    if cfg.head == "ternary":
+        np.testing.assert_array_equal(head.w_q, absmean_ternary(params[source])[0])
+    else:
+        assert np.shares_memory(head, params[source])
+    assert isinstance(ternarise(cfg, params, OPS)["embedding"], np.ndarray)       # its rows stay full precision
+
+
+def test_trits_are_the_ternary_matrices_alone():
+    cfg = small_config(tied_embeddings=True, head="ternary")
+    weights = ternarise(cfg, small_params(cfg), OPS)
+    assert len(weights.trits()) == 2 * 7 + 1
+    assert all(isinstance(t, Trits) and t.w_q.dtype == np.int8 for t in weights.trits().values())
+
+
+def test_ready_prepares_trits_and_passes_arrays():
+    gain = np.ones(3)
+    trits = Trits(np.ones((2, 3), np.int8), np.float32(0.5))
+    ready = Weights({"gain": gain, "w": trits}).ready(OPS)
+    assert ready["gain"] is gain
+    assert ready["w"] == Prepared(trits.w_q, trits.w_scale)
+
+
+def test_ready_uses_the_backends_own_form():
+    class Ops:
+        prepare = staticmethod(lambda w_q, w_scale: ("packed", w_q.shape, w_scale))
+
+    assert Weights({"w": Trits(np.ones((2, 3), np.int8), 0.5)}).ready(Ops) == {"w": ("packed", (2, 3), 0.5)}
+
+
+def test_twin(backends):
+    """Trits agree exactly, scales to the last digits of a sum."""
+    cfg = small_config()
+    got, want = (ternarise(cfg, small_params(cfg, dtype=np.float32), ops).trits() for ops in (backends, layers))
+    for name, trits in want.items():
+        np.testing.assert_array_equal(got[name].w_q, trits.w_q)
+        assert got[name].w_scale == pytest.approx(trits.w_scale, rel=1e-6)

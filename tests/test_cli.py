@@ -1,0 +1,207 @@
+"""cli: flags come from the config's fields; preset < file < typed; bad input is one line and exit code 2."""
+
+import argparse
+import io
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+import pytest
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.cli import (
+    BAD_ARGUMENTS,
+    DONE,
+    INTERRUPTED,
+    add_args,
+    configs,
+    read_config_file,
+    run_command,
+    typed,
+    value_type,
+)
+from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--preset")
+    parser.add_argument("--config")
+    add_args(parser, ModelConfig, "model")
+    add_args(parser, TrainConfig, "run")
+    return parser.parse_args(argv)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+    return write
+
+
+# --- flags --------------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_a_flag_with_its_type():
+    for config in (ModelConfig, TrainConfig):
+        for f in fields(config):
+            kind, flag = value_type(f.type), "--" + f.name.replace("_", "-")
+            argv = [flag] if kind is bool else [flag, "7"]
+            assert typed(parse(*argv), config) == {f.name: True if kind is bool else kind("7")}
+
+
+def test_nothing_typed_leaves_nothing_behind():
+    assert typed(parse(), ModelConfig) == typed(parse(), TrainConfig) == {}
+
+
+def test_a_bool_has_a_flag_for_no():
+    assert typed(parse("--no-tied-embeddings"), ModelConfig) == {"tied_embeddings": False}
+    assert typed(parse("--tied-embeddings"), ModelConfig) == {"tied_embeddings": True}
+
+
+def test_an_optional_field_has_the_type_beside_none():
+    assert value_type(int | None) is int
+    assert value_type(None | str) is str
+    assert value_type(float) is float
+    assert typed(parse("--epochs", "1.5", "--patience", "3"), TrainConfig) == {"epochs": 1.5, "patience": 3}
+
+
+def test_help_shows_defaults_choices_and_a_per_cent_sign():
+    @dataclass(frozen=True)
+    class Odd:
+        share: float = field(default=0.5, metadata={"help": "50 % of it", "sym": None, "choices": ()})
+        kind: str = field(default="a", metadata={"help": "which", "sym": "X", "choices": ("a", "b")})
+        limit: int | None = field(default=None, metadata={"help": "most", "sym": "N", "choices": ()})
+
+    parser = argparse.ArgumentParser()
+    add_args(parser, Odd, "odd")
+    text = " ".join(parser.format_help().split())
+    assert "--share FLOAT 50 % of it (default: 0.5)" in text
+    assert "--kind a|b which (default: a)" in text
+    assert "--limit N most (default: none)" in text
+
+
+@pytest.mark.parametrize("argv", [["--n-layers", "two"], ["--lr", "fast"], ["--n-layers", "1.5"], ["--unknown", "1"],
+                                  ["--steps"]])
+def test_what_does_not_parse_is_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == BAD_ARGUMENTS
+    assert argv[0] in capsys.readouterr().err
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_toml_and_json_say_the_same(write):
+    toml = write("a.toml", 'preset = "tiny"\n[model]\nn_layers = 3\n[train]\nlr = 1\nepochs = 0.5\n')
+    tables = {"preset": "tiny", "model": {"n_layers": 3}, "train": {"lr": 1, "epochs": 0.5}}
+    assert read_config_file(toml) == tables
+    assert read_config_file(write("a.json", json.dumps(tables))) == tables
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("a.toml", "[modle]\nn_layers = 3", r"a table of .* must be one of model, train; got 'modle'"),
+    ("a.toml", "[model]\nlayers = 3", r"a name in \[model\] must be one of vocab_.*; got 'layers'"),
+    ("a.toml", "[train]\nn_layers = 3", r"a name in \[train\] must be one of corpus, .*; got 'n_layers'"),
+    ("a.toml", "[model]\nn_layers = 3.0", r"model.n_layers must be int; got 3.0; correct the value"),
+    ("a.toml", "[model]\nn_layers = true", r"model.n_layers must be int; got True"),
+    ("a.toml", "[model]\ntied_embeddings = 1", r"model.tied_embeddings must be bool; got 1"),
+    ("a.toml", "[train]\nlr = '1'", r"train.lr must be float; got '1'"),
+    ("a.toml", "model = 3", r"\[model\] must be a table; got 3"),
+    ("a.toml", "[model\n", r"--config must be valid TOML or JSON; got .*; correct the file"),
+    ("a.json", "{", r"--config must be valid TOML or JSON"),
+    ("a.json", "[1]", r"a config file must hold tables; got list"),
+])
+def test_a_bad_file_is_refused(write, name, text, message):
+    with pytest.raises(CheckError, match=message):
+        read_config_file(write(name, text))
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(CheckError, match=r"--config must name a file; got .*nowhere.toml; give the path"):
+        read_config_file(str(tmp_path / "nowhere.toml"))
+    with pytest.raises(CheckError, match="--config must name a file"):
+        read_config_file(str(tmp_path))
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckError, match="--config must be valid TOML or JSON"):
+        read_config_file(str(tmp_path / "bytes.toml"))
+
+
+def test_a_runs_own_echo_reproduces_it(write):
+    """config.json of a run holds every field, None included."""
+    preset = PRESETS["tiny"]
+    echo = write("config.json", json.dumps({"preset": "tiny", "model": asdict(preset.model),
+                                            "train": asdict(preset.train)}))
+    assert configs(parse("--config", echo)) == ("tiny", *preset)
+
+
+# --- the order: preset, file, typed -------------------------------------------------------------------------
+
+
+def test_the_default_is_nano():
+    assert configs(parse()) == ("nano", *PRESETS["nano"])
+
+
+def test_a_file_overrides_the_preset_and_typing_overrides_the_file(write):
+    file = write("a.toml", 'preset = "tiny"\n[model]\nn_layers = 3\nd_ff = 96\n[train]\nsteps = 7\nlr = 0.5\n')
+    name, model, train = configs(parse("--config", file, "--d-ff", "80", "--lr", "0.25"))
+    tiny = PRESETS["tiny"]
+    assert name == "tiny"
+    assert (model.n_layers, model.d_ff, model.d_model) == (3, 80, tiny.model.d_model)
+    assert (train.steps, train.lr, train.batch) == (7, 0.25, tiny.train.batch)
+
+
+def test_a_typed_preset_overrides_the_files(write):
+    file = write("a.toml", 'preset = "tiny"\n[model]\nn_layers = 3\n')
+    name, model, _ = configs(parse("--config", file, "--preset", "nano"))
+    assert (name, model.n_layers, model.d_model) == ("nano", 3, PRESETS["nano"].model.d_model)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(CheckError, match=r"preset must be one of tiny, nano, .*2b4t; got 'huge'"):
+        configs(parse("--preset", "huge"))
+
+
+def test_typed_values_are_checked():
+    with pytest.raises(CheckError, match="n_heads must be a multiple of n_kv_heads"):
+        configs(parse("--n-kv-heads", "3"))
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------
+
+
+def raising(error):
+    def command(argv):
+        raise error
+    return command
+
+
+def test_a_command_gets_its_arguments_and_gives_its_code(monkeypatch):
+    assert run_command(len, ["a", "b"]) == 2
+    monkeypatch.setattr("sys.argv", ["program", "x"])
+    assert run_command(len) == 1
+    assert run_command(lambda argv: DONE, []) == 0
+
+
+def test_a_broken_rule_is_one_line_and_code_2(capsys):
+    assert run_command(raising(CheckError("a must hold; got b; do c")), []) == BAD_ARGUMENTS == 2
+    assert capsys.readouterr() == ("", "error: a must hold; got b; do c\n")
+
+
+def test_control_c_is_code_130(capsys):
+    assert run_command(raising(KeyboardInterrupt()), []) == INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_closed_pipe_is_not_an_error(monkeypatch):
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert run_command(raising(BrokenPipeError()), []) == DONE
+    assert stderr.closed          # else the interpreter complains about stdout at exit
+
+
+def test_a_bug_stays_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError()), [])
