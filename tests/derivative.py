@@ -20,24 +20,24 @@ def complex_step(f, x, v, h=H):
     return np.imag(f(x + 1j * h * v)) / h
 
 
-def relative_error(got, want):
-    return abs(got - want) / max(abs(want), np.finfo(float).tiny)
-
-
 def array_error(got, want):
     """Largest difference, relative to the largest entry of `want`."""
+    got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{got.shape} is not {want.shape}"
     return np.max(np.abs(got - want)) / max(np.max(np.abs(want)), np.finfo(float).tiny)
 
 
-def backward_error(f, dx, dy, x, rng):
-    """How far <dx, v> is from <dy, f'(x) v>, relative, for one random direction v."""
-    v = rng.normal(size=x.shape)
-    return relative_error(np.vdot(dx, v), np.vdot(dy, complex_step(f, x, v)))
+def backward_error(f, dx, dy, x, rng, directions=4):
+    """How far <dx, v> is from <dy, f'(x) v> for random v, relative to the largest of the latter.
+
+    Several directions at once: along a single one the terms may happen to cancel, and leave rounding alone.
+    """
+    vs = [rng.normal(size=x.shape) for _ in range(directions)]
+    return array_error([np.vdot(dx, v) for v in vs], [np.vdot(dy, complex_step(f, x, v)) for v in vs])
 
 
-def gradient_errors(forward, backward, args, rng, directions=4):
-    """Worst relative error of the gradient of every argument: {name: error}.
+def gradient_errors(forward, backward, args, rng):
+    """Relative error of the gradient of every argument: {name: error}.
 
     args: {name: float64 array}; forward(**args) -> y; backward(dy, **args) -> {name: gradient}.
     """
@@ -46,11 +46,9 @@ def gradient_errors(forward, backward, args, rng, directions=4):
     assert grads.keys() == args.keys()
     complex_args = {name: a + 0j for name, a in args.items()}      # ops may work in place: one dtype for all
 
-    def worst(name):
-        def f(x):
-            return forward(**{**complex_args, name: x})
-        return max(backward_error(f, grads[name], dy, args[name], rng) for _ in range(directions))
-    return {name: worst(name) for name in args}
+    def along(name):
+        return lambda x: forward(**{**complex_args, name: x})
+    return {name: backward_error(along(name), grads[name], dy, x, rng) for name, x in args.items()}
 
 
 def model_loss(cfg, ops, params, ids, targets):
@@ -66,13 +64,14 @@ def model_gradients(cfg, ops, params, ids, targets):
     return grads
 
 
-def parameter_errors(loss, params, grads, rng):
-    """{name: relative error} of every tensor's gradient, along one random direction within that tensor alone."""
-    errors = {}
-    for spec in params.specs:
-        v = rng.normal(size=spec.shape)
-        moved = Params(params.specs, np.complex128)
-        moved.flat[:] = params.flat
-        moved[spec.name][...] += 1j * H * v
-        errors[spec.name] = relative_error(np.vdot(grads[spec.name], v), np.imag(loss(moved)) / H)
-    return errors
+def parameter_errors(loss, params, grads, rng, directions=3):
+    """The same for loss(params) of a whole model: {name: relative error}, every tensor moved on its own."""
+    def moving(name):
+        def f(x):
+            moved = Params(params.specs, np.complex128)
+            moved.flat[:] = params.flat
+            moved[name][...] = x
+            return loss(moved)
+        return f
+    return {s.name: backward_error(moving(s.name), grads[s.name], 1.0, params[s.name], rng, directions)
+            for s in params.specs}

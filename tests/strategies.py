@@ -1,7 +1,7 @@
 """What the tests run on: hypothesis strategies, and small models of every variant.
 
-Arrays whose values do not matter are drawn from a seed (quick); arrays whose values are the point (quantisers)
-are drawn element by element, so that hypothesis finds ties, zeros and extremes.
+Arrays whose values do not matter are drawn from a seed (quick); arrays whose values are the point, as for the
+quantisers, are drawn element by element, so that hypothesis finds ties, zeros and extremes.
 """
 
 import itertools
@@ -43,8 +43,8 @@ def label(given):
     return "-".join(str(v) for v in given.values())
 
 
-SMALL = {"vocab_size": 13, "d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 20, "context": 12,
-         "init_std": 0.3}
+SMALL = {"vocab_size": 13, "d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 20,
+         "context": 12, "init_std": 0.3}
 
 
 def small_config(**given):

@@ -82,8 +82,8 @@ def test_help_shows_defaults_choices_and_a_per_cent_sign():
     assert "--limit N most (default: none)" in text
 
 
-@pytest.mark.parametrize("argv", [["--n-layers", "two"], ["--lr", "fast"], ["--n-layers", "1.5"], ["--unknown", "1"],
-                                  ["--steps"]])
+@pytest.mark.parametrize("argv", [["--n-layers", "two"], ["--lr", "fast"], ["--n-layers", "1.5"],
+                                  ["--unknown", "1"], ["--steps"]])
 def test_what_does_not_parse_is_exit_code_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(*argv)
@@ -145,7 +145,7 @@ def test_the_default_is_nano():
 
 
 def test_a_file_overrides_the_preset_and_typing_overrides_the_file(write):
-    file = write("a.toml", 'preset = "tiny"\n[model]\nn_layers = 3\nd_ff = 96\n[train]\nsteps = 7\nlr = 0.5\n')
+    file = write("a.toml", 'preset = "tiny"\n[model]\nn_layers = 3\nd_ff = 96\n[train]\nsteps = 7\nlr = 0.5')
     name, model, train = configs(parse("--config", file, "--d-ff", "80", "--lr", "0.25"))
     tiny = PRESETS["tiny"]
     assert name == "tiny"

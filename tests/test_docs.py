@@ -4,6 +4,7 @@ A tag (RN.3) names an equation. A page defines it, as \\text{(RN.3)} in a formul
 line cites it in a comment; other pages may mention it. DOCS_ONLY families state rules that no line computes.
 """
 
+import argparse
 import importlib
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_ref import DIMS
+from bitnet_ref.cli import configs
 from bitnet_ref.config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +50,8 @@ FAMILIES = sorted({t[:2] for found in [*DEFINED.values(), *CITED.values()] for t
 
 
 def test_the_specification_has_tags():
-    assert set("QU EM RN RO AT GL LI BL CE AW BK TR MC NU".split()) <= set(FAMILIES)
+    specification = {"QU", "EM", "RN", "RO", "AT", "GL", "LI", "BL", "CE", "AW", "BK", "TR", "MC", "NU"}
+    assert specification <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,6 +133,12 @@ def test_files_named_in_text_exist(page):
         assert (ROOT / name).exists(), f"{page} names {name}"
 
 
+@pytest.mark.parametrize("path", CODE)
+def test_pages_named_in_code_exist(path):
+    for name in re.findall(r"docs/[\w/-]+\.md", CODE[path]):
+        assert (ROOT / name).is_file(), f"{path} sends the reader to {name}"
+
+
 def test_every_page_can_be_found():
     """From the map (or the README), by links alone."""
     seen, todo = set(), ["docs/00-map.md", *(["README.md"] if "README.md" in PAGES else [])]
@@ -181,6 +190,15 @@ def test_commands_in_pages_exist(words):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"{page}: {module} has no {flag}"
     if "--preset" in rest:
         assert rest[rest.index("--preset") + 1] in PRESETS, page
+
+
+@each_page
+def test_configs_in_pages_are_valid(page, tmp_path):
+    """A ```toml block is a file for --config: every table, name and value must fit the config classes."""
+    for i, block in enumerate(re.findall(r"```toml\n(.*?)```", PAGES[page], flags=re.DOTALL)):
+        file = tmp_path / f"{i}.toml"
+        file.write_text(block, encoding="utf-8")
+        configs(argparse.Namespace(config=str(file)))
 
 
 @each_page

@@ -2,7 +2,7 @@
 
 Text -> token shards, for `python -m bitnet_ref.train --corpus SHARDS`. Streams: memory stays flat whatever
 the size of the input. Progress goes to stderr, the summary to stdout.
-Read after: data/prepare. Read next: formats/bitnet.
+Read after: data/prepare. Read next: formats.
 """
 
 import argparse
@@ -35,9 +35,10 @@ def parser() -> argparse.ArgumentParser:
 def summary(data: Dataset) -> str:
     """One line per side, then what was removed, the tokenizer and the folder."""
     report = data.report
-    lines = [f"{side:<6}{r['documents']:>12,} documents {r['text_bytes']:>14,} bytes {r['tokens']:>14,} tokens"
-             for side in ("train", "val") if (r := report.get(side))]
-    lines.append(f"{report['repeats_removed_bytes']:,} bytes of training text removed that repeat validation text")
+    lines = [f"{side:<6}{n['documents']:>11,} documents {n['text_bytes']:>13,} bytes {n['tokens']:>12,} tokens"
+             for side in ("train", "val") if (n := report.get(side))]
+    removed = report["repeats_removed_bytes"]
+    lines.append(f"removed {removed:,} bytes of training text: repeats of validation text")
     return "\n".join([*lines, f"tokenizer of {report['vocab_size']:,} entries", str(data.folder)])
 
 

@@ -158,8 +158,8 @@ def _verify(shard: Shard) -> None:
         block = np.asarray(shard.tokens[i:i + BLOCK])
         digest.update(block.tobytes())
         largest = max(largest, int(block.max()))
-    path, header = shard.path, shard.header
-    fix = "the file is damaged; write it again"
-    check(digest.hexdigest() == header.payload_sha256, f"the tokens of {path} must have the sum of its header",
-          digest.hexdigest(), fix)
-    check(largest == header.max_token, f"the largest token of {path} must be {header.max_token}", largest, fix)
+    found, stated = digest.hexdigest(), shard.header.payload_sha256
+    fix = "the file is damaged: write it again"
+    check(found == stated, f"the tokens of {shard.path} must have sha256 {stated}", found, fix)
+    most = shard.header.max_token
+    check(largest == most, f"the largest token of {shard.path} must be {most}", largest, fix)

@@ -71,8 +71,9 @@ def saved_bytes_per_token(cfg: ModelConfig) -> int:
     """Bytes that one token of a micro-batch holds between forward and backward (model/saved.py), logits included."""
     D, F, KV = cfg.d_model, cfg.d_ff, cfg.n_kv_heads * cfg.head_dim
     floats = 4 * D + 2 * KV + 3 * F + cfg.n_heads               # x q o h · k v · gate up u · lse
-    widths = [shapes(cfg)[e.weights[0]][1] for place in layout(cfg) for e in place]
-    operands = sum(widths) if cfg.linear == "ternary" else 4 * sum(widths)
+    ternary = cfg.linear == "ternary"                           # int8 codes; the twin keeps floats, new ones if normed
+    operands = sum(shapes(cfg)[e.weights[0]][1] * (1 if ternary else 4)
+                   for place in layout(cfg) for e in place if ternary or e.norm is not None)
     head = 4 * (D + cfg.vocab_size) + (D if cfg.head == "ternary" else 4 * D)
     return cfg.n_layers * (4 * floats + operands) + head                                        # (MC.8)
 

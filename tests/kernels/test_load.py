@@ -1,4 +1,4 @@
-"""kernels: a backend is the reference with the names it provides replaced, and imports nothing it does not use."""
+"""kernels: a backend is the reference with some names replaced, and imports nothing it does not use."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """layers/bitlinear: an exact integer product between two quantisers, and the straight-through backward.
 
-The quantisers have no derivative worth the name; what is differentiated is the map with their residuals frozen at
-the evaluation point, x_hat = n + r_x and w_hat = w + r_w, which is what straight-through means.
+The quantisers have no derivative worth the name; what is differentiated is the map with their residuals
+frozen at the evaluation point, x_hat = n + r_x and w_hat = w + r_w, which is what straight-through means.
 """
 
 import numpy as np

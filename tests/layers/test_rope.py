@@ -43,7 +43,7 @@ def test_the_angles():
 
 
 def test_pairs_are_half_split_and_turn_counterclockwise():
-    """(i, i + Dh/2), as in Hugging Face: the first unit vector turns into the third of four, not the second."""
+    """(i, i + Dh/2), as in Hugging Face: the first of four unit vectors turns into the third."""
     x = np.zeros((1, 2, 1, 4))
     x[..., 0] = 1
     y = rope(x, *table(T=2, head_dim=4))

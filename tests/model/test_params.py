@@ -1,4 +1,4 @@
-"""model/params: one table for every tensor, one flat buffer, and initial values that depend on the seed alone."""
+"""model/params: one table for every tensor, one flat buffer, initial values that depend on the seed alone."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_what_is_ternary(cfg):
     for name, s in specs.items():
         projection = name.startswith("layers.") and s.decay
         head = name == "head" and cfg.head == "ternary"
-        assert s.ternary == (projection and cfg.linear == "ternary" or head)
+        assert s.ternary == ((projection and cfg.linear == "ternary") or head)
     assert not specs["embedding"].ternary
 
 

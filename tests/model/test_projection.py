@@ -51,8 +51,8 @@ def test_backward_is_the_derivative(entries, seed, tol):
     def backward(dy, x, **w):
         grads = {name: np.zeros_like(t) for name, t in w.items()}
         _, entered = project(x, entries, at("p.", w), "p.", FULL, 0.1)
-        dx = project_backward(split(dy, entries, w), x, entered, entries, at("p.", w), at("p.", grads), "p.", FULL,
-                              OPS)
+        dys = split(dy, entries, w)
+        dx = project_backward(dys, x, entered, entries, at("p.", w), at("p.", grads), "p.", FULL, OPS)
         return {"x": dx, **grads}
 
     errors = gradient_errors(forward, backward, given, rng)
@@ -97,7 +97,8 @@ def test_backward_leaves_the_gradients_it_was_given_alone(entries, rng):
     _, entered = project(x, entries, w, "", FULL, 0.1)
     dys = [rng.normal(size=(2, 3, len(w[name]))) for entry in entries for name in entry.weights]
     before = [dy.copy() for dy in dys]
-    project_backward(dys, x, entered, entries, w, {name: np.zeros_like(t) for name, t in w.items()}, "", FULL, OPS)
+    grads = {name: np.zeros_like(t) for name, t in w.items()}
+    project_backward(dys, x, entered, entries, w, grads, "", FULL, OPS)
     assert len(dys) == len(before)
     for now, then in zip(dys, before):
         np.testing.assert_array_equal(now, then)

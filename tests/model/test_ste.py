@@ -1,8 +1,8 @@
 """The straight-through estimator, for the whole ternary model and without trusting a line of its backward.
 
-Every quantiser is replaced by its input plus its residual, x_hat = x + r, with r frozen at the evaluation point. That
-model has the same value there, is smooth, and its derivative is what straight-through *means*. The complex step takes
-it through forward alone; the hand-written backward must agree.
+Every quantiser is replaced by its input plus its residual, x_hat = x + r, with r frozen at the evaluation
+point. That model has the same value there, is smooth, and its derivative is what straight-through means. The
+complex step finds it through forward alone; the hand-written backward must agree.
 """
 
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def overlay(**replaced):
 
 
 def frozen(tape):
-    """The ops with x + r for every quantiser. An empty tape records the residuals, a full one replays them."""
+    """The ops with x + r for every quantiser. An empty tape records the residuals, a full one plays them."""
     replay = iter(tape) if tape else None
 
     def quantised(x, quantise):
@@ -36,8 +36,9 @@ def frozen(tape):
         return quantised(n, OPS.absmax_int8), 1.0, rstd
 
     return overlay(absmean_ternary=lambda w: (quantised(w, OPS.absmean_ternary), 1.0),
-                   absmax_int8=lambda x: (quantised(x, OPS.absmax_int8), 1.0), rmsnorm_int8=rmsnorm_int8,
-                   prepare=lambda w_hat, _: w_hat, ternary_linear=lambda x_hat, _, w_hat: OPS.linear(x_hat, w_hat))
+                   absmax_int8=lambda x: (quantised(x, OPS.absmax_int8), 1.0),
+                   rmsnorm_int8=rmsnorm_int8, prepare=lambda w_hat, _: w_hat,
+                   ternary_linear=lambda x_hat, _, w_hat: OPS.linear(x_hat, w_hat))
 
 
 def ste_errors(cfg, ops, rng, seed=0):
@@ -66,7 +67,8 @@ def test_residuals_are_not_small():
     model_loss(cfg, frozen(tape), params, *batch)
     assert len(tape) == 2 * 7 + 2 * 4                   # seven matrices and four inputs in each of two blocks
     assert all(np.max(np.abs(r)) > 1e-3 for r in tape)
-    full = model_loss(small_config(linear="full"), OPS, params, *batch)
+    twin = small_config(linear="full")
+    full = model_loss(twin, OPS, small_params(twin), *batch)
     assert abs(model_loss(cfg, OPS, params, *batch) - full) > 0.01
 
 

@@ -34,13 +34,14 @@ def test_ternary_matrices_become_trits_and_the_rest_is_shared(given):
 def test_the_head_is_the_embedding_if_tied(given):
     cfg = small_config(**given)
     params = small_params(cfg)
-    head, source = ternarise(cfg, params, OPS)["head"], "embedding" if cfg.tied_embeddings else "head"
+    weights, source = ternarise(cfg, params, OPS), "embedding" if cfg.tied_embeddings else "head"
+    head = weights["head"]
     assert isinstance(head, Trits) == (cfg.head == "ternary")
     if cfg.head == "ternary":
         np.testing.assert_array_equal(head.w_q, absmean_ternary(params[source])[0])
     else:
         assert np.shares_memory(head, params[source])
-    assert isinstance(ternarise(cfg, params, OPS)["embedding"], np.ndarray)       # its rows stay full precision
+    assert isinstance(weights["embedding"], np.ndarray)             # its rows stay full precision
 
 
 def test_trits_are_the_ternary_matrices_alone():
@@ -62,13 +63,15 @@ def test_ready_uses_the_backends_own_form():
     class Ops:
         prepare = staticmethod(lambda w_q, w_scale: ("packed", w_q.shape, w_scale))
 
-    assert Weights({"w": Trits(np.ones((2, 3), np.int8), 0.5)}).ready(Ops) == {"w": ("packed", (2, 3), 0.5)}
+    weights = Weights({"w": Trits(np.ones((2, 3), np.int8), 0.5)})
+    assert weights.ready(Ops) == {"w": ("packed", (2, 3), 0.5)}
 
 
 def test_twin(backends):
     """Trits agree exactly, scales to the last digits of a sum."""
     cfg = small_config()
-    got, want = (ternarise(cfg, small_params(cfg, dtype=np.float32), ops).trits() for ops in (backends, layers))
+    params = small_params(cfg, dtype=np.float32)
+    got, want = (ternarise(cfg, params, ops).trits() for ops in (backends, layers))
     for name, trits in want.items():
         np.testing.assert_array_equal(got[name].w_q, trits.w_q)
         assert got[name].w_scale == pytest.approx(trits.w_scale, rel=1e-6)

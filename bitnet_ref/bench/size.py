@@ -1,0 +1,41 @@
+"""python -m bitnet_ref.bench.size
+
+Lines of every module, and of what a reader of the reference reads: quant, layers/, model/, and the trainer's loop,
+optimiser and schedules. Comments and blank lines count: they are read too.
+Read after: bench. Read next: bench/page.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bitnet_ref.cli import DONE, run_command
+
+PACKAGE = Path(__file__).parent.parent
+READING = ("quant.py", "layers/*.py", "model/*.py", "train/loop.py", "train/optim.py", "train/schedule.py")
+BUDGET = 2000                # lines: an afternoon
+
+
+def lines(path: Path) -> int:
+    """Lines of a text file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def reading() -> int:
+    """Lines of the files in READING."""
+    return sum(lines(p) for pattern in READING for p in PACKAGE.glob(pattern))
+
+
+def main(argv: list[str]) -> int:
+    """Print the table."""
+    argparse.ArgumentParser(prog="python -m bitnet_ref.bench.size", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    table = {p.relative_to(PACKAGE).as_posix(): lines(p) for p in sorted(PACKAGE.rglob("*.py"))}
+    for name, n in table.items():
+        print(f"{n:5}  {name}")
+    print(f"{sum(table.values()):5}  all\n{reading():5}  the reading: {', '.join(READING)} (budget {BUDGET})")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

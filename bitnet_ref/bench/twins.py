@@ -1,0 +1,119 @@
+"""python -m bitnet_ref.bench.twins --corpus wikitext-2 --steps 400 --output runs/twins
+
+BitNet against its full-precision twin: same model, data, batches and steps; each at the best of a small grid of learning
+rates. Every cell of the grid is an ordinary run folder; cells that are done are not run again. Ends with figures.json and
+twins.png: both best curves, and the final loss over the rate, so that a best rate on the edge of its grid is seen.
+Read after: bench/torch_peer. Read next: bench/size.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.cli import CHECK_FAILED, DONE, add_args, configs, run_command
+from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
+from bitnet_ref.train import log, loop, start
+
+KINDS = {"ternary": ("BitNet b1.58", "#d1603d"), "full": ("full-precision twin", "#3b6fb6")}
+
+
+def cell(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path, threads: int) -> dict[str, Any]:
+    """Train one model of the grid in `folder`, or read its figures if that was done before."""
+    done = folder / "final.json"
+    if not done.exists():
+        with threadpool_limits(threads):
+            run, data = start.start(preset, model_cfg, cfg, str(folder))
+            loop.train(run, data)
+            final = loop.final_score(run, data)
+        done.write_text(json.dumps({"kind": model_cfg.linear, "lr": cfg.lr, "loss": final.loss,
+                                    "bits per byte": final.bits_per_byte, "perplexity": final.perplexity}))
+    curve = [(line["step"], line["loss"]) for line in log.read(folder, "eval")]
+    return {**json.loads(done.read_text()), "curve": curve}
+
+
+def grid(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, rates: dict[str, list[float]], folder: Path,
+         jobs: int) -> list[dict[str, Any]]:
+    """The figures of every cell. `jobs` processes share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        cells = [pool.submit(cell, preset, replace(model_cfg, linear=kind), replace(cfg, lr=lr),
+                             folder / f"{kind}-{lr:g}", threads) for kind, lrs in rates.items() for lr in lrs]
+        return [c.result() for c in cells]
+
+
+def best(cells: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The cell of lowest final loss, and whether it lies inside its grid (not on the edge)."""
+    row = sorted((c for c in cells if c["kind"] == kind), key=lambda c: c["lr"])
+    at = min(range(len(row)), key=lambda i: row[i]["loss"])
+    return {**row[at], "inside": 0 < at < len(row) - 1}
+
+
+def draw(cells: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Both best curves, the others faint; and the final loss over the learning rate."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    for kind, (name, color) in KINDS.items():
+        top = best(cells, kind)
+        for c in (c for c in cells if c["kind"] == kind):
+            left.plot(*zip(*c["curve"]), color=color, alpha=0.18, lw=1)
+        left.plot(*zip(*top["curve"]), color=color, lw=2.2,
+                  label=f"{name}, lr {top['lr']:g}: {top['loss']:.3f} nats, {top['bits per byte']:.3f} bits per byte")
+        row = sorted((c["lr"], c["loss"]) for c in cells if c["kind"] == kind)
+        right.plot(*zip(*row), "o-", color=color, label=name)
+    left.set(title=title, xlabel="optimiser step", ylabel="validation loss, nats per token")
+    right.set(title="Final validation loss over the learning rate", xlabel="peak learning rate", xscale="log")
+    low = min(c["loss"] for c in cells)
+    left.set_ylim(low - 0.1, low + 2.5)
+    for ax in (left, right):
+        ax.legend(frameon=False)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run the grid, draw, print. Exit code 1 if a best rate lies on the edge of its grid."""
+    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.twins", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", metavar="|".join(PRESETS), help="a named model and its rates (default: nano)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the grid")
+    parser.add_argument("--ternary-lrs", default="2e-3,4e-3,8e-3,1.6e-2", help="rates of BitNet (default: %(default)s)")
+    parser.add_argument("--full-lrs", default="1e-3,2e-3,4e-3,8e-3", help="rates of the twin (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    add_args(parser, TrainConfig, "training")
+    add_args(parser, ModelConfig, "model")
+    args = parser.parse_args(argv)
+    check(args.jobs > 0, "--jobs must be greater than 0", args.jobs, "use 1")
+    try:
+        rates = {kind: [float(lr) for lr in text.split(",")] for kind, text in
+                 (("ternary", args.ternary_lrs), ("full", args.full_lrs))}
+    except ValueError as e:
+        raise CheckError(f"rates must be numbers between commas; got {e}; write 1e-3,2e-3") from None
+    preset, model_cfg, cfg = configs(args)
+    folder = Path(args.output)
+    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)    # once, before the pool
+    cells = grid(preset, model_cfg, cfg, rates, folder, args.jobs)
+    tops = {kind: best(cells, kind) for kind in KINDS}
+    (folder / "figures.json").write_text(json.dumps({"cells": cells, "best": tops}, indent=1))
+    draw(cells, f"{preset} on {cfg.corpus}, {cfg.steps} steps", folder / "twins.png")
+    for kind, top in tops.items():
+        print(f"{KINDS[kind][0]:<22} lr {top['lr']:<8g} {top['loss']:.4f} nats per token   {top['bits per byte']:.4f} "
+              f"bits per byte   {'inside its grid' if top['inside'] else 'ON THE EDGE of its grid'}")
+    return DONE if all(top["inside"] for top in tops.values()) else CHECK_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

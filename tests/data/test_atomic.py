@@ -1,0 +1,52 @@
+"""A file is there whole or not at all, whatever happens while it is written.
+
+Read after: bitnet_ref/data/atomic. Read next: tests/data/test_download.
+"""
+
+import errno
+import os
+
+import pytest
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.data.atomic import whole_file
+
+from .conftest import files_below
+
+
+def test_writes_and_makes_folders(tmp_path):
+    with whole_file(tmp_path / "a/b/c.txt") as f:
+        f.write(b"??llo")
+        f.seek(0)
+        f.write(b"he")
+        assert not (tmp_path / "a/b/c.txt").exists()
+    assert (tmp_path / "a/b/c.txt").read_bytes() == b"hello"
+    assert files_below(tmp_path) == ["a/b/c.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file(tmp_path, error):
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(error), whole_file(tmp_path / "x") as f:
+        f.write(b"new")
+        raise error
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert files_below(tmp_path) == ["x"]
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckError, match=r"x must be writable; got No space left on device; free space"):
+        with whole_file(tmp_path / "x") as f:
+            f.write(b"new")
+    assert files_below(tmp_path) == []
+
+
+def test_a_file_where_a_folder_must_be(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    with pytest.raises(CheckError, match="must be writable; got .*; free space or choose another place"):
+        with whole_file(tmp_path / "x/y"):
+            raise AssertionError("never opened")
