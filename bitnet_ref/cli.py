@@ -59,22 +59,24 @@ def read_config_file(path: str) -> dict[str, dict[str, Any]]:
     except (ValueError, OSError) as e:
         raise CheckError(f"--config must be valid TOML or JSON; got {e} in {path}; correct the file") from None
     check(isinstance(tables, dict), "a config file must hold tables", type(tables).__name__, "see docs/training.md")
-    configs = {"model": ModelConfig, "train": TrainConfig}
     for table, values in tables.items():
         if table == "preset":
+            check(isinstance(values, str), "preset must be a name", repr(values), "write preset = \"nano\"")
             continue
-        config = lookup(configs, table, f"a table of {path}")
+        config = lookup({"model": ModelConfig, "train": TrainConfig}, table, f"a table of {path}")
         check(isinstance(values, dict), f"[{table}] must be a table", repr(values), f"write [{table}] and name = value")
-        kinds = {f.name: value_type(f.type) for f in fields(config)}
+        annotations = {f.name: f.type for f in fields(config)}
         for name, value in values.items():
-            kind = lookup(kinds, name, f"a name in [{table}]")
-            fits = value is None or type(value) is kind or (kind is float and type(value) is int)
+            kind = value_type(lookup(annotations, name, f"a name in [{table}]"))
+            fits = (isinstance(annotations[name], types.UnionType) if value is None
+                    else type(value) is kind or (kind is float and type(value) is int))
             check(fits, f"{table}.{name} must be {kind.__name__}", repr(value), "correct the value")
     return tables
 
 
 def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
     """(preset name, model, train): preset, then --config, then what was typed."""
+    check(not (hasattr(args, "steps") and hasattr(args, "epochs")), "a run has --steps or --epochs", "both", "leave one out")
     tables: dict[str, Any] = read_config_file(args.config) if getattr(args, "config", None) else {}
     name = getattr(args, "preset", None) or tables.get("preset", "nano")
     preset = lookup(PRESETS, name, "preset")

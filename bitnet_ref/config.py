@@ -6,6 +6,7 @@ turns them into functions once, when it is built.
 Read after: checks. Read next: quant.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ def _check_choices(cfg: Any) -> None:
 def _check_positive(cfg: Any, *names: str) -> None:
     for name in names:
         value = getattr(cfg, name)
-        check(value is None or value > 0, f"{name} must be greater than 0", value, f"give {name} a positive value")
+        check(value is None or 0 < value < math.inf, f"{name} must be greater than 0 and finite", value,
+              f"give {name} a positive value")
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ class TrainConfig:
         _check_choices(self)
         _check_positive(self, "steps", "epochs", "batch", "accumulate", "lr", "lr_stage2", "max_norm", "patience",
                         "requantize_every", "eval_every", "eval_windows", "save_every", "keep", "log_every", "adam_eps")
-        for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1), ("val_fraction", 0, 1), ("lr_end", 0, 1)):
+        for name in ("beta1", "beta2", "val_fraction"):
             value = getattr(self, name)
-            check(low <= value <= high, f"{name} must lie in [{low}, {high}]", value, f"give {name} such a value")
+            check(0 <= value < 1, f"{name} must lie in [0, 1)", value, f"give {name} such a value")
+        check(0 <= self.lr_end <= 1, "lr_end must lie in [0, 1]", self.lr_end, "it is a fraction of lr")
         check(min(self.weight_decay, self.warmup, self.seed) >= 0, "weight_decay, warmup and seed must not be negative",
               f"{self.weight_decay}, {self.warmup}, {self.seed}", "use 0 or more")
 

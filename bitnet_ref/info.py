@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
+    check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
     cfg = model_config(read_state(latest(args.model))) if args.model else configs(args)[1]
     figures = describe(cfg, args.batch)
     print(json.dumps(figures, indent=1) if args.json else table(figures))

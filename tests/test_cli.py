@@ -119,6 +119,18 @@ def test_a_bad_file_is_refused(write, name, text, message):
         read_config_file(write(name, text))
 
 
+@pytest.mark.parametrize("table", [{"model": {"d_model": None}}, {"train": {"lr": None}},
+                                   {"train": {"weight_decay": None}}])
+def test_null_is_for_optional_fields_alone(write, table):
+    with pytest.raises(CheckError, match=r"must be (int|float); got None"):
+        read_config_file(write("a.json", json.dumps(table)))
+
+
+def test_a_preset_that_is_no_name_is_refused(write):
+    with pytest.raises(CheckError, match=r"preset must be"):
+        configs(parse("--config", write("a.json", '{"preset": []}')))
+
+
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(CheckError, match=r"--config must name a file; got .*nowhere.toml; give the path"):
         read_config_file(str(tmp_path / "nowhere.toml"))
@@ -167,6 +179,11 @@ def test_an_unknown_preset_lists_the_known_ones():
 def test_typed_values_are_checked():
     with pytest.raises(CheckError, match="n_heads must be a multiple of n_kv_heads"):
         configs(parse("--n-kv-heads", "3"))
+
+
+def test_steps_and_epochs_exclude_each_other():
+    with pytest.raises(CheckError, match="a run has --steps or --epochs; got both; leave one out"):
+        configs(parse("--steps", "3", "--epochs", "1"))
 
 
 # --- exit codes ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from bitnet_ref.model.params import param_specs
     ({"head": "int8"}, r"head must be one of full, ternary; got 'int8'"),
     ({"norm": "sub", "inner_gain": True}, r"inner_gain needs norm = inner; got norm = sub; use"),
     ({"norm": "pre", "inner_gain": True}, r"inner_gain needs norm = inner; got norm = pre"),
-    ({"rope_theta": -1.0}, r"rope_theta must be greater than 0; got -1.0; give"),
+    ({"rope_theta": -1.0}, r"rope_theta must be greater than 0 and finite; got -1.0; give"),
     ({"norm_eps": 0.0}, r"norm_eps must be greater than 0"),
     ({"init_std": float("nan")}, r"init_std must be greater than 0; got nan"),
 ])
@@ -36,7 +36,7 @@ def test_a_bad_model_config_says_what_to_do(given, message):
                                   "context"])
 def test_every_size_of_a_model_is_positive(name):
     for value in (0, -1):
-        with pytest.raises(CheckError, match=f"{name} must be greater than 0; got {value}"):
+        with pytest.raises(CheckError, match=f"{name} must be greater than 0 and finite; got {value}"):
             ModelConfig(**{name: value})
 
 
@@ -44,12 +44,13 @@ def test_every_size_of_a_model_is_positive(name):
                                   "max_norm", "patience", "requantize_every", "eval_every", "eval_windows",
                                   "save_every", "keep", "log_every"])
 def test_every_count_and_rate_of_a_run_is_positive(name):
-    with pytest.raises(CheckError, match=f"{name} must be greater than 0; got 0"):
+    with pytest.raises(CheckError, match=f"{name} must be greater than 0 and finite; got 0"):
         TrainConfig(**{name: 0})
 
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"schedule": "linear"}, r"schedule must be one of two-stage, cosine, constant; got 'linear'"),
+    ({"lr": float("inf")}, r"lr must be greater than 0 and finite; got inf"),
     ({"beta1": 1.5}, r"beta1 must lie in \[0, 1[\])]; got 1.5"),
     ({"beta2": -0.1}, r"beta2 must lie in \[0, 1[\])]; got -0.1"),
     ({"val_fraction": 2.0}, r"val_fraction must lie in .*; got 2.0"),
@@ -62,6 +63,12 @@ def test_every_count_and_rate_of_a_run_is_positive(name):
 def test_a_bad_train_config_says_what_to_do(given, message):
     with pytest.raises(CheckError, match=message):
         TrainConfig(**given)
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_a_beta_of_one_is_refused(name):
+    with pytest.raises(CheckError, match=f"{name} must"):
+        TrainConfig(**{name: 1.0})
 
 
 def test_none_means_off():

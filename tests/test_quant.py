@@ -80,6 +80,16 @@ def test_a_million_random_codes_equal_the_scalar_twin(dtype, rng):
     assert x_q.tolist() == [scalar_absmax_int8(row, dtype)[0] for row in x]
 
 
+@BOTH
+def test_weights_are_multiplied_by_the_reciprocal(dtype):
+    """mean|w| = 31: the number after 15.5 is above half the scale, but times 1/31 it is rounded to a tie."""
+    w = np.array([[np.nextafter(dtype(15.5), dtype(16)), 46.5]], dtype)
+    w_q, w_scale = absmean_ternary(w)
+    assert w_scale == 31
+    assert w[0, 0] / w_scale > 0.5
+    assert w_q.tolist() == [[0, 1]]
+
+
 # --- ties ---------------------------------------------------------------------------------------------------
 
 

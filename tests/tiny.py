@@ -1,7 +1,7 @@
-"""A corpus and runs so small that a test can afford to train: for the suites of train, generate, evaluate, formats.
+"""A corpus and runs so small that a test can afford to train: for train, generate, evaluate, formats, bench.
 
-Everything lies in one temporary folder, made when first asked for and shared by all tests; a test that damages a run
-works on a `copy` of it. `own_cache`, imported into a test file, keeps the prepared corpora there too.
+Everything lies in one temporary folder, made when first asked for and shared by all tests; a test that damages
+a run works on a `copy` of it. `own_cache`, imported into a test file, keeps the prepared corpora there too.
 """
 
 import atexit
@@ -11,18 +11,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.formats.checkpoint import PARAM, fill, latest, model_config, named, read_state, read_tensors
+from bitnet_ref.kernels import load
 from bitnet_ref.train import log, loop, start
+from bitnet_ref.train.checkpoint import new_run, train_config
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "context": 32}
+MODEL = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48,
+         "context": 32}
 HOW = {"steps": 20, "batch": 4, "lr": 1e-2, "warmup": 3, "eval_every": 5, "eval_windows": 4, "save_every": 5,
        "keep": 3, "log_every": 2, "val_fraction": 0.1}
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "né", "pi", "ro", "su", "ta", "vö"]
@@ -38,12 +44,20 @@ def folder():
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
-    """No test of a file that imports this name touches the user's cache."""
+    """No test of a file that imports this name touches the user's cache. One thread is quicker at this size."""
     monkeypatch.setenv("BITNET_REF_CACHE", str(folder() / "cache"))
+    with thread_pools().limit(limits=1):
+        yield
+
+
+@cache
+def thread_pools():
+    """What has threads in this process, looked up once."""
+    return ThreadpoolController()
 
 
 def text(sentences=4000, seed=0):
-    """Sentences of invented words of one to three syllables, some outside ASCII: learnable, hardly repeated."""
+    """Sentences of invented words of one to three syllables, some not ASCII: learnable, hardly repeated."""
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(SYLLABLES, rng.integers(1, 4))) for _ in range(150)] + ["—", "日本", "🙂"]
     weight = 1 / np.arange(1, len(words) + 1)
@@ -93,6 +107,17 @@ def resume(path, **typed):
     return run
 
 
+def begin_at_end(path):
+    """The run in `path` as its last checkpoint has it. Nothing in the folder changes."""
+    checkpoint = latest(path)
+    stored = read_state(checkpoint)
+    run = new_run(Path(path), model_config(stored), train_config(stored), {}, load("numpy"))
+    fill(run.model.params, read_tensors(checkpoint, stored, list(named(PARAM, run.model.params))), PARAM)
+    run.model.requantise()
+    run.step = stored["step"]
+    return run
+
+
 def interrupt(path, step, monkeypatch, **given):
     """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end."""
     run, data = begin(path, **given)
@@ -112,7 +137,8 @@ def interrupt(path, step, monkeypatch, **given):
 
 def state(run):
     """{name: bytes or number}: everything that a run carries from step to step."""
-    arrays = {"parameters": run.model.params.flat, "moment 1": run.adam.first.flat, "moment 2": run.adam.second.flat}
+    arrays = {"parameters": run.model.params.flat, "moment 1": run.adam.first.flat,
+              "moment 2": run.adam.second.flat}
     for name, (w_q, w_scale) in run.model.weights.trits().items():
         arrays |= {f"trits {name}": w_q, f"scale {name}": np.asarray(w_scale)}
     arrays |= {f"seen {name}": w_q for name, w_q in run.seen.items()}
@@ -146,13 +172,23 @@ def copy(run, to):
 
 def command(module, *args, **options):
     """`python -m bitnet_ref.<module>` as a process: with returncode, stdout and stderr."""
-    return subprocess.run([sys.executable, "-m", f"bitnet_ref.{module}", *map(str, args)], capture_output=True,
-                          encoding="utf-8", timeout=300, env=environment(), **options)
+    return subprocess.run([sys.executable, "-m", f"bitnet_ref.{module}", *map(str, args)], env=environment(),
+                          capture_output=True, encoding="utf-8", timeout=300, **options)
+
+
+def wait_for(happened, process, seconds=120):
+    """Poll until `happened()`; fail if the process ends before, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
 
 
 def environment():
     """This process's environment, in which a child finds this library and prints UTF-8."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **threads, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
 def assert_refused(result, *words):

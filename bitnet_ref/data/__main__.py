@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
 def summary(data: Dataset) -> str:
     """One line per side, then what was removed, the tokenizer and the folder."""
     report = data.report
-    lines = [f"{side:<6}{n['documents']:>11,} documents {n['text_bytes']:>13,} bytes {n['tokens']:>12,} tokens"
-             for side in ("train", "val") if (n := report.get(side))]
+    lines = [f"{side:<6}{n['documents']:>11,} documents {n['text_bytes']:>13,} bytes "
+             f"{n['tokens']:>13,} tokens" for side in ("train", "val") if (n := report.get(side))]
     removed = report["repeats_removed_bytes"]
     lines.append(f"removed {removed:,} bytes of training text: repeats of validation text")
     return "\n".join([*lines, f"tokenizer of {report['vocab_size']:,} entries", str(data.folder)])

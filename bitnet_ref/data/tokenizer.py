@@ -133,11 +133,10 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        with open(path, "rb") as f:
-            data = f.read(LARGEST_FILE + 1)
-        check(len(data) <= LARGEST_FILE, f"a tokenizer.json must have at most {LARGEST_FILE} bytes",
-              f"more in {path}", FIX)
-        return from_json(data.decode("utf-8"), str(path))
+        size = path.stat().st_size
+        check(size <= LARGEST_FILE, f"a tokenizer.json must have at most {LARGEST_FILE} bytes",
+              f"{size} in {path}", FIX)
+        return from_json(path.read_bytes().decode("utf-8"), str(path))
     except OSError as e:
         raise unreadable(path, e, FIX) from None
     except UnicodeDecodeError as e:

@@ -37,9 +37,11 @@ def _tokens(corpus: str, tokenizer: Tokenizer) -> np.ndarray:
 def _own_validation(run: str) -> np.ndarray:
     """The validation tokens that the run was trained beside, found again from its config."""
     checkpoint = latest(run)
-    cfg = read_state(checkpoint)["train"]
+    state = read_state(checkpoint)
+    cfg, seen = state.get("train"), state.get("validation tokens")
+    check(isinstance(cfg, dict) and {"corpus", "val_fraction", "seed"} <= cfg.keys(),
+          f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus")
     data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), val_fraction=cfg["val_fraction"], seed=cfg["seed"])
-    seen = read_state(checkpoint).get("validation tokens")
     check(data.val is not None and data.val.header.payload_sha256 == seen,
           "the validation text must be the one that the run was trained beside",
           f"other text in {cfg['corpus']}", "restore that corpus, or name another with --corpus")

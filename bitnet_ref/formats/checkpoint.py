@@ -45,8 +45,9 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, np.ndarray], state
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
+        _sync_folder(partial)
         if final.exists():                      # the same step again: equal by construction, the newer one is whole
-            shutil.rmtree(final)
+            remove(final)
         partial.rename(final)
         _sync_folder(run)
     except OSError as e:
@@ -54,6 +55,14 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, np.ndarray], state
         raise CheckError(f"the run folder must be writable and have room for a checkpoint; got {e}; "
                          f"make room in {run} and resume: earlier checkpoints are untouched") from None
     return final
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint. It vanishes in one step: a kill leaves none with its DONE but without tensors."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

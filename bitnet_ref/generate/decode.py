@@ -22,8 +22,8 @@ def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: flo
     Raises CheckError for an empty prompt, ids outside the vocabulary, or options out of range.
     """
     check(len(prompt) > 0, "a prompt must have at least one token", len(prompt), "give some text")
-    check(tokens >= 0 and temperature >= 0 and (top_k is None or top_k > 0) and seed >= 0,
-          "tokens, temperature and seed must not be negative, top_k must be positive",
+    check(tokens >= 0 and temperature >= 0 and (top_k is None or top_k > 0) and 0 <= seed < 1 << 64,
+          "tokens, temperature and seed must not be negative, seed below 2^64, top_k positive",
           f"{tokens}, {temperature}, {seed} and {top_k}", "correct the options")
     history = list(np.asarray(prompt).tolist())
     keep = model.cfg.context

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import NonFiniteError, check
+from bitnet_ref.checks import CheckError, NonFiniteError, check
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model.block import Plan, block, block_backward, build
@@ -116,7 +116,11 @@ class Transformer:
         return train_step(self.plan, self.ready, batches, 1 / len(batches), grads)
 
     def _checked(self, name: str, ids: Any) -> np.ndarray:
-        ids = np.atleast_2d(np.asarray(ids))
+        try:
+            ids = np.atleast_2d(np.asarray(ids))
+        except ValueError:
+            raise CheckError(f"{name} must be integers of shape (B, T); got rows of different lengths; "
+                             "pass sequences of one length") from None
         check(ids.dtype.kind in "iu" and ids.ndim == 2 and ids.size > 0, f"{name} must be integers of shape (B, T)",
               f"{ids.dtype} {ids.shape}", "pass token ids")
         check(0 <= ids.min() and ids.max() < self.cfg.vocab_size, f"{name} must lie in 0..{self.cfg.vocab_size - 1}",

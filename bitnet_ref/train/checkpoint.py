@@ -6,7 +6,7 @@ ternarisation. Batches and schedules are pure functions of the counters, so ther
 Read after: log. Read next: loop.
 """
 
-import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ def save(run: Run) -> Path:
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale, "seen": sorted(run.seen), **run.data}
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
     for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):              # one too many is no reason to stop
+            files.remove(old)
     return path
 
 
@@ -81,6 +82,9 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     for name, value in data.items():
         check(state.get(name) == value, f"a resumed run must see the same data: the checksum of the {name}",
               f"{value[:12]}, trained on {str(state.get(name))[:12]}", "resume with the corpus that the run was started with")
+    for name, kind in (("step", int), ("cursor", int), ("stale", int), ("seen", list)):
+        check(type(state.get(name)) is kind, f"{checkpoint / files.STATE} must hold the {name} of a run",
+              state.get(name), "resume from a checkpoint that bitnet_ref.train wrote")
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
     params = run.model.params
     assert params is not None
@@ -97,7 +101,7 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
                                **{n: Trits(tensors[WORKING + n], tensors[SCALE + n][()]) for n in trits}}))
     run.seen = {name: tensors[SEEN + name] for name in state["seen"]}
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
-    run.best = float("inf") if state["best"] is None else state["best"]
+    run.best = float("inf") if state.get("best") is None else state["best"]
     log.cut_after(run.folder, run.step)
     return run
 

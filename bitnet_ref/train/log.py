@@ -42,11 +42,15 @@ def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def cut_after(run: Path, step: int) -> None:
-    """Drop the lines that belong to steps after `step`: the resumed run writes them again."""
-    kept = [line for line in read(run) if line["step"] <= step]
+    """Drop what a run resumed at `step` writes again: lines of later steps, and the validation of `step`."""
+    kept = [line for line in read(run)
+            if line["step"] < step or (line["step"] == step and line["kind"] != "eval")]
     partial = run / f".{LOG}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, run / LOG)
+    try:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, run / LOG)
+    except OSError as e:
+        raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
 
 
 def layer_measures(weights: Weights, before: dict[str, np.ndarray], grads: Params) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ there validates first, as it would have.
 Read after: interrupt. Read next: summary.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -68,11 +69,13 @@ def validate(run: Run, data: Dataset, bar: Any) -> bool:
     """Score part of the validation text, log it, and say whether to stop early."""
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows)
     log.append(run.folder, "eval", run.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
-    bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   {result.bits_per_byte:.4f} bits per byte")
+    bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
+              f"{result.bits_per_byte:.4f} bits per byte", file=sys.stderr)
     run.best, run.stale = (result.loss, 0) if result.loss < run.best else (run.best, run.stale + 1)
     stop = run.cfg.patience is not None and run.stale >= run.cfg.patience
     if stop:
-        bar.write(f"step {run.step:6d}   no improvement in {run.stale} validations: stopping early")
+        bar.write(f"step {run.step:6d}   no improvement in {run.stale} validations: stopping early",
+                  file=sys.stderr)
     return stop
 
 

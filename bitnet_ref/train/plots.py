@@ -64,9 +64,6 @@ def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
     switch = next((b["step"] for a, b in zip(steps, steps[1:]) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
         ax.axvline(switch, color=INK, lw=0.8, ls=":", label="stage 2: rate drops, decay off")
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.0f}")
-    ax.yaxis.set_minor_formatter(lambda v, _: f"{v:.0f}")
     _style(ax, "Loss", "optimiser step", "nats per token")
     ax.legend(frameon=False)
 
@@ -76,7 +73,7 @@ def _weights(ax: Any, params: Params) -> None:
     scaled = np.concatenate([(w / max(float(np.mean(np.abs(w))), 1e-5)).ravel()
                              for w in (params[s.name] for s in params.specs if s.ternary)])
     bins = np.linspace(-4, 4, 161)
-    count, _ = np.histogram(np.clip(scaled, -4, 4), bins)
+    count, _ = np.histogram(scaled, bins)
     middle = (bins[1:] + bins[:-1]) / 2
     color = np.where(middle < -0.5, MINUS, np.where(middle > 0.5, PLUS, ZERO))
     ax.bar(middle, count / len(scaled), width=bins[1] - bins[0], color=color)
@@ -85,7 +82,7 @@ def _weights(ax: Any, params: Params) -> None:
     for name, c, share, x in (("-1", MINUS, np.mean(scaled < -0.5), -2.6), ("0", ZERO, np.mean(abs(scaled) <= 0.5), 0.0),
                               ("+1", PLUS, np.mean(scaled > 0.5), 2.6)):
         ax.text(x, 0.94, f"{name}: {share:.1%}", transform=ax.get_xaxis_transform(), ha="center",
-                color=INK if name == "0" else c, weight="bold")
+                color=INK if name == "0" else c, weight="bold", bbox=dict(color="white", pad=1))
     _style(ax, "Latent weights and the trit each becomes", "weight / scale  (scale = mean |w| of its matrix)", "share")
     ax.set_ylim(top=1.18 * max(count) / len(scaled))
 

@@ -33,10 +33,10 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     check(not folder.exists() or (folder.is_dir() and not checkpoints(folder)), "a new run needs a folder of its own",
           folder, f"give another --output, or go on with --resume {folder}")
     data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
+    check(data.val is not None, "training needs validation text", f"val_fraction = {cfg.val_fraction}",
+          "hold out a share of the documents, for example --val-fraction 0.05")
     model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
     n = windows(len(data.train.tokens), model_cfg.context)
-    check(n > 0, f"the training text must be longer than one window of {model_cfg.context + 1} tokens",
-          f"{len(data.train.tokens)} tokens", "give more text or a smaller --context")
     if cfg.epochs is not None:
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * n / (cfg.batch * cfg.accumulate))))
     try:
@@ -57,8 +57,12 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     """
     checkpoint = latest(path)
     state = read_state(checkpoint)
+    later = [c.name for c in checkpoints(checkpoint.parent) if c.name > checkpoint.name]
+    check(not later, f"a run must go on from its newest checkpoint, {later[-1:]}", checkpoint,
+          f"give {checkpoint.parent}, or delete the later checkpoints first")
+    was = train_config(state)
     refuse_changes(state, typed)
-    cfg = replace(train_config(state), **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
+    cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
     tokenizer = str(checkpoint.parent / TOKENIZER)
     data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction, cfg.seed)
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
@@ -69,7 +73,7 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
 def _checksums(data: Dataset) -> dict[str, str]:
     return {"tokenizer": data.tokenizer.checksum,
             "training tokens": data.train.header.payload_sha256,
-            "validation tokens": data.val.header.payload_sha256}
+            "validation tokens": data.val.header.payload_sha256 if data.val else "none"}
 
 
 def _free_folder(preset: str) -> Path:

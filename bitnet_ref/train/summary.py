@@ -28,12 +28,14 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
         "sample": prompt + model.generate(prompt, tokens=120),
-        "pictures": [str(p) for p in draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")],
     }
     try:
+        pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
+        summary["pictures"] = [str(p) for p in pictures]
         (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
     except OSError as e:
-        raise CheckError(f"the summary must be writable; got {e}; make room in {run.folder} and resume") from None
+        raise CheckError(f"the summary and the pictures must be writable; got {e}; "
+                         f"make room in {run.folder} and resume") from None
     return summary
 
 

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
+from bitnet_ref.checks import CheckError
 from bitnet_ref.data.download import CACHE, DATA, MIRROR
-
 
 REAL = os.environ.get(DATA)
 
@@ -41,6 +41,15 @@ def story(seed, words=120):
     lexicon = ["".join(rng.choice(letters) for _ in range(rng.randint(2, 9))) for _ in range(60)]
     text = " ".join(rng.choice(lexicon) for _ in range(words))
     return text[:1].upper() + text[1:] + ".\n"
+
+
+def error_of(call):
+    """The message with which `call` refuses its input, or None if it does not; any other exception passes."""
+    try:
+        call()
+    except CheckError as e:
+        return str(e)
+    return None
 
 
 def files_below(folder):

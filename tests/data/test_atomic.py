@@ -27,9 +27,13 @@ def test_writes_and_makes_folders(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_leaves_the_old_file(tmp_path, error):
     (tmp_path / "x").write_bytes(b"old")
-    with pytest.raises(error), whole_file(tmp_path / "x") as f:
-        f.write(b"new")
-        raise error
+    def write():
+        with whole_file(tmp_path / "x") as f:
+            f.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert (tmp_path / "x").read_bytes() == b"old"
     assert files_below(tmp_path) == ["x"]
 
@@ -39,14 +43,14 @@ def test_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckError, match=r"x must be writable; got No space left on device; free space"):
-        with whole_file(tmp_path / "x") as f:
-            f.write(b"new")
+    message = "x must be writable; got No space left on device; free space"
+    with pytest.raises(CheckError, match=message), whole_file(tmp_path / "x") as f:
+        f.write(b"new")
     assert files_below(tmp_path) == []
 
 
 def test_a_file_where_a_folder_must_be(tmp_path):
     (tmp_path / "x").write_bytes(b"")
-    with pytest.raises(CheckError, match="must be writable; got .*; free space or choose another place"):
-        with whole_file(tmp_path / "x/y"):
-            raise AssertionError("never opened")
+    message = r"must be writable; got .*; free space or choose another place"
+    with pytest.raises(CheckError, match=message), whole_file(tmp_path / "x/y"):
+        raise AssertionError("never opened")

@@ -17,7 +17,7 @@ from bitnet_ref.checks import CheckError
 from bitnet_ref.data import shards as module
 from bitnet_ref.data.shards import HEADER, open_shard, write_shard
 
-from .conftest import files_below
+from .conftest import error_of, files_below
 
 SUM = "ab" * 32
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,7 +69,8 @@ def test_a_stranger_reads_it(tmp_path):
             header = json.loads(f.read(1024))
         tokens = np.memmap(sys.argv[1], header["dtype"], "r", 1024, (header["tokens"],))
         print(tokens.tolist())""")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"], capture_output=True, text=True,
+                          check=True)
     assert done.stdout.strip() == "[0, 5, 6, 0, 7, 0]"
 
 
@@ -110,7 +111,7 @@ def reheaded(path, **fields):
 @pytest.mark.parametrize(("how", "message"), [
     (lambda d: b"", "must begin with a header of 1024 bytes; got 0"),
     (lambda d: d[:500], "must begin with a header of 1024 bytes; got 500"),
-    (lambda d: d[:-1], "must have the 1034 bytes that its header states; got 1033; the file was cut or extended"),
+    (lambda d: d[:-1], "must have the 1034 bytes that its header states; got 1033; the file was cut"),
     (lambda d: d + b"\0\0", "must have the 1034 bytes that its header states; got 1036"),
     (lambda d: d[:HEADER], "must have the 1034 bytes that its header states; got 1024"),
     (lambda d: b"GGUF" + d[4:], "must begin with the JSON header of bitnet_ref.tokens; got b'GGUF"),
@@ -121,7 +122,7 @@ def reheaded(path, **fields):
     (lambda d: d[:-1] + b"\1", "must start and end with EOS, 0; got 0 and 256"),
 ])
 def test_damaged_files(tmp_path, how, message):
-    write(tmp_path / "a.bin", [[1, 2], [3]][:1] + [[]])
+    write(tmp_path / "a.bin", [[1, 2], []])
     with pytest.raises(CheckError, match=message):
         open_shard(damaged(tmp_path / "a.bin", how))
 
@@ -159,20 +160,20 @@ def test_headers_that_contradict_themselves(tmp_path, fields, message):
 def test_a_changed_token_is_found_by_verify(tmp_path):
     write(tmp_path / "a.bin", [[1, 2, 3]])
     open_shard(damaged(tmp_path / "a.bin", lambda d: d[:HEADER + 2] + b"\7" + d[HEADER + 3:]))
-    with pytest.raises(CheckError, match="must have sha256 .*; got .*; the file is damaged"):
+    with pytest.raises(CheckError, match=r"must have sha256 .*; got .*; the file is damaged"):
         open_shard(tmp_path / "a.bin", verify=True)
 
 
 def test_a_wrong_maximum_is_found_by_verify(tmp_path):
     write(tmp_path / "a.bin", [[1, 2, 3]])
     reheaded(tmp_path / "a.bin", max_token=2)
-    with pytest.raises(CheckError, match="the largest token of .* must be 2; got 3; the file is damaged"):
+    with pytest.raises(CheckError, match=r"the largest token of .* must be 2; got 3; the file is damaged"):
         open_shard(tmp_path / "a.bin", verify=True)
 
 
 def test_no_file(tmp_path):
     for path in (tmp_path / "none.bin", tmp_path):
-        with pytest.raises(CheckError, match="must be a readable file; got"):
+        with pytest.raises(CheckError, match=r"must be a readable file; got"):
             open_shard(path)
 
 
@@ -189,7 +190,5 @@ def test_noise_is_refused(tmp_path, data):
 def test_one_changed_byte_of_the_header_is_no_traceback(tmp_path, at, byte):
     write(tmp_path / "a.bin", [[1, 2, 3], [4]])
     damaged(tmp_path / "a.bin", lambda d: d[:at] + bytes([byte]) + d[at + 1:])
-    try:
-        open_shard(tmp_path / "a.bin", verify=True)
-    except CheckError as e:
-        assert str(e).count(";") >= 2
+    message = error_of(lambda: open_shard(tmp_path / "a.bin", verify=True))
+    assert message is None or message.count(";") >= 2

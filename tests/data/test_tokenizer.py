@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data import tokenizer as module
-from bitnet_ref.data.tokenizer import EOS, Tokenizer, encode_documents, from_json, load, train_bpe
+from bitnet_ref.data.tokenizer import EOS, encode_documents, from_json, load, train_bpe
 
-from .conftest import files_below, story
+from .conftest import error_of, files_below, story
 
 DOCS = [story(i) for i in range(40)] + ["Il était une fois \U0001f600, in_code(x) == 3.14\n\n\tso 'tis\r\n"]
 BPE = train_bpe(DOCS, 600)
@@ -77,7 +77,7 @@ def test_impossible_sizes(size):
 
 def test_lone_surrogates_and_other_types():
     for bad in ("\ud800", 3, None):
-        with pytest.raises(CheckError, match="a text must be a str of Unicode characters; got .*; remove"):
+        with pytest.raises(CheckError, match=r"a text must be a str of Unicode characters; got .*; remove"):
             BPE.encode(bad)
 
 
@@ -110,8 +110,8 @@ def test_saving_keeps_everything(tmp_path):
 def test_settings_that_would_lose_text_are_undone():
     record = json.loads(BPE.json)
     record["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
-    record["padding"] = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-                         "pad_type_id": 0, "pad_token": EOS}
+    record["padding"] = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
+                         "pad_id": 0, "pad_type_id": 0, "pad_token": EOS}
     assert np.array_equal(from_json(json.dumps(record)).encode(DOCS[0]), BPE.encode(DOCS[0]))
 
 
@@ -157,21 +157,18 @@ def test_files_that_are_no_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "binary").write_bytes(b"{\xff")
     (tmp_path / "large").write_bytes(b" " * 2000)
     monkeypatch.setattr(module, "LARGEST_FILE", 1000)
-    for name, message in {"missing": "must be a readable file; got No such file", "binary": "no UTF-8 at byte 1",
-                          "large": "must have at most 1000 bytes; got more", ".": "must be a readable file"}.items():
+    for name, message in {"missing": "must be a readable file; got No such file",
+                          "binary": "no UTF-8 at byte 1", ".": "must be a readable file",
+                          "large": "must have at most 1000 bytes; got 2000"}.items():
         with pytest.raises(CheckError, match=message):
             load(tmp_path / name)
 
 
 @given(st.integers(0, len(BPE.json) - 1), st.sampled_from(list('{}[]",:0x\u20ac')))
 def test_damage_is_refused_or_harmless(at, character):
-    """One changed character: either three parts, or still a tokenizer that brings text back or refuses it."""
-    try:
-        tokenizer = from_json(BPE.json[:at] + character + BPE.json[at + 1:])
-    except CheckError as e:
-        assert str(e).count(";") >= 2
-    else:
-        assert isinstance(tokenizer, Tokenizer)
+    """One changed character: refused in three parts, or still a tokenizer."""
+    message = error_of(lambda: from_json(BPE.json[:at] + character + BPE.json[at + 1:]))
+    assert message is None or message.count(";") >= 2
 
 
 @pytest.mark.data

@@ -1,0 +1,154 @@
+"""train/loop: the step is the specification written out; what is not finite ends a run before it harms it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from tiny import own_cache  # noqa: F401
+
+from bitnet_ref.checks import NonFiniteError
+from bitnet_ref.data.batches import batch
+from bitnet_ref.evaluate.perplexity import score
+from bitnet_ref.formats.checkpoint import checkpoints
+from bitnet_ref.layers import adamw_
+from bitnet_ref.model import Transformer
+from bitnet_ref.model.params import init_params
+from bitnet_ref.train import log, loop
+from bitnet_ref.train.schedule import lr_at, wd_at
+
+# --- the step ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"requantize_every": 2}], ids=str)
+def test_training_is_its_definition(given, tmp_path):
+    """Five steps, written out: batches by number, the mean gradient, its norm, AdamW, trits."""
+    run, data = tiny.begin(tmp_path / "run", accumulate=2, steps=5, max_norm=0.5, **given)
+    cfg, model_cfg = run.cfg, run.model.cfg
+    loop.train(run, data)
+
+    params = init_params(model_cfg, cfg.seed)
+    model = Transformer(model_cfg, params, run.model.plan.ops)
+    grads, m, v = (params.zeros_like() for _ in range(3))
+    for step in range(5):
+        model.loss_and_grads([batch(data.train.tokens, 2 * step + i, 4, 32, 0) for i in (0, 1)], grads)
+        norm = math.sqrt(np.sum(grads.flat.astype(np.float64) ** 2))
+        grads.flat *= min(1.0, 0.5 / norm)
+        for spec in params.specs:
+            tensors = (t[spec.name].reshape(-1) for t in (params, grads, m, v))
+            adamw_(*tensors, step + 1, lr_at(step, cfg), wd_at(step, cfg) if spec.decay else 0.0,
+                   cfg.beta1, cfg.beta2, cfg.adam_eps)
+        if (step + 1) % cfg.requantize_every == 0:
+            model.requantise()
+    np.testing.assert_array_equal(run.model.params.flat, params.flat)
+    for name, (w_q, w_scale) in model.weights.trits().items():
+        np.testing.assert_array_equal(run.model.weights[name].w_q, w_q)
+        assert run.model.weights[name].w_scale == w_scale
+
+
+def test_validation_scores_evenly_spaced_windows_and_the_final_score_all(tmp_path):
+    run, data = tiny.begin(tmp_path / "run", steps=1)
+    first = score(run.model, data.val.tokens, data.tokenizer.token_bytes, 4)
+    loop.train(run, data)
+    assert log.read(run.folder, "eval")[0]["loss"] == first.loss
+    assert log.read(run.folder, "eval")[0]["bits_per_byte"] == first.bits_per_byte
+    final = loop.final_score(run, data)
+    assert final == score(run.model, data.val.tokens, data.tokenizer.token_bytes)
+    assert final.tokens == len(data.val.tokens) - 1
+
+
+@pytest.mark.parametrize(("save_every", "saved"), [(5, [5, 10, 15, 20]), (7, [7, 14, 20]), (100, [20])])
+def test_checkpoints_come_when_due_and_at_the_end(save_every, saved, tmp_path):
+    run = tiny.train(tmp_path / "run", save_every=save_every, keep=9)
+    assert [p.name for p in checkpoints(run.folder)] == [f"step-{s:08d}" for s in saved]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_last_checkpoints_are_kept(keep, tmp_path):
+    run = tiny.train(tmp_path / "run", save_every=3, keep=keep)
+    assert [p.name for p in checkpoints(run.folder)] == [f"step-{s:08d}" for s in (15, 18, 20)[-keep:]]
+    hidden = [p.name for p in run.folder.iterdir() if p.name.startswith(".")]
+    assert hidden == []
+
+
+# --- what is not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["embedding", "layers.1.ffn.w_up", "layers.0.attn_norm", "final_norm"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_weight_is_named_with_the_step_and_nothing_is_updated(name, bad, tmp_path):
+    run, data = tiny.begin(tmp_path / "run", eval_every=100)
+    loop_until(run, data, 3)
+    run.model.params[name].reshape(-1)[5] = bad
+    run.model.requantise()
+    before = tiny.state(run)
+    with pytest.raises(NonFiniteError) as error:
+        loop.train(run, data)
+    # infinity in the embedding of a token that no target is: the loss stays finite, the gradient does not
+    what = "the gradient of step 3" if name == "embedding" and bad == np.inf else "the loss of step 3"
+    tiny.assert_three_parts(error.value, what, f"first in {'the weight ' * (bad is np.nan)}", name)
+    assert tiny.state(run) == before
+    assert log.read(run.folder, "step")[-1]["step"] == 3
+
+
+def loop_until(run, data, step):
+    """Train `run` to `step` by the definition of the loop, whose end is cfg.steps."""
+    run.cfg, cfg = replace(run.cfg, steps=step), run.cfg
+    loop.train(run, data)
+    run.cfg = cfg
+
+
+@pytest.mark.parametrize("linear", ["ternary", "full"])
+def test_an_exploding_run_ends_in_an_error_that_names_step_and_tensor(linear, tmp_path):
+    """Gradients are clipped and norms divide, so it takes a rate as absurd as this."""
+    run, data = tiny.begin(tmp_path / "run", lr=1e30, max_norm=1e30, eval_every=100, linear=linear, warmup=0)
+    with pytest.raises(NonFiniteError) as error:
+        loop.train(run, data)
+    tiny.assert_three_parts(error.value, f"of step {run.step}", "first in")
+    assert 0 < run.step < 20
+
+
+def test_a_gradient_that_is_not_finite_is_named_before_it_is_applied(tmp_path, monkeypatch):
+    run, data = tiny.begin(tmp_path / "run")
+    real = Transformer.loss_and_grads
+
+    def poisoned(model, batches, grads):
+        loss = real(model, batches, grads)
+        if run.step == 2:
+            grads["layers.1.attn.wk"][0, 0] = np.inf
+        return loss
+
+    monkeypatch.setattr(Transformer, "loss_and_grads", poisoned)
+    with pytest.raises(NonFiniteError) as error:
+        loop.train(run, data)
+    tiny.assert_three_parts(error.value, "the gradient of step 2", "layers.1.attn.wk", str(run.folder))
+    assert run.step == run.cursor == 2
+    assert np.all(np.isfinite(run.model.params.flat))
+
+
+def test_a_norm_that_overflows_although_no_gradient_does_is_named():
+    """Squares beyond float64: only possible for float64 gradients, and named as what it is."""
+    class Sum:
+        step, folder = 4, "here"
+        grads = type("Grads", (), {"view": {"a": np.ones(2)}})
+
+    with pytest.raises(NonFiniteError) as error:
+        loop._require_finite_gradient(Sum, np.inf)
+    tiny.assert_three_parts(error.value, "step 4", "their sum of squares")
+
+
+# --- Ctrl-C ------------------------------------------------------------------------------------------------
+
+
+def test_control_c_before_a_validation_skips_none_of_it(tmp_path, monkeypatch):
+    """At step 5 a checkpoint and a validation are due: the first happens, the second is the resumed run's."""
+    run = tiny.interrupt(tmp_path / "run", 5, monkeypatch)
+    assert [line["step"] for line in log.read(run.folder, "eval")] == [0]
+    tiny.resume(run.folder)
+    assert [line["step"] for line in log.read(run.folder, "eval")] == [0, 5, 10, 15]
+
+
+def test_control_c_in_the_last_step_still_ends_as_interrupted(tmp_path, monkeypatch):
+    run = tiny.interrupt(tmp_path / "run", 20, monkeypatch)
+    tiny.assert_same_runs(tiny.resume(run.folder), run)

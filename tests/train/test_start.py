@@ -1,0 +1,129 @@
+"""train/start: a run begins in a folder of its own, with what it needs to be repeated written into it."""
+
+import json
+import os
+
+import pytest
+import tiny
+from tiny import own_cache  # noqa: F401
+
+from bitnet_ref.cli import read_config_file
+from bitnet_ref.data.dataset import Recipe, write_dataset
+from bitnet_ref.data.prepare import prepare
+from bitnet_ref.data.tokenizer import load
+from bitnet_ref.train import start
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_folder_holds_the_config_and_the_tokenizer(tmp_path):
+    run, data = tiny.begin(tmp_path / "a" / "b", epochs=0.1)
+    assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "tokenizer.json"]
+    echo = read_config_file(str(run.folder / "config.json"))
+    assert echo == {"preset": "tiny", "model": run.model.cfg.__dict__, "train": run.cfg.__dict__}
+    assert load(run.folder).checksum == data.tokenizer.checksum
+    assert (run.step, run.cursor, run.stale, run.best, run.seen) == (0, 0, 0, float("inf"), {})
+
+
+def test_the_vocabulary_is_what_the_text_gave(tmp_path):
+    """A small text has too few pairs for 4,096 entries; the model gets as many as there are."""
+    run, data = tiny.begin(tmp_path / "run", vocab_size=4096)
+    assert run.model.cfg.vocab_size == data.tokenizer.vocab_size < 4096
+    assert run.model.params["embedding"].shape[0] == data.tokenizer.vocab_size
+
+
+def test_a_tokenizer_given_is_the_one_used(tmp_path):
+    given = tiny.trained() / "tokenizer.json"
+    run, data = tiny.begin(tmp_path / "run", tokenizer=str(given), corpus=str(tiny.corpus(seed=3)), vocab_size=999)
+    assert data.tokenizer.checksum == load(given).checksum
+    assert run.model.cfg.vocab_size == 300
+
+
+def test_without_output_the_next_free_folder_is_taken(here):
+    for n in (1, 2):
+        run, _ = start.start("tiny", *tiny.configs(), None)
+        assert run.folder.as_posix() == f"runs/tiny-{n:03d}"
+    assert start.start("nano", *tiny.configs(), None)[0].folder.as_posix() == "runs/nano-001"
+
+
+def test_a_prepared_dataset_serves_as_corpus(tmp_path):
+    """It need not be prepared again, and the run is the same."""
+    data = prepare(str(tiny.corpus()), None, 300, 0.1, 0, progress=False)
+    run = tiny.train(tmp_path / "run", corpus=str(data.folder), steps=4)
+    assert tiny.lines(run.folder, "step")[:3] == tiny.lines(tiny.train(tmp_path / "b", steps=4).folder, "step")[:3]
+    assert tiny.state(tiny.resume(run.folder)) == tiny.state(run)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_another_run_is_refused_and_untouched(tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with tiny.refusal("a new run needs a folder of its own", str(run), "--resume"):
+        tiny.begin(run)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_a_file_in_the_place_of_the_folder_is_refused_and_untouched(below, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with tiny.refusal("file"):
+        tiny.begin(f"{tmp_path / 'file'}{below}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_turned_read_only_is_refused(tmp_path, monkeypatch):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)      # a superuser may write anywhere
+    with tiny.refusal("the run folder must be writable", str(run)):
+        start.resume(str(run), {})
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", ["a corpus must hold text"]), (b" \n\n ", ["a corpus must hold text"]),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", ["text"]), (b"abc\x00def", ["NUL"]), ("Zürich".encode("latin-1"), ["UTF-8"]),
+    (b"one document only", ["two different documents"]),
+])
+def test_a_corpus_that_is_no_text_is_refused(content, words, tmp_path):
+    (tmp_path / "text.txt").write_bytes(content)
+    with tiny.refusal(*words):
+        tiny.begin(tmp_path / "run", corpus=str(tmp_path / "text.txt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_window_longer_than_the_text_is_refused(tmp_path):
+    with tiny.refusal("must have at least 100001 tokens", "shorter context"):
+        tiny.begin(tmp_path / "run", context=100_000)
+
+
+def test_a_run_without_validation_text_is_refused(tmp_path):
+    with tiny.refusal("training needs validation text", "--val-fraction"):
+        tiny.begin(tmp_path / "run", val_fraction=0.0)
+
+
+def test_a_dataset_without_validation_side_is_refused(tmp_path):
+    recipe = Recipe(str(tiny.corpus()), load(tiny.trained()), val_fraction=0.0)
+    data = write_dataset(tmp_path / "data", recipe, progress=False)
+    with tiny.refusal("training needs validation text"):
+        tiny.begin(tmp_path / "run", corpus=str(data.folder))
+    with tiny.refusal("a resumed run must see the same data"):
+        start.resume(str(tiny.trained()), {"corpus": str(data.folder)})
+
+
+def test_an_unknown_backend_is_refused_before_any_work(tmp_path):
+    with tiny.refusal("backend must be one of numpy", "'abacus'"):
+        tiny.begin(tmp_path / "run", backend="abacus", corpus="nowhere")
+    with tiny.refusal("backend must be one of numpy", "'abacus'"):
+        start.resume(str(tiny.trained()), {"backend": "abacus"})
+
+
+def test_the_echo_is_json_with_every_field(tmp_path):
+    run, _ = tiny.begin(tmp_path / "run")
+    echo = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    assert set(echo["model"]) == set(run.model.cfg.__dataclass_fields__)
+    assert set(echo["train"]) == set(run.cfg.__dataclass_fields__)
