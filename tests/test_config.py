@@ -25,7 +25,7 @@ from bitnet_ref.model.params import param_specs
     ({"norm": "pre", "inner_gain": True}, r"inner_gain needs norm = inner; got norm = pre"),
     ({"rope_theta": -1.0}, r"rope_theta must be greater than 0 and finite; got -1.0; give"),
     ({"norm_eps": 0.0}, r"norm_eps must be greater than 0"),
-    ({"init_std": float("nan")}, r"init_std must be greater than 0; got nan"),
+    ({"init_std": float("nan")}, r"init_std must be greater than 0 and finite; got nan"),
 ])
 def test_a_bad_model_config_says_what_to_do(given, message):
     with pytest.raises(CheckError, match=message):
