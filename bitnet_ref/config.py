@@ -51,7 +51,7 @@ class ModelConfig:
     tied_embeddings: bool = _opt(True, "the output projection uses the embedding matrix")
     rope_theta: float = _opt(10000.0, "base of the rotary frequencies")
     norm_eps: float = _opt(1e-5, "added to the mean square in every RMSNorm")
-    init_std: float = _opt(0.02, "standard deviation of the initial matrices")
+    init_std: float = _opt(0.1, "standard deviation of the initial matrices")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -81,7 +81,7 @@ class TrainConfig:
     epochs: float | None = _opt(None, "passes over the training text; sets the steps")
     batch: int = _opt(8, "sequences per micro-batch", "B")
     accumulate: int = _opt(1, "micro-batches per optimiser step")
-    lr: float = _opt(4e-3, "peak learning rate of stage 1 (or of the only stage)")
+    lr: float = _opt(8e-3, "peak learning rate of stage 1 (or of the only stage)")
     lr_stage2: float = _opt(2 / 3, "two-stage: peak of the second line, as a fraction of lr (FAQ: 1.5e-3 -> 1e-3)")
     lr_end: float = _opt(1 / 50, "learning rate at the last step, as a fraction of lr (FAQ: 3e-5 of 1.5e-3)")
     schedule: str = _opt("two-stage", "of the learning rate and the weight decay",
@@ -125,7 +125,7 @@ def _paper(d_model: int, d_ff: int, n_heads: int, n_layers: int, lr: float) -> P
     """A model of the BitNet b1.58 FAQ, Table 1 and 2: norm inside BitLinear, LLaMA tokenizer, 1 M tokens a step."""
     return Preset(
         ModelConfig(vocab_size=32000, d_model=d_model, d_ff=d_ff, n_heads=n_heads, n_kv_heads=n_heads,
-                    n_layers=n_layers, context=2048, norm="inner"),
+                    n_layers=n_layers, context=2048, norm="inner", init_std=0.02),
         TrainConfig(lr=lr, batch=8, accumulate=64, steps=100_000, warmup=375, eval_every=1000, save_every=1000))
 
 
@@ -145,6 +145,6 @@ PRESETS = {
     # config.json of microsoft/bitnet-b1.58-2B-4T; its learning rates are not published (arXiv 2504.12285).
     "2b4t": Preset(
         ModelConfig(vocab_size=128256, d_model=2560, d_ff=6912, n_heads=20, n_kv_heads=5, n_layers=30, context=4096,
-                    norm="sub", glu="relu2", rope_theta=500000.0),
+                    norm="sub", glu="relu2", rope_theta=500000.0, init_std=0.02),
         TrainConfig(lr=1.2e-3, batch=8, accumulate=64, steps=100_000, warmup=375, eval_every=1000, save_every=1000)),
 }

@@ -1,0 +1,89 @@
+"""python -m bitnet_ref.generate: the prompt and its continuation on stdout, and one line for what is wrong."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import tiny
+from tiny import own_cache  # noqa: F401
+
+import bitnet_ref as br
+from bitnet_ref.cli import run_command
+from bitnet_ref.generate import __main__ as command
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    tiny.trained()
+    capsys.readouterr()
+
+    def run(*arguments):
+        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def text(prompt, *given):
+    return prompt + br.load(tiny.trained()).generate(prompt, *given) + "\n"
+
+
+def test_the_prompt_is_continued(run):
+    assert run("--prompt", "Ba né") == (0, text("Ba né"), "")
+    assert run() == (0, text(""), "")
+    options = ("--tokens", 7, "--temperature", 1.5, "--top-k", 9, "--seed", 4)
+    assert run("--prompt", "Ba", *options) == (0, text("Ba", 7, 1.5, 9, 4), "")
+    assert run("--prompt", "Ba", "--tokens", 0) == (0, "Ba\n", "")
+
+
+def test_the_prompt_may_come_from_a_file_or_from_stdin(run, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_bytes("Bà\n".encode())
+    want = text("Bà\n", 5, 0)
+    assert run("--prompt-file", tmp_path / "prompt.txt", "--tokens", 5, "--temperature", 0)[1] == want
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("Bà\n".encode())))
+    assert run("--prompt-file", "-", "--tokens", 5, "--temperature", 0)[1] == want
+
+
+def test_a_process_reads_stdin_and_prints_utf8():
+    result = tiny.command("generate", "--model", tiny.trained(), "--prompt-file", "-", "--tokens", 3, input="日本 🙂")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == text("日本 🙂", 3)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--tokens", -1], ["must not be negative"]), (["--temperature", -1], ["must not be negative"]),
+    (["--top-k", 0], ["top_k"]), (["--seed", -1], ["must not be negative"]),
+    (["--backend", "abacus"], ["backend must be one of"]),
+    (["--model", "nowhere"], ["must be the folder of a training run", "nowhere"]),
+    (["--prompt-file", "nowhere.txt"], ["the prompt file must be readable", "nowhere.txt"]),
+    (["--prompt-file", "."], ["the prompt file must be readable"]),
+])
+def test_what_is_wrong_is_refused_by_name(arguments, words, run):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    tiny.assert_three_parts(err, *words)
+
+
+def test_a_prompt_that_is_no_text_is_refused(run, tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    code, _, err = run("--prompt-file", tmp_path / "bytes")
+    assert code == 2
+    tiny.assert_three_parts(err, "the prompt file must be readable UTF-8 text", "0xff")
+
+
+@pytest.mark.parametrize("arguments", [["--prompt", "a", "--prompt-file", "b"], ["--tokens", "many"], ["--no-such"]])
+def test_what_is_no_option_is_refused_with_the_usage(arguments, run, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    assert "usage: python -m bitnet_ref.generate" in capsys.readouterr().err
+
+
+def test_without_a_model_nothing_runs(capsys):
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "--model" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""generate/language_model: what `bitnet_ref.load` returns; text in, text out, never half a character."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import own_cache  # noqa: F401
+
+import bitnet_ref as br
+from bitnet_ref.formats.checkpoint import checkpoints
+from bitnet_ref.generate import language_model
+from bitnet_ref.generate.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITNET_REF_CACHE", str(tiny.folder() / "cache"))
+        return br.load(tiny.trained())
+
+
+def scripted(model, monkeypatch, ids):
+    """A model that says `ids`, whatever it is asked."""
+    def decode(transformer, prompt, tokens, temperature, top_k, seed, stop):
+        for token in ids[:tokens]:
+            yield token
+            if token == stop:
+                return
+
+    monkeypatch.setattr(language_model, "decode", decode)
+    return LanguageModel(model.transformer, model.tokenizer)
+
+
+# --- the interface -----------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_gives_logits_and_loss(model):
+    ids = model.tokenizer.encode(tiny.text(3))[:21]
+    logits, loss = model(ids[:-1], ids[1:])
+    assert logits.shape == (1, 20, model.cfg.vocab_size)
+    p = np.exp(logits[0].astype(np.float64))
+    p /= p.sum(axis=-1, keepdims=True)
+    assert loss == pytest.approx(-np.mean(np.log(p[np.arange(20), ids[1:]])), rel=1e-5)
+    assert model(ids[:-1])[1] is None
+
+
+def test_run_and_checkpoint_are_both_paths_to_a_model(model):
+    last, first = checkpoints(tiny.trained())[-1], checkpoints(tiny.trained())[0]
+    np.testing.assert_array_equal(br.load(str(last)).transformer.params.flat, model.transformer.params.flat)
+    assert np.any(br.load(first).transformer.params.flat != model.transformer.params.flat)
+
+
+def test_a_loaded_model_is_the_model_that_was_trained(model):
+    np.testing.assert_array_equal(model.transformer.params.flat,
+                                  tiny.begin_at_end(tiny.trained()).model.params.flat)
+
+
+def test_nothing_is_learnt_by_generating(model):
+    before = model.transformer.params.flat.copy()
+    model.generate("Ba", 5)
+    np.testing.assert_array_equal(model.transformer.params.flat, before)
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def test_text_is_the_decoded_greedy_tokens(model):
+    tok, cfg = model.tokenizer, model.cfg
+    ids = [tok.eos, *tok.encode("Bace di")]
+    made = []
+    while len(made) < 20 and len(ids) < cfg.context:
+        made.append(int(np.argmax(model(np.array(ids))[0][0, -1])))
+        if made[-1] == tok.eos:
+            break
+        ids.append(made[-1])
+    n = len(made)
+    assert model.generate("Bace di", n, temperature=0) == tok.decode([t for t in made if t != tok.eos])
+
+
+@pytest.mark.parametrize("prompt", ["", "Ba", "日本 🙂", "x" * 500])
+def test_any_prompt_can_be_continued(model, prompt):
+    text = model.generate(prompt, 10, seed=1)
+    assert isinstance(text, str)
+    assert text
+
+
+def test_same_seed_same_text_other_seed_other_text(model):
+    texts = [model.generate("Ba", 30, seed=seed) for seed in (0, 1, 0)]
+    assert texts[0] == texts[2] != texts[1]
+    assert model.generate("Ba", 30) == texts[0]
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0}, {"top_k": 1}, {"top_k": 1, "temperature": 5.0, "seed": 8}])
+def test_one_way_to_be_greedy_is_another(model, given):
+    assert model.generate("Ba", 30, **given) == model.generate("Ba", 30, temperature=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_join_to_the_text(model, seed):
+    assert "".join(model.stream("Ba", 40, 1.5, None, seed)) == model.generate("Ba", 40, 1.5, None, seed)
+
+
+@given(text=st.text(max_size=40), tokens=st.integers(0, 80))
+def test_no_piece_ends_within_a_character(model, text, tokens):
+    """Letters outside the vocabulary are several tokens each; a piece waits until they are complete."""
+    ids = model.tokenizer.encode(text).tolist()[:tokens]
+    with pytest.MonkeyPatch.context() as patch:
+        pieces = list(scripted(model, patch, ids).stream("", tokens))
+    whole = model.tokenizer.decode(ids)
+    assert "".join(pieces) == whole
+    assert all("\ufffd" not in piece for piece in pieces[:-1]) or "\ufffd" in text
+    if len(ids) == len(model.tokenizer.encode(text)):
+        assert whole == text
+
+
+def test_an_emoji_comes_in_one_piece(model, monkeypatch):
+    ids = model.tokenizer.encode("a👩🏽b").tolist()
+    assert len(ids) == 1 + 4 + 4 + 1
+    pieces = list(scripted(model, monkeypatch, ids).stream("", 20))
+    assert [p for p in pieces if p] == ["a", "👩", "🏽", "b"]
+
+
+def test_bytes_that_are_no_text_do_not_stop_the_stream(model, monkeypatch):
+    """A sampled token may start a character that no other continues."""
+    tok = model.tokenizer
+    first_byte = tok.encode("é").tolist()[0] if len(tok.encode("é")) > 1 else tok.encode("👩").tolist()[0]
+    pieces = list(scripted(model, monkeypatch, [first_byte, *tok.encode("ab").tolist()]).stream("", 20))
+    assert "".join(pieces) == "\ufffdab"
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_the_text_ends_where_the_document_does(model, monkeypatch, at):
+    tok = model.tokenizer
+    ids = [tok.encode("a")[0]] * at + [tok.eos] + [tok.encode("b")[0]] * 5
+    assert scripted(model, monkeypatch, ids).generate("", 20) == "a" * at
+
+
+def test_a_prompt_cannot_spell_the_end_of_text(model):
+    assert model.tokenizer.eos not in model.tokenizer.encode("<|endoftext|>")
+    assert model.generate("<|endoftext|>", 5)
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"tokens": -1}, ["must not be negative"]), ({"temperature": -1.0}, ["must not be negative"]),
+    ({"top_k": 0}, ["top_k"]), ({"seed": -3}, ["must not be negative"]), ({"seed": 2**70}, ["2^64"]),
+])
+def test_bad_options_are_refused(model, given, words):
+    with tiny.refusal(*words):
+        model.generate("Ba", **given)
+
+
+def test_a_lone_surrogate_is_refused(model):
+    with tiny.refusal("Unicode"):
+        model.generate("\ud800")
+
+
+def test_a_missing_run_and_an_unknown_backend_are_refused(tmp_path):
+    with tiny.refusal("must be the folder of a training run"):
+        br.load(tmp_path / "nowhere")
+    with tiny.refusal("backend must be one of", "'abacus'"):
+        br.load(tiny.trained(), "abacus")
