@@ -24,15 +24,18 @@ __version__ = "0.1.0"
 
 # One letter, one meaning, everywhere: docstrings, parameter table, errors (docs/glossary.md).
 DIMS = {
-    "B": "batch", "T": "query time", "S": "key time", "D": "d_model", "F": "d_ff", "V": "vocabulary", "L": "layers",
-    "H": "query heads", "KV": "key/value heads", "R": "H / KV", "Dh": "head_dim", "M": "rows of a product",
-    "N": "outputs of a product", "K": "inputs of a product",
+    "B": "batch", "T": "query time", "S": "key time", "D": "d_model", "F": "d_ff", "V": "vocabulary",
+    "L": "layers", "H": "query heads", "KV": "key/value heads", "R": "H / KV", "Dh": "head_dim",
+    "M": "rows of a product", "N": "outputs of a product", "K": "inputs of a product",
 }
 
 
 def load(path: str, backend: str = "numpy") -> "LanguageModel":
-    """The model in `path` (a run folder of `python -m bitnet_ref.train`), ready for `logits, loss = model(ids, targets)`
-    and `model.generate("...")`. Raises CheckError if there is no whole checkpoint."""
+    """The model in `path` (a run folder of `python -m bitnet_ref.train`).
+
+    It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. Raises CheckError if
+    there is no whole checkpoint.
+    """
     from bitnet_ref.generate.language_model import load
 
     return load(path, backend)

@@ -1,7 +1,7 @@
 """Errors in three parts: what must hold · what we got · what to do.
 
-Every rule that a user can break is stated here as data and raised in one shape, so that no bad input ends in a
-traceback from deep inside. Internal invariants are plain asserts; these functions are for input.
+Every rule that a user can break is stated here as data and raised in one shape, so that no bad input ends
+in a traceback from deep inside. Internal invariants are plain asserts; these functions are for input.
 Read after: nothing. Read next: config.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class CheckError(ValueError):
-    """A rule that input must obey was broken. The message has three parts: the rule, what came, what to do."""
+    """A rule that input must obey was broken. The message has three parts: rule, what came, what to do."""
 
 
 class ShapeError(CheckError):
@@ -36,7 +36,7 @@ def lookup(table: Iterable[str], name: str, what: str) -> Any:
 def expect(name: str, a: Any, dims: str, **size: int) -> dict[str, int]:
     """Bind the letters of `dims` to `a.shape`; raise ShapeError if any letter would get two sizes.
 
-    `expect("x", x, "B T D", D=256)` returns {"B": .., "T": .., "D": 256}. The letters are those of `bitnet_ref.DIMS`.
+    `expect("x", x, "B T D", D=256)` returns {"B": .., "T": .., "D": 256}; `bitnet_ref.DIMS` has the letters.
     """
     letters = dims.split()
     if a.ndim != len(letters) or any(size.setdefault(d, n) != n for d, n in zip(letters, a.shape)):

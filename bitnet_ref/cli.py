@@ -1,7 +1,8 @@
 """Dataclass -> command line: flags, help, defaults and types come from the config's fields.
 
-Only what was typed overrides; the order is preset, then `--config FILE` (TOML, or the config.json that a run wrote),
-then the command line. Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted.
+Only what was typed overrides; the order is preset, then `--config FILE` (TOML, or the config.json that a run
+wrote), then the command line.
+Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted.
 Read after: config. Read next: train/__main__.
 """
 
@@ -37,8 +38,8 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
         default = "none" if f.default is None else f.default
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
         how: dict[str, Any] = (
-            dict(action=argparse.BooleanOptionalAction) if kind is bool
-            else dict(type=kind, metavar=f.metadata["sym"] or kind.__name__.upper()))
+            {"action": argparse.BooleanOptionalAction} if kind is bool
+            else {"type": kind, "metavar": f.metadata["sym"] or kind.__name__.upper()})
         if f.metadata["choices"]:
             how["metavar"] = "|".join(f.metadata["choices"])
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help, **how)
@@ -50,21 +51,25 @@ def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def read_config_file(path: str) -> dict[str, dict[str, Any]]:
-    """{"model": {...}, "train": {...}} from TOML or from a run's config.json. Unknown tables or names are refused."""
+    """{"model": {...}, "train": {...}} from TOML or from a run's config.json. Unknown names are refused."""
     file = Path(path)
-    check(file.is_file(), "--config must name a file", path, "give the path of a .toml or of a run's config.json")
+    check(file.is_file(), "--config must name a file", path,
+          "give the path of a .toml or of a run's config.json")
     try:
         text = file.read_text(encoding="utf-8")
         tables = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (ValueError, OSError) as e:
-        raise CheckError(f"--config must be valid TOML or JSON; got {e} in {path}; correct the file") from None
-    check(isinstance(tables, dict), "a config file must hold tables", type(tables).__name__, "see docs/training.md")
+        raise CheckError(f"--config must be valid TOML or JSON; got {e} in {path}; "
+                         "correct the file") from None
+    check(isinstance(tables, dict), "a config file must hold tables", type(tables).__name__,
+          "see docs/training.md")
     for table, values in tables.items():
         if table == "preset":
             check(isinstance(values, str), "preset must be a name", repr(values), "write preset = \"nano\"")
             continue
         config = lookup({"model": ModelConfig, "train": TrainConfig}, table, f"a table of {path}")
-        check(isinstance(values, dict), f"[{table}] must be a table", repr(values), f"write [{table}] and name = value")
+        check(isinstance(values, dict), f"[{table}] must be a table", repr(values),
+              f"write [{table}] and name = value")
         annotations = {f.name: f.type for f in fields(config)}
         for name, value in values.items():
             kind = value_type(lookup(annotations, name, f"a name in [{table}]"))
@@ -76,7 +81,8 @@ def read_config_file(path: str) -> dict[str, dict[str, Any]]:
 
 def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
     """(preset name, model, train): preset, then --config, then what was typed."""
-    check(not (hasattr(args, "steps") and hasattr(args, "epochs")), "a run has --steps or --epochs", "both", "leave one out")
+    check(not (hasattr(args, "steps") and hasattr(args, "epochs")), "a run has --steps or --epochs", "both",
+          "leave one out")
     tables: dict[str, Any] = read_config_file(args.config) if getattr(args, "config", None) else {}
     name = getattr(args, "preset", None) or tables.get("preset", "nano")
     preset = lookup(PRESETS, name, "preset")
@@ -86,7 +92,7 @@ def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
-    """Run `command`; a broken rule is one line on stderr and exit code 2, Ctrl-C is 130. Never a traceback for input."""
+    """Run `command`. Bad input is one line on stderr and exit code 2, Ctrl-C is 130: never a traceback."""
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except CheckError as e:
@@ -95,6 +101,6 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:                                  # `... | head` closed stdout: not an error of ours
+    except BrokenPipeError:                                # `... | head` closed stdout: not an error of ours
         sys.stderr.close()
         return DONE

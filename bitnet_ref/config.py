@@ -1,8 +1,8 @@
 """The two configs and the table of presets.
 
-Small frozen dataclasses: the field's metadata carries the symbol, the help text and the valid choices, so the command
-line, the error messages and the docs cannot drift from them. Variants (norm, glu, linear, head) are data; the model
-turns them into functions once, when it is built.
+Small frozen dataclasses: the field's metadata carries the symbol, the help text and the valid choices, so
+the command line, the error messages and the docs cannot drift from them. Variants (norm, glu, linear, head)
+are data; the model turns them into functions once, when it is built.
 Read after: checks. Read next: quant.
 """
 
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from bitnet_ref.checks import check, lookup
 
 
-def _opt(default: Any, help: str, sym: str | None = None, choices: tuple[str, ...] = (), free: bool = False) -> Any:
-    """A config field. `free`: may differ between a run and its resumption, since it cannot change a parameter."""
-    return field(default=default, metadata=dict(help=help, sym=sym, choices=choices, free=free))
+def _opt(default: Any, help: str, sym: str | None = None, choices: tuple[str, ...] = (),
+         free: bool = False) -> Any:
+    """A config field. `free`: may differ between a run and its resumption: it cannot change a parameter."""
+    return field(default=default, metadata={"help": help, "sym": sym, "choices": choices, "free": free})
 
 
 def _check_choices(cfg: Any) -> None:
@@ -43,7 +44,8 @@ class ModelConfig:
     d_ff: int = _opt(768, "width of the gated unit", "F")
     context: int = _opt(256, "longest sequence, in tokens; also the length of a training window", "T")
     norm: str = _opt("sub", "where the RMSNorms sit (docs/model.md)", choices=("pre", "sub", "inner"))
-    inner_gain: bool = _opt(False, "norm = inner only: a gain per projection (BitNet embeddings) instead of none (FAQ)")
+    inner_gain: bool = _opt(False, "norm = inner only: a gain per projection (BitNet embeddings) instead of "
+                                   "none (FAQ)")
     glu: str = _opt("swiglu", "gated unit", choices=("swiglu", "relu2"))
     linear: str = _opt("ternary", "projections: BitNet b1.58, or the full-precision LLaMA twin",
                        choices=("ternary", "full"))
@@ -57,12 +59,13 @@ class ModelConfig:
         _check_choices(self)
         _check_positive(self, "vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "context",
                         "rope_theta", "norm_eps", "init_std")
-        check(self.d_model % (2 * self.n_heads) == 0, "d_model must be a multiple of 2 * n_heads (RoPE turns pairs)",
+        check(self.d_model % (2 * self.n_heads) == 0,
+              "d_model must be a multiple of 2 * n_heads (RoPE turns pairs)",
               f"{self.d_model} and {self.n_heads} heads", "choose n_heads so that d_model / n_heads is even")
         check(self.n_heads % self.n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads",
               f"{self.n_heads} and {self.n_kv_heads}", "choose n_kv_heads that divides n_heads")
-        check(not self.inner_gain or self.norm == "inner", "inner_gain needs norm = inner", f"norm = {self.norm}",
-              "use --norm inner or leave inner_gain off")
+        check(not self.inner_gain or self.norm == "inner", "inner_gain needs norm = inner",
+              f"norm = {self.norm}", "use --norm inner or leave inner_gain off")
 
     @property
     def head_dim(self) -> int:
@@ -72,17 +75,22 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run goes. Rates follow the two-stage recipe of the BitNet FAQ (arXiv 2402.17764 follow-up, Table 2)."""
+    """How a run goes. The rates follow the two-stage recipe of the BitNet FAQ.
+
+    Source: the FAQ is the follow-up of arXiv 2402.17764; its Table 2.
+    """
 
     corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl", free=True)
-    tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus", free=True)
+    tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus",
+                                 free=True)
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
-    steps: int = _opt(500, "optimiser steps")
+    steps: int = _opt(400, "optimiser steps")
     epochs: float | None = _opt(None, "passes over the training text; sets the steps")
     batch: int = _opt(8, "sequences per micro-batch", "B")
     accumulate: int = _opt(1, "micro-batches per optimiser step")
-    lr: float = _opt(8e-3, "peak learning rate of stage 1 (or of the only stage)")
-    lr_stage2: float = _opt(2 / 3, "two-stage: peak of the second line, as a fraction of lr (FAQ: 1.5e-3 -> 1e-3)")
+    lr: float = _opt(1e-2, "peak learning rate of stage 1 (or of the only stage)")
+    lr_stage2: float = _opt(2 / 3, "two-stage: peak of the second line, as a fraction of lr "
+                                   "(FAQ: 1.5e-3 -> 1e-3)")
     lr_end: float = _opt(1 / 50, "learning rate at the last step, as a fraction of lr (FAQ: 3e-5 of 1.5e-3)")
     schedule: str = _opt("two-stage", "of the learning rate and the weight decay",
                          choices=("two-stage", "cosine", "constant"))
@@ -104,13 +112,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_positive(self, "steps", "epochs", "batch", "accumulate", "lr", "lr_stage2", "max_norm", "patience",
-                        "requantize_every", "eval_every", "eval_windows", "save_every", "keep", "log_every", "adam_eps")
+        _check_positive(self, "steps", "epochs", "batch", "accumulate", "lr", "lr_stage2", "max_norm",
+                        "patience", "requantize_every", "eval_every", "eval_windows", "save_every", "keep",
+                        "log_every", "adam_eps")
         for name in ("beta1", "beta2", "val_fraction"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must lie in [0, 1)", value, f"give {name} such a value")
         check(0 <= self.lr_end <= 1, "lr_end must lie in [0, 1]", self.lr_end, "it is a fraction of lr")
-        check(min(self.weight_decay, self.warmup, self.seed) >= 0, "weight_decay, warmup and seed must not be negative",
+        check(min(self.weight_decay, self.warmup, self.seed) >= 0,
+              "weight_decay, warmup and seed must not be negative",
               f"{self.weight_decay}, {self.warmup}, {self.seed}", "use 0 or more")
 
 
@@ -122,20 +132,25 @@ class Preset(NamedTuple):
 
 
 def _paper(d_model: int, d_ff: int, n_heads: int, n_layers: int, lr: float) -> Preset:
-    """A model of the BitNet b1.58 FAQ, Table 1 and 2: norm inside BitLinear, LLaMA tokenizer, 1 M tokens a step."""
+    """A model of the BitNet b1.58 FAQ, Tables 1 and 2.
+
+    The norm is inside BitLinear, the tokenizer is LLaMA's, a step has 1 M tokens.
+    """
     return Preset(
         ModelConfig(vocab_size=32000, d_model=d_model, d_ff=d_ff, n_heads=n_heads, n_kv_heads=n_heads,
                     n_layers=n_layers, context=2048, norm="inner", init_std=0.02),
-        TrainConfig(lr=lr, batch=8, accumulate=64, steps=100_000, warmup=375, eval_every=1000, save_every=1000))
+        TrainConfig(lr=lr, batch=8, accumulate=64, steps=100_000, warmup=375,
+                    eval_every=1000, save_every=1000))
 
 
 PRESETS = {
     "tiny": Preset(
-        ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=192, context=128),
+        ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=192,
+                    context=128),
         TrainConfig(steps=1000, lr=1e-2, batch=8, eval_every=100, save_every=500, log_every=20)),
     "nano": Preset(ModelConfig(), TrainConfig()),
-    # 125m and 350m: width, heads and depth of GPT-3 small and medium (arXiv 2005.14165, Table 2.1); d_ff = 8/3 D,
-    # the width at which a gated unit has the parameters of the plain 4 D one.
+    # 125m and 350m: width, heads and depth of GPT-3 small and medium (arXiv 2005.14165, Table 2.1);
+    # d_ff = 8/3 D, the width at which a gated unit has the parameters of the plain 4 D one.
     "125m": _paper(768, 2048, 12, 12, 1.5e-3),
     "350m": _paper(1024, 2730, 16, 24, 1.5e-3),
     "700m": _paper(1536, 4096, 24, 24, 1.5e-3),
@@ -144,7 +159,8 @@ PRESETS = {
     "3.9b": _paper(3200, 12800, 32, 26, 1.2e-3),
     # config.json of microsoft/bitnet-b1.58-2B-4T; its learning rates are not published (arXiv 2504.12285).
     "2b4t": Preset(
-        ModelConfig(vocab_size=128256, d_model=2560, d_ff=6912, n_heads=20, n_kv_heads=5, n_layers=30, context=4096,
-                    norm="sub", glu="relu2", rope_theta=500000.0, init_std=0.02),
-        TrainConfig(lr=1.2e-3, batch=8, accumulate=64, steps=100_000, warmup=375, eval_every=1000, save_every=1000)),
+        ModelConfig(vocab_size=128256, d_model=2560, d_ff=6912, n_heads=20, n_kv_heads=5, n_layers=30,
+                    context=4096, norm="sub", glu="relu2", rope_theta=500000.0, init_std=0.02),
+        TrainConfig(lr=1.2e-3, batch=8, accumulate=64, steps=100_000, warmup=375,
+                    eval_every=1000, save_every=1000)),
 }

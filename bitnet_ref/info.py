@@ -2,8 +2,8 @@
 python -m bitnet_ref.info --model RUN
 python -m bitnet_ref.info --preset nano --n-layers 8 --json
 
-Describe a preset, or the model of a run: parameters by kind, bytes, cache, training memory, operations per token. Each
-figure is a formula of model/cost.py (docs/cost.md); no model is allocated, no tensor is read.
+Describe a preset, or the model of a run: parameters by kind, bytes, cache, training memory, operations per
+token. Each figure is a formula of model/cost.py (docs/cost.md); no model is allocated, no tensor is read.
 Read after: cli, model/cost. Read next: train/__main__.
 """
 
@@ -28,11 +28,14 @@ def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
         "parameters": {**n._asdict(), "total": n.total, "stored as trits": cost.ternary_params(cfg)},
         "model bytes (other parameters bfloat16)": {
             name: round(cost.inference_bytes(cfg, bits)) for name, bits in cost.BITS_PER_TRIT.items()},
-        "trit bytes": {name: round(cost.ternary_params(cfg) * bits / 8) for name, bits in cost.BITS_PER_TRIT.items()},
-        "KV cache bytes per token": {"float32": cost.kv_bytes_per_token(cfg, 4), "float16": cost.kv_bytes_per_token(cfg, 2)},
+        "trit bytes": {
+            name: round(cost.ternary_params(cfg) * bits / 8) for name, bits in cost.BITS_PER_TRIT.items()},
+        "KV cache bytes per token": {
+            "float32": cost.kv_bytes_per_token(cfg, 4), "float16": cost.kv_bytes_per_token(cfg, 2)},
         "training memory, bytes": {
             "parameters, gradients, moments, trits": cost.state_bytes(cfg),
-            f"activations of {batch} x {cfg.context} tokens": batch * cfg.context * cost.saved_bytes_per_token(cfg)},
+            f"activations of {batch} x {cfg.context} tokens":
+                batch * cfg.context * cost.saved_bytes_per_token(cfg)},
         f"operations per token, context {cfg.context}": {
             "forward": cost.forward_ops_per_token(cfg, cfg.context),
             "training step": cost.train_ops_per_token(cfg, cfg.context)},
@@ -52,11 +55,11 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _short(value: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if value < 1000:
-            break
+    units = ["", "k", "M", "G", "T", "P", "E"]
+    while value >= 999.5 and len(units) > 1:               # what rounds to 1000 has the next unit
         value /= 1000
-    return f"{value:.3g} {unit}"
+        del units[0]
+    return f"{value:.3g} {units[0]}"
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +68,8 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", metavar="|".join(PRESETS), help="a named model (default: nano)")
     parser.add_argument("--model", metavar="RUN", help="the folder of a training run, instead of a preset")
-    parser.add_argument("--batch", type=int, default=8, help="sequences per micro-batch, for the training memory")
+    parser.add_argument("--batch", type=int, default=8,
+                        help="sequences per micro-batch, for the training memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)

@@ -1,7 +1,8 @@
 """A corpus and runs so small that a test can afford to train: for train, generate, evaluate, formats, bench.
 
-Everything lies in one temporary folder, made when first asked for and shared by all tests; a test that damages
-a run works on a `copy` of it. `own_cache`, imported into a test file, keeps the prepared corpora there too.
+Everything lies in one temporary folder, made when first asked for and shared by all tests; a test that
+damages a run works on a `copy` of it. `own_cache`, imported into a test file, keeps the prepared corpora
+there too.
 """
 
 import atexit
@@ -44,7 +45,7 @@ def folder():
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
-    """No test of a file that imports this name touches the user's cache. One thread is quicker at this size."""
+    """A file that imports this name leaves the user's cache alone. One thread is quicker at this size."""
     monkeypatch.setenv("BITNET_REF_CACHE", str(folder() / "cache"))
     with thread_pools().limit(limits=1):
         yield

@@ -1,8 +1,8 @@
 """python -m bitnet_ref.bench.page --run runs/nano-001 --peer peer.json --twins runs/twins
 
-Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the generated markers of
-README.md and docs/benchmarks/training.md is written from it. What is not given anew stays as it was. No figure in the docs
-is typed by hand.
+Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the
+generated markers of README.md and docs/benchmarks/training.md is written from it. What is not given anew
+stays as it was. No figure in the docs is typed by hand.
 Read after: bench/size. Read next: README.md.
 """
 
@@ -31,8 +31,10 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return {"processor": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
+        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+                    if "model name" in line), cpu)
+    return {"processor": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
+            "numpy": np.__version__}
 
 
 def run_figures(run: Path) -> dict[str, Any]:
@@ -40,19 +42,33 @@ def run_figures(run: Path) -> dict[str, Any]:
     summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
     steps = log.read(run, "step")
     seconds = [line["seconds"] for line in steps]
-    return {**{k: v for k, v in summary.items() if k != "pictures"}, "machine": machine(), "train seconds": sum(seconds),
+    return {**_without(summary, "pictures"), "machine": machine(), "train seconds": sum(seconds),
             "median seconds per step": statistics.median(seconds),
             "tokens per second": steps[0]["tokens"] / statistics.median(seconds)}
+
+
+def twin_figures(folder: Path) -> dict[str, Any]:
+    """What the docs quote of the twins: every cell of the grid, without its curve."""
+    figures = json.loads((folder / "figures.json").read_text())
+    return {**figures, "cells": [_without(c, "curve") for c in figures["cells"]],
+            "best": {kind: _without(c, "curve") for kind, c in figures["best"].items()}}
+
+
+def _without(figures: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in figures.items() if k != key}
 
 
 def readme_block(f: dict[str, Any]) -> str:
     """The paragraph under the README's picture."""
     run, others = f["run"], f["run"]["others, bits per byte"]
-    peer = f" The same model, data and steps in PyTorch: {f['peer']['bits per byte']:.3f}." if "peer" in f else ""
-    return (f"After {run['steps']} steps ({run['train seconds'] / 60:.1f} minutes on {run['machine']['cores']} cores of "
-            f"{run['machine']['processor']}) this run predicts unseen text at **{run['bits per byte']:.3f} bits per "
-            f"byte**.{peer} `gzip -9` and `xz -9`, given the training text first, reach {others['gzip -9']:.2f} and "
-            f"{others['xz -9']:.2f} (gzip sees only its last 32 KiB, xz all of it). It writes:\n\n"
+    peer = ""
+    if "peer" in f:
+        peer = f" The same model, data and steps in PyTorch: {f['peer']['bits per byte']:.3f}."
+    return (f"After {run['steps']} steps ({run['train seconds'] / 60:.1f} minutes on "
+            f"{run['machine']['cores']} cores of {run['machine']['processor']}) this run predicts unseen "
+            f"text at **{run['bits per byte']:.3f} bits per byte**.{peer} `gzip -9` and `xz -9`, given the "
+            f"training text first, reach {others['gzip -9']:.2f} and {others['xz -9']:.2f} "
+            "(gzip sees only its last 32 KiB, xz all of it). It writes:\n\n"
             + "\n".join("> " + line for line in run["sample"].splitlines()))
 
 
@@ -60,13 +76,15 @@ def training_block(f: dict[str, Any]) -> str:
     """The tables of docs/benchmarks/training.md."""
     run = f["run"]
     rows = ["| run | bits per byte | seconds per step (median) |", "| --- | --- | --- |",
-            f"| bitnet_ref, NumPy, float32 | {run['bits per byte']:.4f} | {run['median seconds per step']:.3f} |"]
+            f"| bitnet_ref, NumPy, float32 | {run['bits per byte']:.4f} | "
+            f"{run['median seconds per step']:.3f} |"]
     if "peer" in f:
         rows.append(f"| PyTorch, autograd, {f['peer']['mode']} | {f['peer']['bits per byte']:.4f} | "
                     f"{f['peer']['median seconds per step']:.3f} |")
     text = (f"`nano`, default corpus, {run['steps']} steps, {run['machine']['cores']} cores of "
-            f"{run['machine']['processor']}, Python {run['machine']['python']}, NumPy {run['machine']['numpy']}; "
-            f"{run['validation tokens']:,} validation tokens, {run['validation bytes']:,} bytes.\n\n" + "\n".join(rows))
+            f"{run['machine']['processor']}, Python {run['machine']['python']}, "
+            f"NumPy {run['machine']['numpy']}; {run['validation tokens']:,} validation tokens, "
+            f"{run['validation bytes']:,} bytes.\n\n" + "\n".join(rows))
     if "twins" in f:
         rows = ["| model | learning rate | final validation loss, nats per token | bits per byte | |",
                 "| --- | --- | --- | --- | --- |"]
@@ -80,7 +98,8 @@ def training_block(f: dict[str, Any]) -> str:
 def put(page: Path, block: str) -> None:
     """Replace what stands between the generated markers of `page`."""
     text = page.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- generated: python -m bitnet_ref\.bench\.page -->\n).*?(<!-- end -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- generated: python -m bitnet_ref\.bench\.page -->\n).*?(<!-- end -->)",
+                        re.DOTALL)
     check(bool(marked.search(text)), f"{page} must hold the generated markers", "none", "restore them")
     page.write_text(marked.sub(lambda m: m[1] + block + "\n" + m[2], text), encoding="utf-8")
 
@@ -103,18 +122,17 @@ def main(argv: list[str]) -> int:
             f["run"] = run_figures(Path(args.run))
             shutil.copy(Path(args.run) / "pictures" / "overview.png", docs / "pictures" / "nano.png")
         if args.peer:
-            f["peer"] = {k: v for k, v in json.loads(Path(args.peer).read_text()).items() if k != "losses"}
+            f["peer"] = _without(json.loads(Path(args.peer).read_text()), "losses")
         if args.twins:
-            figures = json.loads((Path(args.twins) / "figures.json").read_text())
-            f["twins"] = {**figures, "cells": [{k: v for k, v in c.items() if k != "curve"} for c in figures["cells"]],
-                          "best": {kind: {k: v for k, v in c.items() if k != "curve"} for kind, c in figures["best"].items()}}
+            f["twins"] = twin_figures(Path(args.twins))
             shutil.copy(Path(args.twins) / "twins.png", docs / "pictures" / "twins.png")
         check("run" in f, "the page needs the figures of a run", "none", "give --run once")
         (docs / FIGURES).write_text(json.dumps(f, indent=1) + "\n", encoding="utf-8")
         put(root / "README.md", readme_block(f))
         put(docs / "benchmarks" / "training.md", training_block(f))
     except (OSError, KeyError) as e:
-        raise CheckError(f"the figures must be readable and the docs writable; got {e!r}; check the paths") from None
+        raise CheckError(f"the figures must be readable and the docs writable; got {e!r}; "
+                         "check the paths") from None
     return DONE
 
 

@@ -1,7 +1,7 @@
 """python -m bitnet_ref.bench.size
 
-Lines of every module, and of what a reader of the reference reads: quant, layers/, model/, and the trainer's loop,
-optimiser and schedules. Comments and blank lines count: they are read too.
+Lines of every module, and of what a reader of the reference reads: quant, layers/, model/, and the trainer's
+loop, optimiser and schedules. Comments and blank lines count: they are read too.
 Read after: bench. Read next: bench/page.
 """
 

@@ -1,9 +1,9 @@
 """python -m bitnet_ref.bench.torch_peer --steps 500 --output peer.json
 python -m bitnet_ref.bench.torch_peer --preset tiny --steps 50 --json
 
-The same model trained in PyTorch: same initial parameters, same batches, same schedules, same validation text; the layers
-are the official pseudo-code with the detach trick, and autograd. Tells whether a hand-written backward trains as well,
-and how fast each is. Needs the extra `oracle` (torch).
+The same model trained in PyTorch: same initial parameters, batches, schedules and validation text; the layers
+are the official pseudo-code with the detach trick, and autograd. Tells whether a hand-written backward trains
+as well, and how fast each is. Needs the extra `oracle` (torch).
 Read after: bench. Read next: bench/twins.
 """
 
@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,12 +33,24 @@ def torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise CheckError("torch must be installed to time it as a peer; got none; pip install 'bitnet_ref[oracle]'") from None
+        raise CheckError("torch must be installed to time it as a peer; got none; "
+                         "pip install 'bitnet_ref[oracle]'") from None
     return torch
 
 
+def rotary(cfg: ModelConfig, length: int) -> tuple[Any, Any]:
+    """cos, sin (T, Dh/2), float32, as torch tensors."""
+    t = torch()
+    freq = cfg.rope_theta ** (-t.arange(0, cfg.head_dim, 2, dtype=t.float64) / cfg.head_dim)
+    angle = t.arange(length)[:, None] * freq
+    return angle.cos().float(), angle.sin().float()
+
+
 def forward(cfg: ModelConfig, p: dict[str, Any], ids: Any) -> Any:
-    """Logits (B, T, V) from torch parameters named as ours, by the official pseudo-code. Norm layouts pre and sub."""
+    """Logits (B, T, V) from torch parameters named as ours, by the official pseudo-code.
+
+    Norm layouts pre and sub.
+    """
     t = torch()
     F = t.nn.functional
 
@@ -57,14 +70,13 @@ def forward(cfg: ModelConfig, p: dict[str, Any], ids: Any) -> Any:
         return t.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
     B, T = ids.shape
-    freq = cfg.rope_theta ** (-t.arange(0, cfg.head_dim, 2, dtype=t.float64) / cfg.head_dim)
-    angle = t.arange(T)[:, None] * freq
-    cos, sin = angle.cos().float(), angle.sin().float()
+    cos, sin = rotary(cfg, T)
     x = p["embedding"][ids]
     for l in range(cfg.n_layers):
         at = f"layers.{l}."
         n = norm(x, at + "attn_norm")
-        q, k, v = (bit(n, p[f"{at}attn.{w}"]).view(B, T, -1, cfg.head_dim).transpose(1, 2) for w in ("wq", "wk", "wv"))
+        q, k, v = (bit(n, p[f"{at}attn.{w}"]).view(B, T, -1, cfg.head_dim).transpose(1, 2)
+                   for w in ("wq", "wk", "wv"))
         o = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True, enable_gqa=True)
         x = x + bit(norm(o.transpose(1, 2).reshape(B, T, -1), at + "attn_sub_norm"), p[at + "attn.wo"])
         n = norm(x, at + "ffn_norm")
@@ -75,7 +87,10 @@ def forward(cfg: ModelConfig, p: dict[str, Any], ids: Any) -> Any:
 
 
 def train_peer(cfg: ModelConfig, how: TrainConfig, data: Dataset, mode: str = "float32") -> dict[str, Any]:
-    """Train with autograd and torch's AdamW. `mode`: float32 or bf16 (autocast). Losses, final score, seconds a step."""
+    """Train with autograd and torch's AdamW. Returns losses, final score, seconds a step.
+
+    `mode`: float32 or bf16 (autocast).
+    """
     t = torch()
     ours = init_params(cfg, how.seed)
     p = {s.name: t.nn.Parameter(t.from_numpy(ours[s.name].copy())) for s in ours.specs}
@@ -91,8 +106,8 @@ def train_peer(cfg: ModelConfig, how: TrainConfig, data: Dataset, mode: str = "f
     for step in tqdm(range(how.steps), unit="step", desc=f"torch {mode}"):
         began = time.perf_counter()
         total = 0.0
-        for m in range(how.accumulate):
-            ids, targets = batch(data.train.tokens, step * how.accumulate + m, how.batch, cfg.context, how.seed)
+        for m in range(step * how.accumulate, (step + 1) * how.accumulate):
+            ids, targets = batch(data.train.tokens, m, how.batch, cfg.context, how.seed)
             loss = loss_of(ids, np.ascontiguousarray(targets)) / how.accumulate
             loss.backward()
             total += loss.item()
@@ -103,22 +118,32 @@ def train_peer(cfg: ModelConfig, how: TrainConfig, data: Dataset, mode: str = "f
         adam.zero_grad(set_to_none=True)
         losses.append(total)
         seconds.append(time.perf_counter() - began)
-    nats, size = 0.0, 0
     with t.no_grad():
-        for ids, targets in sequential(data.val.tokens, cfg.context):
-            nats += loss_of(ids, np.ascontiguousarray(targets)).item() * targets.size
-            size += int(data.tokenizer.token_bytes[targets].sum())
-    return {"mode": mode, "steps": how.steps, "losses": losses, "bits per byte": nats / math.log(2) / size,
+        score = bits_per_byte(loss_of, data, cfg.context)
+    return {"mode": mode, "steps": how.steps, "losses": losses, "bits per byte": score,
             "median seconds per step": float(np.median(seconds)), "threads": t.get_num_threads()}
+
+
+def bits_per_byte(loss_of: Callable[[np.ndarray, np.ndarray], Any], data: Dataset, context: int) -> float:
+    """Score of all of the validation text; `loss_of(ids, targets)` is a torch scalar, nats per token."""
+    assert data.val is not None
+    nats, size = 0.0, 0
+    for ids, targets in sequential(data.val.tokens, context):
+        nats += loss_of(ids, np.ascontiguousarray(targets)).item() * targets.size
+        size += int(data.tokenizer.token_bytes[targets].sum())
+    return nats / math.log(2) / size
 
 
 def main(argv: list[str]) -> int:
     """Parse, prepare the data, train, print."""
     parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.torch_peer", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", metavar="|".join(PRESETS), help="a named model and its rates (default: nano)")
-    parser.add_argument("--mode", choices=("float32", "bf16"), default="float32", help="arithmetic (default: float32)")
-    parser.add_argument("--output", metavar="FILE", help="write the figures, with the loss of every step, as JSON")
+    parser.add_argument("--preset", metavar="|".join(PRESETS),
+                        help="a named model and its rates (default: nano)")
+    parser.add_argument("--mode", choices=("float32", "bf16"), default="float32",
+                        help="arithmetic (default: float32)")
+    parser.add_argument("--output", metavar="FILE",
+                        help="write the figures, with the loss of every step, as JSON")
     add_args(parser, TrainConfig, "training")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)

@@ -1,8 +1,9 @@
 """python -m bitnet_ref.bench.twins --corpus wikitext-2 --steps 400 --output runs/twins
 
-BitNet against its full-precision twin: same model, data, batches and steps; each at the best of a small grid of learning
-rates. Every cell of the grid is an ordinary run folder; cells that are done are not run again. Ends with figures.json and
-twins.png: both best curves, and the final loss over the rate, so that a best rate on the edge of its grid is seen.
+BitNet against its full-precision twin: same model, data, batches and steps; each at the best of a small grid
+of learning rates. Every cell of the grid is an ordinary run folder; cells that are done are not run again.
+Ends with figures.json and twins.png: both best curves, and the final loss over the rate, so that a best rate
+on the edge of its grid is seen.
 Read after: bench/torch_peer. Read next: bench/size.
 """
 
@@ -69,7 +70,8 @@ def draw(cells: list[dict[str, Any]], title: str, path: Path) -> None:
         for c in (c for c in cells if c["kind"] == kind):
             left.plot(*zip(*c["curve"]), color=color, alpha=0.18, lw=1)
         left.plot(*zip(*top["curve"]), color=color, lw=2.2,
-                  label=f"{name}, lr {top['lr']:g}: {top['loss']:.3f} nats, {top['bits per byte']:.3f} bits per byte")
+                  label=f"{name}, lr {top['lr']:g}: {top['loss']:.3f} nats, "
+                        f"{top['bits per byte']:.3f} bits per byte")
         row = sorted((c["lr"], c["loss"]) for c in cells if c["kind"] == kind)
         right.plot(*zip(*row), "o-", color=color, label=name)
     left.set(title=title, xlabel="optimiser step", ylabel="validation loss, nats per token")
@@ -84,34 +86,43 @@ def draw(cells: list[dict[str, Any]], title: str, path: Path) -> None:
     plt.close(fig)
 
 
+def parse_rates(text: str) -> list[float]:
+    """The learning rates in "1e-3,2e-3"."""
+    try:
+        return [float(lr) for lr in text.split(",")]
+    except ValueError as e:
+        raise CheckError(f"rates must be numbers between commas; got {e}; write 1e-3,2e-3") from None
+
+
 def main(argv: list[str]) -> int:
     """Parse, run the grid, draw, print. Exit code 1 if a best rate lies on the edge of its grid."""
     parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.twins", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", metavar="|".join(PRESETS), help="a named model and its rates (default: nano)")
+    parser.add_argument("--preset", metavar="|".join(PRESETS),
+                        help="a named model and its rates (default: nano)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the grid")
-    parser.add_argument("--ternary-lrs", default="2e-3,4e-3,8e-3,1.6e-2", help="rates of BitNet (default: %(default)s)")
-    parser.add_argument("--full-lrs", default="1e-3,2e-3,4e-3,8e-3", help="rates of the twin (default: %(default)s)")
+    parser.add_argument("--ternary-lrs", default="2e-3,4e-3,8e-3,1.6e-2",
+                        help="rates of BitNet (default: %(default)s)")
+    parser.add_argument("--full-lrs", default="1e-3,2e-3,4e-3,8e-3",
+                        help="rates of the twin (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add_args(parser, TrainConfig, "training")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
     check(args.jobs > 0, "--jobs must be greater than 0", args.jobs, "use 1")
-    try:
-        rates = {kind: [float(lr) for lr in text.split(",")] for kind, text in
-                 (("ternary", args.ternary_lrs), ("full", args.full_lrs))}
-    except ValueError as e:
-        raise CheckError(f"rates must be numbers between commas; got {e}; write 1e-3,2e-3") from None
+    rates = {"ternary": parse_rates(args.ternary_lrs), "full": parse_rates(args.full_lrs)}
     preset, model_cfg, cfg = configs(args)
     folder = Path(args.output)
-    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)    # once, before the pool
+    # The data once, before the pool.
+    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
     cells = grid(preset, model_cfg, cfg, rates, folder, args.jobs)
     tops = {kind: best(cells, kind) for kind in KINDS}
     (folder / "figures.json").write_text(json.dumps({"cells": cells, "best": tops}, indent=1))
     draw(cells, f"{preset} on {cfg.corpus}, {cfg.steps} steps", folder / "twins.png")
     for kind, top in tops.items():
-        print(f"{KINDS[kind][0]:<22} lr {top['lr']:<8g} {top['loss']:.4f} nats per token   {top['bits per byte']:.4f} "
-              f"bits per byte   {'inside its grid' if top['inside'] else 'ON THE EDGE of its grid'}")
+        print(f"{KINDS[kind][0]:<22} lr {top['lr']:<8g} {top['loss']:.4f} nats per token   "
+              f"{top['bits per byte']:.4f} bits per byte   "
+              f"{'inside its grid' if top['inside'] else 'ON THE EDGE of its grid'}")
     return DONE if all(top["inside"] for top in tops.values()) else CHECK_FAILED
 
 

@@ -73,7 +73,7 @@ class Tokenizer:
             lone_byte = token.startswith("<0x") and token.endswith(">") and len(token) == 6
             text = 1 if lone_byte else len(token.replace("\u2581", " ").encode("utf-8"))
             sizes[i] = len(token) if byte_level else text
-        for added in record["added_tokens"]:    # matched in the text as they are, unless they are special
+        for added in record.get("added_tokens", ()):        # matched in the text as they are, unless special
             sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode("utf-8"))
         return sizes
 
@@ -85,9 +85,9 @@ class Tokenizer:
         """Each text -> int32 (T,); encoded in parallel. Raises as `encode`."""
         try:
             encodings = self._bpe.encode_batch_fast(texts, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as e:
-            raise CheckError(f"a text must be a str of Unicode characters; got one that is not ({e}); "
-                             "remove lone surrogates") from None
+        except Exception as e:                  # of the library: TypeError for the text, or plain
+            raise CheckError(f"a text must be Unicode that the tokenizer can encode; got {str(e)[:200]}; "
+                             "remove lone surrogates, or use another tokenizer") from None
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Any) -> str:
@@ -117,7 +117,9 @@ def from_json(text: str, where: str = "the text given") -> Tokenizer:
         record = json.loads(text)
         tokenizer = Tokenizer(canonical(record))
         names = tokenizer._bpe.get_vocab(with_added_tokens=True)
-    except Exception as e:                      # the library raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:                  # the library raises plain Exception, and panics outside of it
         raise CheckError(f"{where} must be a tokenizer.json; got {str(e)[:200]}; {FIX}") from None
     check(any(name in names for name in EOS_NAMES), f"a tokenizer must have one of {', '.join(EOS_NAMES)}",
           f"none in {where}", FIX)

@@ -1,8 +1,9 @@
 """python -m bitnet_ref.evaluate --model RUN
 python -m bitnet_ref.evaluate --model RUN --corpus wikitext-2 --json
 
-Perplexity and bits per byte of a trained model, on the run's own validation text or on another corpus, with the number
-of tokens and bytes that were counted. Exit code 1 if the model is worse than guessing: no perplexity is printed then.
+Perplexity and bits per byte of a trained model, on the run's own validation text or on another corpus, with
+the number of tokens and bytes that were counted. Exit code 1 if the model is worse than guessing: no
+perplexity is printed then.
 Read after: perplexity. Read next: train.
 """
 
@@ -17,9 +18,12 @@ def main(argv: list[str]) -> int:
     """Parse, load, score, print."""
     parser = argparse.ArgumentParser(prog="python -m bitnet_ref.evaluate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, metavar="RUN", help="folder of a training run, or one checkpoint in it")
-    parser.add_argument("--corpus", help="a named corpus, or a file, folder or glob (default: the run's validation text)")
-    parser.add_argument("--windows", type=int, help="score at most this many windows, evenly spaced (default: all)")
+    parser.add_argument("--model", required=True, metavar="RUN",
+                        help="folder of a training run, or one checkpoint in it")
+    parser.add_argument("--corpus", help="a named corpus, or a file, folder or glob "
+                                         "(default: the run's validation text)")
+    parser.add_argument("--windows", type=int,
+                        help="score at most this many windows, evenly spaced (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--backend", default="numpy", help="implementation of the ops (default: numpy)")
     args = parser.parse_args(argv)
@@ -32,7 +36,8 @@ def main(argv: list[str]) -> int:
         print(json.dumps(figures))
     else:
         perplexity = f"{result.perplexity:.3f}" if result.perplexity is not None else (
-            f"none: a loss above log({result.vocab_size}) means worse than guessing; is this the right tokenizer and model?")
+            f"none: a loss above log({result.vocab_size}) means worse than guessing; "
+            "is this the right tokenizer and model?")
         print(f"perplexity      {perplexity}\nbits per byte   {result.bits_per_byte:.4f}\n"
               f"loss            {result.loss:.4f} nats per token\n"
               f"counted         {result.tokens:,} tokens, {result.bytes:,} bytes")

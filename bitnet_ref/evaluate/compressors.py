@@ -1,8 +1,8 @@
 """What gzip and xz make of the validation text when they have been given the training text first.
 
-Bits per byte = (compressed size of training + validation text, less that of the training text alone) / validation bytes.
-gzip sees only the last 32 KiB of what came before; xz sees all of it (a 64 MiB dictionary), so xz profits from every
-repeat over any distance.
+Bits per byte = (compressed size of training + validation text, less that of the training text alone) /
+validation bytes. gzip sees only the last 32 KiB of what came before; xz sees all of it (a 64 MiB dictionary),
+so xz profits from every repeat over any distance.
 Read after: perplexity. Read next: train.
 """
 
@@ -16,7 +16,8 @@ LIMIT = 1 << 26              # bytes of training text given: xz's dictionary, an
 
 def compressed_bits_per_byte(train: bytes, val: bytes) -> dict[str, float]:
     """{"gzip -9": bits per byte, "xz -9": bits per byte} of `val` (not empty) after `train`."""
-    tools = {"gzip -9": lambda data: gzip.compress(data, 9, mtime=0), "xz -9": lambda data: lzma.compress(data, preset=9)}
+    tools = {"gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
+             "xz -9": lambda data: lzma.compress(data, preset=9)}
     return {name: 8 * (len(tool(train + val)) - len(tool(train))) / len(val) for name, tool in tools.items()}
 
 

@@ -3,12 +3,11 @@
 Read after: compressors. Read next: evaluate/__main__.
 """
 
-import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import check
 from bitnet_ref.data.corpus import documents, validation_documents
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import Tokenizer
@@ -18,10 +17,14 @@ from bitnet_ref.generate.language_model import TOKENIZER, load
 
 
 def score_corpus(run: str, corpus: str | None, windows: int | None = None, backend: str = "numpy") -> Score:
-    """Score of the run's model on `corpus` (the whole of it; the validation part where it has an official one), or on
-    the run's own validation side if None. Raises CheckError for whatever is wrong with model or text."""
+    """Score of the run's model on `corpus`, or on the run's own validation side if None.
+
+    Of a corpus the whole is scored, or its validation part where it has an official one. Raises CheckError
+    for whatever is wrong with model or text.
+    """
     model = load(run, backend)
-    check(windows is None or windows > 0, "--windows must be greater than 0", windows, "leave it out to score all")
+    check(windows is None or windows > 0, "--windows must be greater than 0", windows,
+          "leave it out to score all")
     tokens = _own_validation(run) if corpus is None else _tokens(corpus, model.tokenizer)
     return score(model.transformer, tokens, model.tokenizer.token_bytes, windows)
 
@@ -38,11 +41,14 @@ def _own_validation(run: str) -> np.ndarray:
     """The validation tokens that the run was trained beside, found again from its config."""
     checkpoint = latest(run)
     state = read_state(checkpoint)
-    cfg, seen = state.get("train"), state.get("validation tokens")
+    cfg: Any = state.get("train")
+    seen = state.get("validation tokens")
     check(isinstance(cfg, dict) and {"corpus", "val_fraction", "seed"} <= cfg.keys(),
           f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus")
-    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), val_fraction=cfg["val_fraction"], seed=cfg["seed"])
+    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), val_fraction=cfg["val_fraction"],
+                   seed=cfg["seed"])
     check(data.val is not None and data.val.header.payload_sha256 == seen,
           "the validation text must be the one that the run was trained beside",
           f"other text in {cfg['corpus']}", "restore that corpus, or name another with --corpus")
+    assert data.val is not None
     return data.val.tokens

@@ -1,9 +1,9 @@
 """Loss over a token stream, every token counted once, and the three figures made of it.
 
-Bits per byte compares models with different tokenizers; perplexity does not, and above the vocabulary size it says only
-that the model is worse than guessing, so it is refused there.
-Port note: the stream starts with the end-of-text token, so every byte of text is predicted; the loss of the end-of-text
-tokens counts, their bytes (none) do not: the figure can only be too high, never too low.
+Bits per byte compares models with different tokenizers; perplexity does not, and above the vocabulary size it
+says only that the model is worse than guessing, so it is refused there.
+Port note: the stream starts with the end-of-text token, so every byte of text is predicted; the loss of the
+end-of-text tokens counts, their bytes (none) do not: the figure can only be too high, never too low.
 Read after: generate. Read next: compressors.
 """
 
@@ -37,20 +37,23 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss), or None where it would exceed the vocabulary size: then the model is worse than guessing."""
-        return math.exp(self.loss) if self.loss <= math.log(self.vocab_size) else None              # (PP.2)
+        """exp(loss), or None where it would exceed the vocabulary size: the model is worse than guessing."""
+        guessing = math.log(self.vocab_size)
+        return math.exp(self.loss) if self.loss <= guessing else None           # (PP.2)
 
 
 def score(model: Transformer, tokens: np.ndarray, token_bytes: np.ndarray, windows: int | None = None,
           batch: int = 8) -> Score:
     """Score of `tokens` int (n,), which starts with the end-of-text token, in windows of the model's context.
 
-    `token_bytes` int (V,): bytes of text that each token stands for. `windows`: at most this many, evenly spaced.
+    `token_bytes` int (V,): bytes of text that each token stands for. `windows`: at most this many, evenly
+    spaced.
     """
     check(len(tokens) > 1, "there must be at least two tokens to score", len(tokens), "give more text")
     nats, count, size = 0.0, 0, 0
     for ids, targets in sequential(tokens, model.cfg.context, batch, windows):
         _, loss = model(ids, targets)
+        assert loss is not None
         nats += float(loss) * targets.size
         count += targets.size
         size += int(token_bytes[targets].sum())

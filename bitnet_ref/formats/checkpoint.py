@@ -1,8 +1,8 @@
 """A checkpoint: a folder `step-00000100` with tensors.safetensors, state.json and an empty file DONE.
 
-It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step. state.json
-holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No pickle, so a file from a
-stranger cannot run code.
+It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step.
+state.json holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No
+pickle, so a file from a stranger cannot run code.
 Read after: model. Read next: generate/language_model.
 """
 
@@ -46,7 +46,7 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, np.ndarray], state
                 f.flush()
                 os.fsync(f.fileno())
         _sync_folder(partial)
-        if final.exists():                      # the same step again: equal by construction, the newer one is whole
+        if final.exists():                      # the same step again: equal by construction, this is whole
             remove(final)
         partial.rename(final)
         _sync_folder(run)
@@ -84,7 +84,8 @@ def latest(run: str | Path) -> Path:
     path = Path(run)
     if (path / MARK).is_file():
         return path
-    check(path.is_dir(), "a model must be the folder of a training run", path, "give the folder that training printed")
+    check(path.is_dir(), "a model must be the folder of a training run", path,
+          "give the folder that training printed")
     found = checkpoints(path)
     check(bool(found), f"{path} must hold a complete checkpoint (step-*/{MARK})", "none",
           "train longer than save_every steps, or give another run")
@@ -100,10 +101,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise CheckError(f"{file} must be readable JSON; got {e}; {fix}") from None
     check(isinstance(state, dict) and state.get("format") == FORMAT, f'{file} must say format = "{FORMAT}"',
-          state.get("format") if isinstance(state, dict) else type(state).__name__, "give the folder of a bitnet_ref run")
+          state.get("format") if isinstance(state, dict) else type(state).__name__,
+          "give the folder of a bitnet_ref run")
     check(state.get("version") == VERSION, f"{file} must have version {VERSION}", state.get("version"),
           "use the release of bitnet_ref that wrote it")
-    check(isinstance(state.get("model"), dict), f"{file} must hold a model config", type(state.get("model")).__name__, fix)
+    check(isinstance(state.get("model"), dict), f"{file} must hold a model config",
+          type(state.get("model")).__name__, fix)
     return state
 
 
@@ -117,26 +120,32 @@ def model_config(state: dict[str, Any]) -> ModelConfig:
 
 
 def read_tensors(checkpoint: Path, state: dict[str, Any], names: list[str]) -> dict[str, np.ndarray]:
-    """The named tensors, after the file's SHA-256 has been verified. Raises CheckError for a damaged or foreign file."""
+    """The named tensors, after the file's SHA-256 has been verified.
+
+    Raises CheckError for a damaged or foreign file.
+    """
     file = checkpoint / TENSORS
     fix = f"delete {checkpoint} to use the checkpoint before it"
     try:
         with open(file, "rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
-        check(digest == state.get("sha256"), f"{file} must have the SHA-256 in {STATE}", f"{digest[:12]}...", fix)
+        check(digest == state.get("sha256"), f"{file} must have the SHA-256 in {STATE}",
+              f"{digest[:12]}...", fix)
         with safe_open(file, framework="numpy") as f:
             missing = sorted(set(names) - set(f.keys()))
-            check(not missing, f"{file} must hold every tensor of its config", f"no {', '.join(missing[:3])}", fix)
+            check(not missing, f"{file} must hold every tensor of its config",
+                  f"no {', '.join(missing[:3])}", fix)
             return {name: f.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as e:
         raise CheckError(f"{file} must be a readable safetensors file; got {e}; {fix}") from None
 
 
 def fill(params: Params, tensors: dict[str, np.ndarray], prefix: str) -> None:
-    """Copy the tensors named prefix + name into `params`. Raises CheckError where a shape or dtype differs."""
+    """Copy the tensors named prefix + name into `params`. Raises CheckError if a shape or dtype differs."""
     for name, view in params.view.items():
         t = tensors[prefix + name]
-        check(t.shape == view.shape and t.dtype == view.dtype, f"{prefix + name} must be {view.dtype} {view.shape}",
+        check(t.shape == view.shape and t.dtype == view.dtype,
+              f"{prefix + name} must be {view.dtype} {view.shape}",
               f"{t.dtype} {t.shape}", "use a checkpoint of the same model")
         view[...] = t
 

@@ -17,13 +17,15 @@ def main(argv: list[str]) -> int:
     """Parse, load, stream."""
     parser = argparse.ArgumentParser(prog="python -m bitnet_ref.generate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, metavar="RUN", help="folder of a training run, or one checkpoint in it")
+    parser.add_argument("--model", required=True, metavar="RUN",
+                        help="folder of a training run, or one checkpoint in it")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", default="", help="the text to continue (default: empty)")
     text.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin")
     parser.add_argument("--tokens", type=int, default=100, help="tokens to generate (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
-    parser.add_argument("--top-k", type=int, default=40, help="draw among the k likeliest tokens (default: 40)")
+    parser.add_argument("--top-k", type=int, default=40,
+                        help="draw among the k likeliest tokens (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
     parser.add_argument("--backend", default="numpy", help="implementation of the ops (default: numpy)")
     args = parser.parse_args(argv)

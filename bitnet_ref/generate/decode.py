@@ -1,7 +1,7 @@
 """Prefill the prompt, then one decode step per token, streaming each as it comes.
 
-When the text outgrows the model's context, the oldest half is dropped and the rest is prefilled again: a rule that a
-cached decoder can follow at the same cost, and that keeps at least half a context of history.
+When the text outgrows the model's context, the oldest half is dropped and the rest is prefilled again: a rule
+that a cached decoder can follow at the same cost, and that keeps at least half a context of history.
 Read after: sampling. Read next: language_model.
 """
 
@@ -15,8 +15,8 @@ from bitnet_ref.model import Transformer
 from bitnet_ref.model.transformer import decode_step, prefill
 
 
-def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: float = 0.0, top_k: int | None = None,
-           seed: int = 0, stop: int | None = None) -> Iterator[int]:
+def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: float = 0.0,
+           top_k: int | None = None, seed: int = 0, stop: int | None = None) -> Iterator[int]:
     """Up to `tokens` ids that continue prompt int (T,); ends early after `stop`.
 
     Raises CheckError for an empty prompt, ids outside the vocabulary, or options out of range.
@@ -27,7 +27,8 @@ def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: flo
           f"{tokens}, {temperature}, {seed} and {top_k}", "correct the options")
     history = list(np.asarray(prompt).tolist())
     keep = model.cfg.context
-    check(max(history) < model.cfg.vocab_size and min(history) >= 0, f"ids must lie in 0..{model.cfg.vocab_size - 1}",
+    check(max(history) < model.cfg.vocab_size and min(history) >= 0,
+          f"ids must lie in 0..{model.cfg.vocab_size - 1}",
           f"{min(history)}..{max(history)}", "use the model's own tokenizer")
     window = history[-keep:]
     logits, state = prefill(model.plan, model.ready, np.array([window]))

@@ -21,13 +21,16 @@ TOKENIZER = "tokenizer.json"     # beside the checkpoints, in the run folder
 
 
 class LanguageModel:
-    """`logits, loss = model(ids, targets)` and `model.generate("...")`. Holds a Transformer and a Tokenizer."""
+    """`logits, loss = model(ids, targets)`, `model.generate("...")`. Holds a Transformer and a Tokenizer."""
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer) -> None:
         self.transformer, self.tokenizer, self.cfg = transformer, tokenizer, transformer.cfg
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
-        """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token (None without targets)."""
+        """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token.
+
+        The loss is None without targets.
+        """
         return self.transformer(ids, targets)
 
     def stream(self, prompt: str, tokens: int = 100, temperature: float = 0.8, top_k: int | None = 40,
@@ -54,13 +57,15 @@ class LanguageModel:
 
 
 def load(path: str | Path, backend: str = "numpy") -> LanguageModel:
-    """The model of a run folder, or of one checkpoint in it. Raises CheckError if it is missing or damaged."""
+    """The model of a run folder, or of one checkpoint in it. Raises CheckError if missing or damaged."""
     checkpoint = latest(path)
     state = read_state(checkpoint)
     tokenizer = load_tokenizer(checkpoint.parent / TOKENIZER)
     cfg = model_config(state)
-    check(tokenizer.vocab_size == cfg.vocab_size, f"the tokenizer must have the model's {cfg.vocab_size} entries",
-          tokenizer.vocab_size, f"put back the {TOKENIZER} that the run was trained with")
-    check(tokenizer.checksum == state.get("tokenizer"), "the tokenizer must be the one that the model was trained with",
+    check(tokenizer.vocab_size == cfg.vocab_size,
+          f"the tokenizer must have the model's {cfg.vocab_size} entries", tokenizer.vocab_size,
+          f"put back the {TOKENIZER} that the run was trained with")
+    check(tokenizer.checksum == state.get("tokenizer"),
+          "the tokenizer must be the one that the model was trained with",
           f"checksum {tokenizer.checksum[:12]}", f"put back the {TOKENIZER} of the run")
     return LanguageModel(Transformer(cfg, read_params(checkpoint, state), kernels.load(backend)), tokenizer)

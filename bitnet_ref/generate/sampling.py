@@ -1,7 +1,7 @@
 """From logits to a token: greedy, or a draw at a temperature among the top k.
 
-Randomness is counter-based: the draw at position t depends on (seed, t) alone, so a seed gives the same text whatever
-was generated before in the same process.
+Randomness is counter-based: the draw at position t depends on (seed, t) alone, so a seed gives the same text
+whatever was generated before in the same process.
 Read after: model. Read next: decode.
 """
 

@@ -1,7 +1,7 @@
 """Backends: overlays on the reference, injected into the model, never asked about.
 
-`load("numpy")` is the reference itself. A faster backend is a package beside this file that lists what it provides; its
-names replace the reference's. The model receives the namespace and never imports this package.
+`load("numpy")` is the reference itself. A faster backend is a package beside this file that lists what it
+provides; its names replace the reference's. The model receives the namespace and never imports this package.
 Read after: layers. Read next: model/params.
 """
 

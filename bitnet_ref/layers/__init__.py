@@ -1,9 +1,10 @@
 """THE REFERENCE: every op of a BitNet, forward and backward, in NumPy.
 
-Each module is one op, forward first, its backward directly below. `ALL_OPS` is the contract between a model and a
-backend: kernels.load(name) returns a namespace with these names, each from here unless the backend has its own.
-Argument order: forward (inputs, params, hyper, out) -> (y, *stats); backward (dy, inputs, params, *stats, d<param>).
-Activation gradients are returned; parameter gradients are accumulated into the array that is passed.
+Each module is one op, forward first, its backward directly below. `ALL_OPS` is the contract between a model
+and a backend: kernels.load(name) returns a namespace with these names, each from here unless the backend has
+its own. Argument order: forward (inputs, params, hyper, out) -> (y, *stats); backward (dy, inputs, params,
+*stats, d<param>). Activation gradients are returned; parameter gradients are accumulated into the array that
+is passed.
 Read after: quant. Read next: embedding.
 """
 
@@ -26,8 +27,8 @@ from bitnet_ref.layers.rope import rope, rope_backward
 from bitnet_ref.quant import absmax_int8, absmean_ternary
 
 ALL_OPS = {op.__name__: op for op in (
-    embedding, embedding_backward, rmsnorm, rmsnorm_backward, rope, rope_backward, attention, attention_backward,
-    swiglu, swiglu_backward, relu2, relu2_backward, linear, linear_backward,
+    embedding, embedding_backward, rmsnorm, rmsnorm_backward, rope, rope_backward,
+    attention, attention_backward, swiglu, swiglu_backward, relu2, relu2_backward, linear, linear_backward,
     absmean_ternary, absmax_int8, rmsnorm_int8, prepare, ternary_linear, ternary_linear_backward,
     bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, adamw_,
 )}

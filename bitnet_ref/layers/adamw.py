@@ -1,4 +1,4 @@
-"""AdamW: Adam with bias correction, and weight decay that acts on the weight itself, not through the gradient.
+"""AdamW: Adam with bias correction, and weight decay that acts on the weight itself, not on the gradient.
 
 Works in place on flat arrays, block by block so that the four streams stay in the processor's cache.
 Port note: the decay is multiplied by the learning rate and applied before the Adam step, as PyTorch does.
@@ -12,7 +12,10 @@ BLOCK = 1 << 15              # elements: 4 arrays and 2 temporaries of 128 KiB e
 
 def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, lr: float, decay: float,
            beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8) -> None:
-    """One update in place of p, m, v (n,) from the gradient g (n,). `step` counts from 1.   Source: arXiv 1711.05101 alg. 2"""
+    """One update in place of p, m, v (n,) from the gradient g (n,). `step` counts from 1.
+
+    Source: Loshchilov and Hutter, arXiv 1711.05101 alg. 2.
+    """
     correct1, correct2 = 1 - beta1**step, 1 - beta2**step
     for a in range(0, len(p), BLOCK):
         pb, gb, mb, vb = p[a:a + BLOCK], g[a:a + BLOCK], m[a:a + BLOCK], v[a:a + BLOCK]

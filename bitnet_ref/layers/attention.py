@@ -1,8 +1,8 @@
 """Causal grouped-query attention: each query reads the keys at or before its own position.
 
-H query heads share KV key/value heads; head h reads key/value head h // R, R = H / KV. With S > T the queries are the
-last T of S positions, as when decoding with a cache. Kept for backward: the log-sum-exp of each row of scores, S times
-smaller than the probabilities, which backward recomputes.
+H query heads share KV key/value heads; head h reads key/value head h // R, R = H / KV. With S > T the queries
+are the last T of S positions, as when decoding with a cache. Kept for backward: the log-sum-exp of each row
+of scores, S times smaller than the probabilities, which backward recomputes.
 Port note: repeat each KV head R times in place (0 0 1 1), do not tile them (0 1 0 1); scale by 1/sqrt(Dh).
 Read after: rope. Read next: glu.
 """
@@ -11,8 +11,9 @@ import numpy as np
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """o = softmax(mask(q k^T / sqrt(Dh))) v.   q (B, T, H, Dh)  k, v (B, S, KV, Dh)  ->  o (B, T, H, Dh), lse (B, KV, R, T, 1)
+    """o = softmax(mask(q k^T / sqrt(Dh))) v, lse = the log-sum-exp of each masked row.
 
+    q (B, T, H, Dh)  k, v (B, S, KV, Dh)  ->  o (B, T, H, Dh), lse (B, KV, R, T, 1)
     Source: Vaswani et al., arXiv 1706.03762 eq. 1; grouped queries: Ainslie et al., arXiv 2305.13245.
     """
     p = _scores(q, k)
@@ -42,14 +43,14 @@ def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarr
 
 def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Masked scores (B, KV, R, T, S): -inf where the key lies after the query."""
-    s = (_group(q, k.shape[2]) * q.shape[-1] ** -0.5) @ _group(k, k.shape[2]).swapaxes(-1, -2)      # (AT.1)
+    s = (_group(q, k.shape[2]) * q.shape[-1] ** -0.5) @ _group(k, k.shape[2]).swapaxes(-1, -2)  # (AT.1)
     T, S = s.shape[-2:]
-    s += np.where(np.arange(S) > np.arange(S - T, S)[:, None], -np.inf, 0).astype(s.dtype)          # (AT.2)
+    s += np.where(np.arange(S) > np.arange(S - T, S)[:, None], -np.inf, 0).astype(s.dtype)      # (AT.2)
     return s
 
 
 def _group(x: np.ndarray, n_kv: int) -> np.ndarray:
-    """(B, T, H, Dh) -> (B, KV, R, T, Dh), a view; keys and values have R = 1 and broadcast against the queries."""
+    """(B, T, H, Dh) -> (B, KV, R, T, Dh), a view; keys and values have R = 1 and broadcast."""
     B, T, H, Dh = x.shape
     return x.reshape(B, T, n_kv, H // n_kv, Dh).transpose(0, 2, 3, 1, 4)
 

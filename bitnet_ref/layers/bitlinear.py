@@ -1,8 +1,8 @@
-"""BitLinear: RMSNorm, int8 activations, ternary weights, an exact integer product, one multiplication by two scales.
+"""BitLinear: RMSNorm, int8 activations, ternary weights, an exact integer product, then the two scales.
 
-The three stages are separate ops because a block quantises once what several projections read (q, k, v), and ternarises
-weights once per optimiser step: `rmsnorm_int8` (or `absmax_int8`), `prepare`, `ternary_linear`. `bitlinear` is their
-composition, the op of the papers. Backward keeps int8 codes, a quarter of the float activations.
+The three stages are separate ops because a block quantises once what several projections read (q, k, v), and
+ternarises weights once per optimiser step: `rmsnorm_int8` (or `absmax_int8`), `prepare`, `ternary_linear`.
+`bitlinear` is their composition, the op of the papers. Backward keeps int8 codes, a quarter of the floats.
 Port note: dw uses the *quantised* activation, as the straight-through estimator on both operands demands.
 Read after: linear. Read next: cross_entropy.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from bitnet_ref.layers.rmsnorm import rmsnorm, rmsnorm_backward
 from bitnet_ref.quant import absmax_int8, absmean_ternary, dequantise
 
-EXACT_IN_FLOAT32 = 2**24 // 128     # inputs K up to which a sum of K products |x_q w_q| <= 128 is exact in float32
+EXACT_IN_FLOAT32 = 2**24 // 128     # up to this K a sum of K products |x_q w_q| <= 128 is exact in float32
 
 
 class Prepared(NamedTuple):
-    """What the reference keeps of a ternary matrix: the trits int8 (N, K) and their scale. A fast backend packs."""
+    """What the reference keeps of a ternary matrix: int8 trits (N, K) and a scale. A fast backend packs."""
 
     w_q: np.ndarray
     w_scale: Any
@@ -29,17 +29,24 @@ def prepare(w_q: np.ndarray, w_scale: Any) -> Prepared:
     return Prepared(w_q, w_scale)
 
 
-def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """RMSNorm, then absmax int8 per token.   x (..., K)  g (K,) or None  ->  x_q int8 (..., K), x_scale (..., 1), rstd (..., 1)"""
+def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
+                 eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RMSNorm, then absmax int8 per token.
+
+    x (..., K)  g (K,) or None  ->  x_q int8 (..., K), x_scale (..., 1), rstd (..., 1)
+    """
     n, rstd = rmsnorm(x, g, eps)                                                # (BL.1)
     return *absmax_int8(n), rstd                                                # (BL.2)
 
 
 def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Prepared) -> np.ndarray:
-    """y = (x_q @ w_q.T) * (x_scale * w_scale), the integer sum exact.   x_q (..., K)  x_scale (..., 1)  ->  y (..., N)"""
+    """y = (x_q @ w_q.T) * (x_scale * w_scale), the integer sum exact.
+
+    x_q int8 (..., K)  x_scale (..., 1)  ->  y (..., N)
+    """
     w_q, w_scale = w
     exact = np.float32 if w_q.shape[1] <= EXACT_IN_FLOAT32 else np.float64
-    acc = x_q.astype(exact) @ w_q.T.astype(exact)          # integers below 2^24: BLAS in float32 makes no rounding error
+    acc = x_q.astype(exact) @ w_q.T.astype(exact)          # integers below 2^24: no rounding in float32 BLAS
     scale = x_scale * w_scale
     return (acc * scale).astype(scale.dtype, copy=False)                        # (BL.3)
 
@@ -54,7 +61,10 @@ def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray
 
 def bitlinear(x: np.ndarray, g: np.ndarray | None, w: np.ndarray,
               eps: float = 1e-5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, Prepared, np.ndarray]]:
-    """The whole op on float weights.   x (..., K)  g (K,) or None  w (N, K)  ->  y (..., N), (x_q, x_scale, prepared w, rstd)"""
+    """The whole op on float weights.
+
+    x (..., K)  g (K,) or None  w (N, K)  ->  y (..., N), (x_q, x_scale, prepared w, rstd)
+    """
     x_q, x_scale, rstd = rmsnorm_int8(x, g, eps)
     ternary = prepare(*absmean_ternary(w))
     return ternary_linear(x_q, x_scale, ternary), (x_q, x_scale, ternary, rstd)
@@ -63,7 +73,7 @@ def bitlinear(x: np.ndarray, g: np.ndarray | None, w: np.ndarray,
 def bitlinear_backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None,
                        stat: tuple[np.ndarray, np.ndarray, Prepared, np.ndarray],
                        dg: np.ndarray | None, dw: np.ndarray) -> np.ndarray:
-    """Returns dx (..., K). Accumulates into dg (K,) and into dw (N, K), the gradient of the latent float weights."""
+    """Returns dx (..., K). Accumulates into dg (K,) and dw (N, K), the gradient of the latent weights."""
     x_q, x_scale, ternary, rstd = stat
     dn = ternary_linear_backward(dy, x_q, x_scale, ternary, dw)
     return rmsnorm_backward(dn, x, g, rstd, dg)                                 # (BL.6)

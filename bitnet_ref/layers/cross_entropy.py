@@ -19,7 +19,7 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndar
 
 def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray,
                            out: np.ndarray | None = None) -> np.ndarray:
-    """Returns dlogits (M, V) = dloss/M * (softmax(logits) - onehot(targets)); `out` may be `logits` itself."""
+    """Returns dlogits (M, V) = dloss/M * (softmax(logits) - onehot(targets)); `out` may be `logits`."""
     d = np.subtract(logits, lse, out=out)
     d = np.exp(d, out=d)                                                        # (CE.3)
     d[np.arange(len(targets)), targets] -= 1

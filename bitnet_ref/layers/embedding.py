@@ -13,5 +13,5 @@ def embedding(ids: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def embedding_backward(dy: np.ndarray, ids: np.ndarray, dw: np.ndarray) -> None:
-    """Accumulates into dw (V, D), in the order of the tokens (so the sum is reproducible). Ids have no gradient."""
+    """Accumulates into dw (V, D), in token order (so the sum is reproducible). Ids have no gradient."""
     np.add.at(dw, ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))                # (EM.2)

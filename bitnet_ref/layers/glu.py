@@ -10,7 +10,10 @@ import numpy as np
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """y = silu(gate) * up,  silu(z) = z / (1 + exp(-z)).   gate, up (..., F)  ->  y (..., F).   arXiv 2002.05202 eq. 5"""
+    """y = silu(gate) * up,  silu(z) = z / (1 + exp(-z)).   gate, up (..., F)  ->  y (..., F)
+
+    Source: Shazeer, arXiv 2002.05202 eq. 5.
+    """
     return gate * _sigmoid(gate) * up                                           # (GL.1)
 
 
@@ -22,7 +25,10 @@ def swiglu_backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[n
 
 
 def relu2(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """y = max(gate, 0)^2 * up.   gate, up (..., F)  ->  y (..., F).   Source: arXiv 2504.12285; So et al., 2109.08668"""
+    """y = max(gate, 0)^2 * up.   gate, up (..., F)  ->  y (..., F)
+
+    Source: arXiv 2504.12285; So et al., arXiv 2109.08668.
+    """
     r = np.where(gate.real <= 0, 0, gate)                  # not `> 0`: NaN must stay NaN
     return r * r * up                                                           # (GL.3)
 
@@ -34,5 +40,5 @@ def relu2_backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):                       # exp(-z) = inf below z = -88 (float32): 1/inf = 0 is right
+    with np.errstate(over="ignore"):                       # exp(-z) = inf for z < -88 (float32): 1/inf = 0
         return 1 / (1 + np.exp(-z))

@@ -1,4 +1,4 @@
-"""Linear: y = x @ w.T, weights stored (out, in), no bias. The output projection, and every projection of the twin.
+"""Linear: y = x @ w.T, weights stored (out, in), no bias. The output projection; all projections of the twin.
 
 Read after: glu. Read next: bitlinear.
 """

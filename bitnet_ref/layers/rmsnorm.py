@@ -11,8 +11,9 @@ import numpy as np
 
 def rmsnorm(x: np.ndarray, g: np.ndarray | None, eps: float = 1e-5,
             out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """y = x * rstd * g,  rstd = 1/sqrt(mean(x^2) + eps).   x (..., D)  g (D,) or None  ->  y (..., D), rstd (..., 1)
+    """y = x * rstd * g,  rstd = 1/sqrt(mean(x^2) + eps).
 
+    x (..., D)  g (D,) or None  ->  y (..., D), rstd (..., 1)
     Source: Zhang and Sennrich, arXiv 1910.07467.
     """
     rstd = (np.mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5               # (RN.1)

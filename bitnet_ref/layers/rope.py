@@ -11,14 +11,17 @@ import numpy as np
 
 def rope_table(positions: np.ndarray, head_dim: int, theta: float,
                dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """positions int (T,)  ->  cos, sin (T, 1, Dh/2).   Computed in float64, then cast; the 1 is for the heads."""
+    """positions int (T,)  ->  cos, sin (T, 1, Dh/2).   In float64, then cast; the 1 is for the heads."""
     freq = theta ** (-np.arange(0, head_dim, 2) / head_dim)                     # (RO.1)
     angle = positions[:, None, None] * freq
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """x (B, T, H, Dh)  cos, sin (T, 1, Dh/2)  ->  y (B, T, H, Dh).   Source: Su et al., arXiv 2104.09864 eq. 34."""
+    """x (B, T, H, Dh)  cos, sin (T, 1, Dh/2)  ->  y (B, T, H, Dh)
+
+    Source: Su et al., arXiv 2104.09864 eq. 34.
+    """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     y = np.empty_like(x) if out is None else out

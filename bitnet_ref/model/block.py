@@ -1,7 +1,7 @@
-"""One block: attention and gated unit, each added to the residual stream. Backward is the same verbs upside down.
+"""One block: attention and gated unit, each added to the stream. Backward is the same verbs upside down.
 
-Everything that a config decides (norm layout, gated unit, kind of projection) is resolved once in `build`; the block
-itself has no branches. The stream and the gated unit's result stay in float32 whatever the weights are.
+Everything that a config decides (norm layout, gated unit, kind of projection) is resolved once in `build`;
+the block itself has no branches. The stream and the gated unit's result stay float32 whatever the weights.
 Read after: saved. Read next: transformer.
 """
 
@@ -37,29 +37,33 @@ def build(cfg: ModelConfig, ops: Any) -> Plan:
 
 def block(x: np.ndarray, w: dict[str, Any], at: str, table: tuple[np.ndarray, np.ndarray],
           plan: Plan) -> tuple[np.ndarray, SavedBlock]:
-    """x (B, T, D)  ->  x (B, T, D), saved.   `at`: prefix of the block's names in w; `table`: cos, sin of the positions."""
+    """x (B, T, D)  ->  x (B, T, D), saved.
+
+    `at`: prefix of the block's names in w; `table`: cos, sin of the positions.
+    """
     cfg, ops, places = plan.cfg, plan.ops, plan.layout
-    qkv, in_qkv = project(x, places.qkv, w, at, plan.linear, cfg.norm_eps)                          # (BK.1)
+    qkv, in_qkv = project(x, places.qkv, w, at, plan.linear, cfg.norm_eps)                    # (BK.1)
     q, k, v = (y.reshape(*x.shape[:2], -1, cfg.head_dim) for y in qkv)
-    q, k = ops.rope(q, *table), ops.rope(k, *table)                                                 # (BK.2)
-    o, lse = ops.attention(q, k, v)                                                                 # (BK.3)
-    (a,), in_out = project(o.reshape(x.shape), places.out, w, at, plan.linear, cfg.norm_eps)        # (BK.4)
-    h = x + a                                                                                       # (BK.5)
-    (gate, up), in_gate_up = project(h, places.gate_up, w, at, plan.linear, cfg.norm_eps)           # (BK.6)
-    u = plan.glu(gate, up)                                                                          # (BK.7)
-    (f,), in_down = project(u, places.down, w, at, plan.linear, cfg.norm_eps)                       # (BK.8)
-    return h + f, SavedBlock(x, in_qkv, q, k, v, o, lse, in_out, h, in_gate_up, gate, up, u, in_down)   # (BK.9)
+    q, k = ops.rope(q, *table), ops.rope(k, *table)                                           # (BK.2)
+    o, lse = ops.attention(q, k, v)                                                           # (BK.3)
+    (a,), in_out = project(o.reshape(x.shape), places.out, w, at, plan.linear, cfg.norm_eps)  # (BK.4)
+    h = x + a                                                                                 # (BK.5)
+    (gate, up), in_gate_up = project(h, places.gate_up, w, at, plan.linear, cfg.norm_eps)     # (BK.6)
+    u = plan.glu(gate, up)                                                                    # (BK.7)
+    (f,), in_down = project(u, places.down, w, at, plan.linear, cfg.norm_eps)                 # (BK.8)
+    saved = SavedBlock(x, in_qkv, q, k, v, o, lse, in_out, h, in_gate_up, gate, up, u, in_down)
+    return h + f, saved                                                                       # (BK.9)
 
 
 def block_backward(dy: np.ndarray, s: SavedBlock, w: dict[str, Any], grads: Any, at: str,
                    table: tuple[np.ndarray, np.ndarray], plan: Plan) -> np.ndarray:
-    """Returns dx (B, T, D). Accumulates into grads."""
+    """Returns dx (B, T, D). Accumulates into grads. The tags name the forward lines that are taken back."""
     ops, places, rest = plan.ops, plan.layout, (w, grads, at, plan.linear, plan.ops)
-    du = project_backward([dy], s.u, s.in_down, places.down, *rest)                                 # back through (BK.8)
-    dgate, dup = plan.glu_backward(du, s.gate, s.up)                                                # (BK.7)
-    dh = dy + project_backward([dgate, dup], s.h, s.in_gate_up, places.gate_up, *rest)              # (BK.6), (BK.9)
-    do = project_backward([dh], s.o.reshape(dh.shape), s.in_out, places.out, *rest)                 # (BK.4)
-    dq, dk, dv = ops.attention_backward(do.reshape(s.o.shape), s.q, s.k, s.v, s.o, s.lse)           # (BK.3)
-    dq, dk = ops.rope_backward(dq, *table), ops.rope_backward(dk, *table)                           # (BK.2)
+    du = project_backward([dy], s.u, s.in_down, places.down, *rest)                           # (BK.8)
+    dgate, dup = plan.glu_backward(du, s.gate, s.up)                                          # (BK.7)
+    dh = dy + project_backward([dgate, dup], s.h, s.in_gate_up, places.gate_up, *rest)        # (BK.6), (BK.9)
+    do = project_backward([dh], s.o.reshape(dh.shape), s.in_out, places.out, *rest)           # (BK.4)
+    dq, dk, dv = ops.attention_backward(do.reshape(s.o.shape), s.q, s.k, s.v, s.o, s.lse)     # (BK.3)
+    dq, dk = ops.rope_backward(dq, *table), ops.rope_backward(dk, *table)                     # (BK.2)
     flat = [d.reshape(*dh.shape[:2], -1) for d in (dq, dk, dv)]
-    return dh + project_backward(flat, s.x, s.in_qkv, places.qkv, *rest)                            # (BK.1), (BK.5)
+    return dh + project_backward(flat, s.x, s.in_qkv, places.qkv, *rest)                      # (BK.1), (BK.5)

@@ -1,7 +1,7 @@
-"""What a model costs, from its config alone: parameters, bytes, cache, training memory, operations. Nothing is allocated.
+"""What a model costs, from its config alone: parameters, bytes, cache, training memory, operations.
 
-Each figure is a formula with a tag, derived in docs/cost.md. Units: parameters are counts, memory is bytes, work is
-floating-point or integer operations (a multiply-add is two).
+Nothing is allocated. Each figure is a formula with a tag, derived in docs/cost.md. Units: parameters are
+counts, memory is bytes, work is floating-point or integer operations (a multiply-add is two).
 Read after: transformer. Read next: data.
 """
 
@@ -32,20 +32,21 @@ def count_params(cfg: ModelConfig) -> ParamCount:
     """Parameters by kind; equal to the sum over model.params.param_specs."""
     V, D = cfg.vocab_size, cfg.d_model
     return ParamCount(
-        embedding=V * D,                                                                        # (MC.1)
-        projections=cfg.n_layers * sum(n * k for n, k in shapes(cfg).values()),                 # (MC.2)
-        head=0 if cfg.tied_embeddings else V * D,                                               # (MC.3)
-        norms=cfg.n_layers * _gains_per_block(cfg) + D)                                         # (MC.4)
+        embedding=V * D,                                                            # (MC.1)
+        projections=cfg.n_layers * sum(n * k for n, k in shapes(cfg).values()),     # (MC.2)
+        head=0 if cfg.tied_embeddings else V * D,                                   # (MC.3)
+        norms=cfg.n_layers * _gains_per_block(cfg) + D)                             # (MC.4)
 
 
 def _gains_per_block(cfg: ModelConfig) -> int:
-    return sum(shapes(cfg)[e.weights[0]][1] for place in layout(cfg) for e in place if e.norm not in (None, FREE))
+    return sum(shapes(cfg)[e.weights[0]][1]
+               for place in layout(cfg) for e in place if e.norm not in (None, FREE))
 
 
 def ternary_params(cfg: ModelConfig) -> int:
     """How many parameters become trits when the model is stored for inference."""
     n = count_params(cfg)
-    head = n.embedding if cfg.head == "ternary" else 0          # a ternary head is a matrix of trits, tied or not
+    head = n.embedding if cfg.head == "ternary" else 0     # a ternary head is a matrix of trits, tied or not
     return (n.projections if cfg.linear == "ternary" else 0) + head
 
 
@@ -54,38 +55,38 @@ def inference_bytes(cfg: ModelConfig, bits: float, float_bytes: int = 2) -> floa
     n = count_params(cfg)
     floats = n.embedding + n.norms + (n.head if cfg.head == "full" else 0)
     floats += n.projections if cfg.linear == "full" else 0
-    return ternary_params(cfg) * bits / 8 + floats * float_bytes                                # (MC.5)
+    return ternary_params(cfg) * bits / 8 + floats * float_bytes                # (MC.5)
 
 
 def kv_bytes_per_token(cfg: ModelConfig, float_bytes: int = 4) -> int:
     """Bytes that one token adds to the key/value cache of all layers."""
-    return 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * float_bytes                       # (MC.6)
+    return 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * float_bytes       # (MC.6)
 
 
 def state_bytes(cfg: ModelConfig) -> int:
     """Bytes of training state: float32 parameters, gradients and two Adam moments, and the int8 trits."""
-    return 16 * count_params(cfg).total + ternary_params(cfg)                                   # (MC.7)
+    return 16 * count_params(cfg).total + ternary_params(cfg)                   # (MC.7)
 
 
 def saved_bytes_per_token(cfg: ModelConfig) -> int:
-    """Bytes that one token of a micro-batch holds between forward and backward (model/saved.py), logits included."""
+    """Bytes that a token of a micro-batch holds between forward and backward (model/saved.py), and logits."""
     D, F, KV = cfg.d_model, cfg.d_ff, cfg.n_kv_heads * cfg.head_dim
-    floats = 4 * D + 2 * KV + 3 * F + cfg.n_heads               # x q o h · k v · gate up u · lse
-    ternary = cfg.linear == "ternary"                           # int8 codes; the twin keeps floats, new ones if normed
+    floats = 4 * D + 2 * KV + 3 * F + cfg.n_heads          # x q o h · k v · gate up u · lse
+    ternary = cfg.linear == "ternary"                      # int8 codes; twin: floats, new ones if normed
     operands = sum(shapes(cfg)[e.weights[0]][1] * (1 if ternary else 4)
                    for place in layout(cfg) for e in place if ternary or e.norm is not None)
     head = 4 * (D + cfg.vocab_size) + (D if cfg.head == "ternary" else 4 * D)
-    return cfg.n_layers * (4 * floats + operands) + head                                        # (MC.8)
+    return cfg.n_layers * (4 * floats + operands) + head                        # (MC.8)
 
 
 def forward_ops_per_token(cfg: ModelConfig, length: int) -> int:
     """Operations of the forward pass per token, in a full window of `length` tokens."""
     n = count_params(cfg)
-    products = 2 * (n.projections + n.embedding)                # the head has the embedding's size, tied or not
-    attention = 2 * cfg.n_layers * cfg.d_model * (length + 1)   # causal: (length + 1) / 2 keys on average, 2 products
-    return products + attention                                                                 # (MC.9)
+    products = 2 * (n.projections + n.embedding)                # the head is as large as the embedding
+    attention = 2 * cfg.n_layers * cfg.d_model * (length + 1)   # 2 products, (length + 1) / 2 keys on average
+    return products + attention                                                 # (MC.9)
 
 
 def train_ops_per_token(cfg: ModelConfig, length: int) -> int:
     """Operations of one training step per token: the forward, and a backward that is twice the forward."""
-    return 3 * forward_ops_per_token(cfg, length)                                               # (MC.10)
+    return 3 * forward_ops_per_token(cfg, length)                               # (MC.10)

@@ -1,9 +1,9 @@
 """The three norm layouts as data: which input is normalised by which gain, and which projections read it.
 
-A block has four places where projections read an input: qkv (the stream), out (the attention's result), gate_up (the
-stream), down (the gated unit's result). Public BitNets differ only in the norms at these places:
-pre: LLaMA's block norms. sub: block norms and two sub-norms (1bitLLM, 2B4T). inner: an RMSNorm at the entry of every
-BitLinear, without gain (FAQ) or with a gain per projection (BitNet embeddings). The final norm stays in all three.
+A block has four places where projections read an input: qkv (the stream), out (the attention's result),
+gate_up (the stream), down (the gated unit's result). Public BitNets differ only in the norms at these places:
+pre: LLaMA's block norms. sub: block norms and two sub-norms (1bitLLM, 2B4T). inner: an RMSNorm at the entry
+of every BitLinear, without gain (FAQ) or with one per projection (BitNet embeddings). All have a final norm.
 Read after: kernels. Read next: params.
 """
 
@@ -33,11 +33,12 @@ class Layout(NamedTuple):
     down: tuple[Entry, ...]
 
 
-WEIGHTS = Layout(("attn.wq", "attn.wk", "attn.wv"), ("attn.wo",), ("ffn.w_gate", "ffn.w_up"), ("ffn.w_down",))
-NORMS = {
-    "pre": Layout("attn_norm", None, "ffn_norm", None),
-    "sub": Layout("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"),
-    "inner": Layout(FREE, FREE, FREE, FREE),
+WEIGHTS: tuple[tuple[str, ...], ...] = (                   # place by place, as in Layout
+    ("attn.wq", "attn.wk", "attn.wv"), ("attn.wo",), ("ffn.w_gate", "ffn.w_up"), ("ffn.w_down",))
+NORMS: dict[str, tuple[str | None, ...]] = {
+    "pre": ("attn_norm", None, "ffn_norm", None),
+    "sub": ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"),
+    "inner": (FREE, FREE, FREE, FREE),
 }
 
 

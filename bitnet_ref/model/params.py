@@ -1,7 +1,8 @@
-"""Training parameters: one table says every tensor's name, shape and treatment; one flat float32 buffer holds them.
+"""Training parameters: one table says every tensor's name, shape and treatment; one flat buffer holds them.
 
-Gradients and both Adam moments are the same type over buffers of their own, so clipping, AdamW, checkpoints and
-all-reduce act on `.flat`. Decayed matrices come first, so weight decay is a slice. Nothing else lists tensor names.
+Gradients and both Adam moments are the same type over buffers of their own, so clipping, AdamW, checkpoints
+and all-reduce act on `.flat`, float32. Decayed matrices come first, so weight decay is a slice. Nothing else
+lists tensor names.
 Read after: layout. Read next: weights.
 """
 
@@ -16,7 +17,7 @@ from bitnet_ref.model.layout import FREE, layout, shapes
 
 
 class Spec(NamedTuple):
-    """A tensor. `init_std` 0 means: starts at one (a norm's gain). `decay`: AdamW shrinks it. `ternary`: a trit matrix."""
+    """A tensor. `init_std` 0: starts at one (a norm's gain). `decay`: AdamW shrinks it. `ternary`: trits."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,15 +43,15 @@ def param_specs(cfg: ModelConfig) -> list[Spec]:
     if not cfg.tied_embeddings:
         specs.append(Spec("head", (V, D), std, True, cfg.head == "ternary", "lm_head.weight"))
     for l in range(cfg.n_layers):
-        specs += [Spec(f"layers.{l}.{name}", (width,), 0.0, False, False, f"model.layers.{l}.{_hf_norm(name)}.weight")
-                  for name, width in _gains(cfg)]
+        specs += [Spec(f"layers.{l}.{name}", (width,), 0.0, False, False,
+                       f"model.layers.{l}.{_hf_norm(name)}.weight") for name, width in _gains(cfg)]
     return [*specs, Spec("final_norm", (D,), 0.0, False, False, "model.norm.weight")]
 
 
 def _gains(cfg: ModelConfig) -> Iterator[tuple[str, int]]:
     for entries in layout(cfg):
         for entry in entries:
-            if entry.norm not in (None, FREE):
+            if entry.norm is not None and entry.norm != FREE:
                 yield entry.norm, shapes(cfg)[entry.weights[0]][1]
 
 
@@ -77,7 +78,10 @@ class Params:
 
 
 def init_params(cfg: ModelConfig, seed: int, dtype: type = np.float32) -> Params:
-    """Normal(0, init_std) matrices, gains of one. Each tensor has its own counter-based stream: (seed, its index)."""
+    """Normal(0, init_std) matrices, gains of one.
+
+    Each tensor has its own counter-based stream: its key is (seed, the tensor's index in the table).
+    """
     params = Params(param_specs(cfg), dtype)
     for i, spec in enumerate(params.specs):
         draw = np.random.Generator(np.random.Philox(key=[seed, i]))

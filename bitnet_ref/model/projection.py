@@ -1,7 +1,7 @@
 """What `linear = ternary | full` decides: how an input enters its projections, and how it is multiplied.
 
-Both kinds have the same two verbs, so a block never asks which it runs: `enter` makes the operand (normalised, and for
-ternary quantised, once for all weights that read it), `multiply` is the product.
+Both kinds have the same two verbs, so a block never asks which it runs: `normalise` (or `bare`) makes the
+operand, for ternary quantised, once for all weights that read it; `multiply` is the product.
 Read after: weights. Read next: block.
 """
 
@@ -30,31 +30,37 @@ class Projection(NamedTuple):
 
 
 PROJECTION: dict[str, Callable[[Any], Projection]] = {
-    "ternary": lambda ops: Projection(ops.rmsnorm_int8, ops.absmax_int8, ops.ternary_linear, ops.ternary_linear_backward),
+    "ternary": lambda ops: Projection(ops.rmsnorm_int8, ops.absmax_int8,
+                                      ops.ternary_linear, ops.ternary_linear_backward),
     "full": lambda ops: Projection(ops.rmsnorm, lambda x: (x,), ops.linear, ops.linear_backward),
 }
 
 
 def project(x: np.ndarray, entries: tuple[Entry, ...], w: dict[str, Any], prefix: str, kind: Projection,
             eps: float) -> tuple[list[np.ndarray], list[Entered]]:
-    """The outputs of all projections that read x (B, T, K), in order: [y (B, T, N), ...], and one Entered per entry."""
+    """The outputs of all projections that read x (B, T, K), in order, and what backward needs of each entry.
+
+    x (B, T, K)  ->  [y (B, T, N), ...], one Entered per entry
+    """
     ys, entered = [], []
     for entry in entries:
         if entry.norm is None:
             operand, rstd = kind.bare(x), None
         else:
-            *operand, rstd = kind.normalise(x, _gain(w, prefix, entry), eps)
+            *codes, rstd = kind.normalise(x, _gain(w, prefix, entry), eps)
+            operand = tuple(codes)
         ys += [kind.multiply(*operand, w[prefix + name]) for name in entry.weights]
-        entered.append(Entered(tuple(operand), rstd))
+        entered.append(Entered(operand, rstd))
     return ys, entered
 
 
 def project_backward(dys: list[np.ndarray], x: np.ndarray, entered: list[Entered], entries: tuple[Entry, ...],
                      w: dict[str, Any], grads: Any, prefix: str, kind: Projection, ops: Any) -> np.ndarray:
-    """Returns dx (B, T, K): the sum over all projections, taken back through each entry's norm. The quantiser is STE."""
-    dx, dys = None, list(dys)
+    """Returns dx (B, T, K): the sum over all projections, back through each entry's norm. Codes are STE."""
+    dx: Any = None
+    dys = list(dys)
     for entry, (operand, rstd) in zip(entries, entered):
-        dn = None
+        dn: Any = None
         for name in entry.weights:
             d = kind.multiply_backward(dys.pop(0), *operand, w[prefix + name], grads[prefix + name])
             dn = d if dn is None else np.add(dn, d, out=dn)
@@ -65,4 +71,4 @@ def project_backward(dys: list[np.ndarray], x: np.ndarray, entered: list[Entered
 
 
 def _gain(table: Any, prefix: str, entry: Entry) -> np.ndarray | None:
-    return None if entry.norm == FREE else table[prefix + entry.norm]
+    return None if entry.norm == FREE else table[f"{prefix}{entry.norm}"]

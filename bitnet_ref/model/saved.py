@@ -11,7 +11,7 @@ from bitnet_ref.model.projection import Entered
 
 
 class SavedBlock(NamedTuple):
-    """Of one block: inputs of the norms in float, inputs of the products as int8 (`Entered`), attention's small stat."""
+    """Of one block: inputs of the norms in float, of the products as int8 (`Entered`), attention's stat."""
 
     x: np.ndarray                # (B, T, D) the stream at entry
     in_qkv: list[Entered]

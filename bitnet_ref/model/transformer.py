@@ -1,7 +1,8 @@
-"""The transformer: embedding, blocks, final norm, head. Its forward, its backward, and the whole-model contracts.
+"""The transformer: embedding, blocks, final norm, head. Forward, backward, and the whole-model contracts.
 
-`prefill`, `decode_step` and `train_step` are the seam at which a backend may take over the whole model; these are their
-references. Decoding here has no cache: it runs the full forward for every token, and so it is the oracle for a cached one.
+`prefill`, `decode_step` and `train_step` are the seam at which a backend may take over the whole model; these
+are their references. Decoding here has no cache: it runs the full forward for every token, and so it is the
+oracle for a cached one.
 Read after: block. Read next: cost.
 """
 
@@ -20,44 +21,49 @@ from bitnet_ref.model.saved import Saved
 from bitnet_ref.model.weights import Weights, ternarise
 
 
-def forward(plan: Plan, w: dict[str, Any], ids: np.ndarray, keep: bool = True) -> tuple[np.ndarray, Saved | None]:
+def forward(plan: Plan, w: dict[str, Any], ids: np.ndarray,
+            keep: bool = True) -> tuple[np.ndarray, Saved | None]:
     """ids int (B, T)  ->  logits (B, T, V), saved (None unless `keep`)."""
-    x = plan.ops.embedding(ids, w["embedding"])                                 # (TR.1)
+    x = plan.ops.embedding(ids, w["embedding"])                                             # (TR.1)
     table, blocks = _rope_table(plan, ids, x.dtype), []
     for l in range(plan.cfg.n_layers):
-        x, saved = block(x, w, f"layers.{l}.", table, plan)                     # (TR.2)
+        x, saved = block(x, w, f"layers.{l}.", table, plan)                                 # (TR.2)
         if keep:
             blocks.append(saved)
-    (logits,), in_head = project(x, plan.head_entry, w, "", plan.head, plan.cfg.norm_eps)       # (TR.3)
+    (logits,), in_head = project(x, plan.head_entry, w, "", plan.head, plan.cfg.norm_eps)   # (TR.3)
     return logits, Saved(blocks, x, in_head) if keep else None
 
 
-def backward(plan: Plan, w: dict[str, Any], ids: np.ndarray, dlogits: np.ndarray, saved: Saved, grads: Params) -> None:
+def backward(plan: Plan, w: dict[str, Any], ids: np.ndarray, dlogits: np.ndarray, saved: Saved,
+             grads: Params) -> None:
     """From dlogits (B, T, V), accumulates every parameter's gradient into `grads`."""
     table = _rope_table(plan, ids, dlogits.dtype)
-    into = {**grads.view, "head": grads["embedding" if plan.cfg.tied_embeddings else "head"]}   # tied: one array, two sums
-    dx = project_backward([dlogits], saved.x, saved.in_head, plan.head_entry, w, into, "", plan.head, plan.ops)
+    head = grads["embedding" if plan.cfg.tied_embeddings else "head"]           # tied: one array, two sums
+    dx = project_backward([dlogits], saved.x, saved.in_head, plan.head_entry, w, {**grads.view, "head": head},
+                          "", plan.head, plan.ops)
     for l in reversed(range(plan.cfg.n_layers)):
         dx = block_backward(dx, saved.blocks[l], w, grads, f"layers.{l}.", table, plan)
     plan.ops.embedding_backward(dx, ids, grads["embedding"])
 
 
 def _rope_table(plan: Plan, ids: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    dtype = np.zeros(0, dtype).real.dtype                  # angles are real, also when a complex step runs through
+    dtype = np.zeros(0, dtype).real.dtype                  # angles are real, also under a complex step
     return rope_table(np.arange(ids.shape[1]), plan.cfg.head_dim, plan.cfg.rope_theta, dtype)
 
 
 def train_step(plan: Plan, w: dict[str, Any], batches: Iterable[tuple[np.ndarray, np.ndarray]], share: float,
                grads: Params) -> float:
-    """Loss in nats per token of one optimisation step: the mean over its micro-batches, `share` = 1 / their number.
+    """Loss in nats per token of one optimisation step: the mean over its micro-batches.
 
-    Each batch is (ids, targets) int (B, T). Accumulates the gradient of that mean into `grads`.
+    Each batch is (ids, targets) int (B, T); `share` = 1 / their number. Accumulates the gradient of that mean
+    into `grads`.
     """
     total = 0.0
     for ids, targets in batches:
         logits, saved = forward(plan, w, ids)
+        assert saved is not None
         rows, flat = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-        loss, lse = plan.ops.cross_entropy(rows, flat)                          # (TR.4)
+        loss, lse = plan.ops.cross_entropy(rows, flat)                                      # (TR.4)
         dlogits = plan.ops.cross_entropy_backward(share, rows, flat, lse, out=rows)
         backward(plan, w, ids, dlogits.reshape(logits.shape), saved, grads)
         total += share * float(loss.real)
@@ -65,13 +71,14 @@ def train_step(plan: Plan, w: dict[str, Any], batches: Iterable[tuple[np.ndarray
 
 
 def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ids int (B, T)  ->  logits (B, V) of the next token, state. The reference's state is the ids themselves."""
+    """ids int (B, T)  ->  logits (B, V) of the next token, state.   The reference's state is the ids."""
     logits, _ = forward(plan, w, ids, keep=False)
     return logits[:, -1], ids
 
 
-def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """token int (B,), state  ->  logits (B, V) of the next token, new state. Without a cache: all of it again."""
+def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
+                state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """token int (B,), state  ->  logits (B, V) of the next token, new state.   No cache: all of it again."""
     return prefill(plan, w, np.concatenate([state, token[:, None]], axis=1))
 
 
@@ -96,22 +103,23 @@ class Transformer:
         self.use(ternarise(self.cfg, self.params, self.plan.ops))
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
-        """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token (None without targets).
+        """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token.
 
-        Raises CheckError for ids outside the vocabulary, too long a sequence, or a shape that does not fit.
+        The loss is None without targets. Raises CheckError for ids outside the vocabulary, too long a
+        sequence, or a shape that does not fit.
         """
         ids = self._checked("ids", ids)
         logits, _ = forward(self.plan, self.ready, ids, keep=False)
         if targets is None:
             return logits, None
         targets = self._checked("targets", targets)
-        check(targets.shape == ids.shape, "targets must have the shape of ids", f"{targets.shape} and {ids.shape}",
-              "pass one target per id")
+        check(targets.shape == ids.shape, "targets must have the shape of ids",
+              f"{targets.shape} and {ids.shape}", "pass one target per id")
         loss, _ = self.plan.ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return logits, float(loss)
 
     def loss_and_grads(self, batches: list[tuple[np.ndarray, np.ndarray]], grads: Params) -> float:
-        """Mean loss of the micro-batches; `grads` receives the gradient of that mean (it is cleared first)."""
+        """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean."""
         grads.flat[:] = 0
         return train_step(self.plan, self.ready, batches, 1 / len(batches), grads)
 
@@ -121,9 +129,10 @@ class Transformer:
         except ValueError:
             raise CheckError(f"{name} must be integers of shape (B, T); got rows of different lengths; "
                              "pass sequences of one length") from None
-        check(ids.dtype.kind in "iu" and ids.ndim == 2 and ids.size > 0, f"{name} must be integers of shape (B, T)",
-              f"{ids.dtype} {ids.shape}", "pass token ids")
-        check(0 <= ids.min() and ids.max() < self.cfg.vocab_size, f"{name} must lie in 0..{self.cfg.vocab_size - 1}",
+        check(ids.dtype.kind in "iu" and ids.ndim == 2 and ids.size > 0,
+              f"{name} must be integers of shape (B, T)", f"{ids.dtype} {ids.shape}", "pass token ids")
+        check(0 <= ids.min() <= ids.max() < self.cfg.vocab_size,
+              f"{name} must lie in 0..{self.cfg.vocab_size - 1}",
               f"{ids.min()}..{ids.max()}", "use the tokenizer that the model was trained with")
         check(ids.shape[1] <= self.cfg.context, f"a sequence must have at most {self.cfg.context} tokens",
               ids.shape[1], "pass a shorter one, or a model with a longer context")
@@ -131,16 +140,18 @@ class Transformer:
 
 
 def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
-    """The first weight, in table order, or else the first activation, in dataflow order, that is NaN or infinite."""
+    """The first weight (in table order), else the first activation (in dataflow order), not all finite."""
     for name, t in model.weights.items():
         if not np.all(np.isfinite(t if isinstance(t, np.ndarray) else t.w_scale)):
             return f"the weight {name}"
     _, saved = forward(model.plan, model.ready, ids)
+    assert saved is not None
     for l, s in enumerate(saved.blocks):
         for name in ("x", "q", "k", "v", "o", "h", "gate", "up", "u"):
             if not np.all(np.isfinite(getattr(s, name))):
                 return f"the activation {name} of layer {l}"
-    return "the final stream or the logits" if not np.all(np.isfinite(saved.x)) else "the logits or the gradient"
+    stream_finite = np.all(np.isfinite(saved.x))
+    return "the logits or the gradient" if stream_finite else "the final stream or the logits"
 
 
 def require_finite(value: float, what: str, model: Transformer, ids: np.ndarray) -> None:

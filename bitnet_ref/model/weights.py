@@ -1,6 +1,6 @@
-"""Inference weights: trits and scales instead of float matrices, a table of their own apart from the training Params.
+"""Inference weights: trits and scales instead of float matrices, in a table apart from the training Params.
 
-Training makes one from its Params every step (ternarise once, not once per micro-batch); a model file holds one.
+Training makes one from its Params every step (ternarise once, not per micro-batch); a model file holds one.
 `ready(ops)` turns it into what forward reads: the backend's prepared matrices beside plain arrays.
 Read after: params. Read next: projection.
 """

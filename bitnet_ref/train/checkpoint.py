@@ -1,8 +1,9 @@
 """The state of a run, to disk and back, so that a resumed run equals an uninterrupted one bit for bit.
 
-What that takes: parameters, both moments, the two counters (`step`: updates applied, drives the schedules; `cursor`:
-batches consumed, drives the data), the early-stopping state, and the trits of the last log line and of the last
-ternarisation. Batches and schedules are pure functions of the counters, so there is nothing else to remember.
+What that takes: parameters, both moments, the two counters (`step`: updates applied, drives the schedules;
+`cursor`: batches consumed, drives the data), the early-stopping state, and the trits of the last log line and
+of the last ternarisation. Batches and schedules are pure functions of the counters, so there is nothing else
+to remember.
 Read after: log. Read next: loop.
 """
 
@@ -22,7 +23,8 @@ from bitnet_ref.model.weights import Trits, Weights
 from bitnet_ref.train import log
 from bitnet_ref.train.optim import Adam
 
-SEEN, WORKING, SCALE = "seen.", "working.", "working_scale."     # prefixes: trits of the last log, of the last ternarisation
+SEEN = "seen."                                             # prefix of the trits of the last log line
+WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Run:
     model: Transformer
     grads: Params
     adam: Adam
-    data: dict[str, str]                     # checksums of tokenizer and token shards: what the run was trained on
+    data: dict[str, str]                     # checksums of the tokenizer and the token shards trained on
     step: int = 0
     cursor: int = 0
     best: float = float("inf")               # lowest validation loss so far
@@ -60,7 +62,8 @@ def save(run: Run) -> Path:
         for name, (w_q, w_scale) in run.model.weights.trits().items():
             tensors |= {WORKING + name: w_q, SCALE + name: np.asarray(w_scale)}
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
-             "best": run.best if np.isfinite(run.best) else None, "stale": run.stale, "seen": sorted(run.seen), **run.data}
+             "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
+             "seen": sorted(run.seen), **run.data}
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
     for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
         with suppress(OSError):              # one too many is no reason to stop
@@ -78,10 +81,14 @@ def train_config(state: dict[str, Any]) -> TrainConfig:
 
 
 def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
-    """The run as it was when `checkpoint` was written. Raises CheckError if the file is damaged or the data differ."""
+    """The run as it was when `checkpoint` was written.
+
+    Raises CheckError if the file is damaged or the data differ.
+    """
     for name, value in data.items():
         check(state.get(name) == value, f"a resumed run must see the same data: the checksum of the {name}",
-              f"{value[:12]}, trained on {str(state.get(name))[:12]}", "resume with the corpus that the run was started with")
+              f"{value[:12]}, trained on {str(state.get(name))[:12]}",
+              "resume with the corpus that the run was started with")
     for name, kind in (("step", int), ("cursor", int), ("stale", int), ("seen", list)):
         check(type(state.get(name)) is kind, f"{checkpoint / files.STATE} must hold the {name} of a run",
               state.get(name), "resume from a checkpoint that bitnet_ref.train wrote")

@@ -20,7 +20,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False                  # only the main thread receives signals
         return
-    asked = []
+    asked: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         if asked:

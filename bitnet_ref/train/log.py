@@ -1,8 +1,8 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
-Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix), "eval".
-Only `seconds` differs between two runs of one seed. On resume, lines after the checkpoint's step are cut, so the log of a
-resumed run equals that of an uninterrupted one.
+Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
+"eval". Only `seconds` differs between two runs of one seed. On resume, lines after the checkpoint's step are
+cut, so the log of a resumed run equals that of an uninterrupted one.
 Read after: optim. Read next: loop.
 """
 
@@ -53,10 +53,12 @@ def cut_after(run: Path, step: int) -> None:
         raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
 
 
-def layer_measures(weights: Weights, before: dict[str, np.ndarray], grads: Params) -> dict[str, dict[str, float]]:
-    """Per trit matrix: fractions of -1, 0, +1, scale, entropy, share of trits flipped since `before`, gradient norm.
+def layer_measures(weights: Weights, before: dict[str, np.ndarray],
+                   grads: Params) -> dict[str, dict[str, float]]:
+    """Per trit matrix: fractions of -1, 0, +1, scale, entropy, share of flipped trits, gradient norm.
 
-    `before`: name -> w_q int8 of the last call. A full-precision twin has gradient norms only.
+    `before`: name -> w_q int8 of the last call, since when trits have flipped. A full-precision twin has
+    gradient norms only.
     """
     measures: dict[str, dict[str, float]] = {}
     for name, (w_q, w_scale) in weights.trits().items():

@@ -1,7 +1,7 @@
 """The training loop: one optimisation step at a time, and around it validation, log and checkpoint.
 
-A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a run resumed
-there validates first, as it would have.
+A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
+run resumed there validates first, as it would have.
 Read after: interrupt. Read next: summary.
 """
 
@@ -25,31 +25,34 @@ from bitnet_ref.train.schedule import lr_at, wd_at
 
 
 def train(run: Run, data: Dataset) -> None:
-    """Train until cfg.steps updates are done, validation stops improving (cfg.patience), or Ctrl-C (Interrupted).
+    """Train until cfg.steps updates are done, or validation stops improving (cfg.patience), or Ctrl-C.
 
-    Raises NonFiniteError, naming step and tensor, when the loss or the gradient is not finite.
+    Raises Interrupted after Ctrl-C, and NonFiniteError, naming step and tensor, when the loss or the gradient
+    is not finite.
     """
-    cfg = run.cfg
-    with deferred() as interrupted, tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
+    cfg, length, params = run.cfg, run.model.cfg.context, run.model.params
+    assert params is not None
+    with (deferred() as interrupted,
+          tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar):
         while run.step < cfg.steps:
             if due(run.step, cfg.eval_every) and validate(run, data, bar):
                 save(run)
                 break
             began = time.perf_counter()
-            # ---- one optimisation step; nothing outside these lines changes the model ------------------------
-            batches = [batch(data.train.tokens, run.cursor * cfg.accumulate + m, cfg.batch, run.model.cfg.context, cfg.seed)
+            # ---- one optimisation step; nothing outside these lines changes the model --------------------
+            batches = [batch(data.train.tokens, run.cursor * cfg.accumulate + m, cfg.batch, length, cfg.seed)
                        for m in range(cfg.accumulate)]
-            with np.errstate(over="ignore", invalid="ignore"):                   # what comes of it is named below
+            with np.errstate(over="ignore", invalid="ignore"):             # what comes of it is named below
                 loss = run.model.loss_and_grads(batches, run.grads)
                 require_finite(loss, f"the loss of step {run.step}", run.model, batches[-1][0])
                 norm = clip_(run.grads.flat, cfg.max_norm)
             _require_finite_gradient(run, norm)
             lr, decay = lr_at(run.step, cfg), wd_at(run.step, cfg)
             run.step, run.cursor = run.step + 1, run.cursor + 1
-            update_(run.model.params, run.grads, run.adam, run.step, lr, decay, cfg, run.model.plan.ops)
+            update_(params, run.grads, run.adam, run.step, lr, decay, cfg, run.model.plan.ops)
             if run.step % cfg.requantize_every == 0:
                 run.model.requantise()
-            # ---- end of the step -------------------------------------------------------------------------------
+            # ---- end of the step -------------------------------------------------------------------------
             seconds = time.perf_counter() - began
             tokens = sum(ids.size for ids, _ in batches)
             report(run, bar, loss=loss, norm=norm, lr=lr, decay=decay, tokens=tokens, seconds=seconds)
@@ -67,6 +70,7 @@ def due(step: int, every: int) -> bool:
 
 def validate(run: Run, data: Dataset, bar: Any) -> bool:
     """Score part of the validation text, log it, and say whether to stop early."""
+    assert data.val is not None
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows)
     log.append(run.folder, "eval", run.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
     bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
@@ -81,22 +85,25 @@ def validate(run: Run, data: Dataset, bar: Any) -> bool:
 
 def final_score(run: Run, data: Dataset) -> Score:
     """Score of the whole validation text."""
+    assert data.val is not None
     return score(run.model, data.val.tokens, data.tokenizer.token_bytes)
 
 
 def report(run: Run, bar: Any, **values: float) -> None:
-    """One line of the log for the step just done, one for its layers every log_every steps, and the progress bar."""
+    """A log line for the step just done, one for its layers every log_every steps, and the progress bar."""
     log.append(run.folder, "step", run.step, **values)
     if due(run.step, run.cfg.log_every):
-        log.append(run.folder, "layers", run.step, layers=log.layer_measures(run.model.weights, run.seen, run.grads))
+        measures = log.layer_measures(run.model.weights, run.seen, run.grads)
+        log.append(run.folder, "layers", run.step, layers=measures)
         run.seen = {name: t.w_q for name, t in run.model.weights.trits().items()}
-    bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values['tokens'] / values['seconds']:,.0f} tok/s",
-                        refresh=False)
+    bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, "
+                        f"{values['tokens'] / values['seconds']:,.0f} tok/s", refresh=False)
     bar.update()
 
 
 def _require_finite_gradient(run: Run, norm: float) -> None:
     if not np.isfinite(norm):
-        bad = next((n for n, g in run.grads.view.items() if not np.all(np.isfinite(g))), "their sum of squares")
+        bad = next((n for n, g in run.grads.view.items() if not np.all(np.isfinite(g))),
+                   "their sum of squares")
         raise NonFiniteError(f"the gradient of step {run.step} must be finite; got {norm}, first in {bad}; "
                              f"resume {run.folder} from its last checkpoint with a lower learning rate")

@@ -23,7 +23,8 @@ class Adam(NamedTuple):
 def clip_(flat: np.ndarray, max_norm: float) -> float:
     """Scale the gradient `flat` (n,) down to norm `max_norm` if it is longer. Returns the norm before.
 
-    One norm over all tensors, summed pairwise in float64: the same on every machine, and no overflow below 1e150.
+    One norm over all tensors, summed pairwise in float64: the same on every machine, and no overflow below
+    1e150.
     """
     norm = math.sqrt(np.sum(np.square(flat, dtype=np.float64)))                 # (OP.1)
     if norm > max_norm:
@@ -36,5 +37,5 @@ def update_(params: Params, grads: Params, adam: Adam, step: int, lr: float, dec
     """One AdamW update in place; `step` counts from 1. Weight decay acts on the matrices only."""
     n = params.n_decayed
     for part, wd in ((slice(0, n), decay), (slice(n, None), 0.0)):              # (OP.3)
-        ops.adamw_(params.flat[part], grads.flat[part], adam.first.flat[part], adam.second.flat[part], step, lr, wd,
-                   cfg.beta1, cfg.beta2, cfg.adam_eps)
+        ops.adamw_(params.flat[part], grads.flat[part], adam.first.flat[part], adam.second.flat[part],
+                   step, lr, wd, cfg.beta1, cfg.beta2, cfg.adam_eps)

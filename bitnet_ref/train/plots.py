@@ -1,11 +1,12 @@
-"""The pictures of a run, from its log and its parameters alone: `draw(run folder)` can be called again at any time.
+"""The pictures of a run, from its log and its parameters alone: `draw(run folder)` can be called at any time.
 
-loss.png (training and validation), weights.png (latent weights with the trit thresholds), trits.png (fractions of
--1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, the four on one page.
+loss.png (training and validation), weights.png (latent weights with the trit thresholds), trits.png
+(fractions of -1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, the four on one page.
 Read after: log. Read next: summary.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from bitnet_ref.model import Params  # noqa: E402
-from bitnet_ref.model.layout import WEIGHTS  # noqa: E402
-from bitnet_ref.train import log  # noqa: E402
+from bitnet_ref.model import Params
+from bitnet_ref.model.layout import WEIGHTS
+from bitnet_ref.train import log
 
 MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
 
@@ -60,8 +61,9 @@ def _style(ax: Any, title: str, x: str, y: str) -> None:
 def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
     x, loss = [line["step"] for line in steps], [line["loss"] for line in steps]
     ax.plot(x, loss, color=SOFT, lw=0.8, label="training, each step")
-    ax.plot([e["step"] for e in evals], [e["loss"] for e in evals], "o-", color=PLUS, ms=3, label="validation")
-    switch = next((b["step"] for a, b in zip(steps, steps[1:]) if a["decay"] > 0 and b["decay"] == 0), None)
+    ax.plot([e["step"] for e in evals], [e["loss"] for e in evals], "o-", color=PLUS, ms=3,
+            label="validation")
+    switch = next((b["step"] for a, b in pairwise(steps) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
         ax.axvline(switch, color=INK, lw=0.8, ls=":", label="stage 2: rate drops, decay off")
     _style(ax, "Loss", "optimiser step", "nats per token")
@@ -79,11 +81,13 @@ def _weights(ax: Any, params: Params) -> None:
     ax.bar(middle, count / len(scaled), width=bins[1] - bins[0], color=color)
     for t in (-0.5, 0.5):
         ax.axvline(t, color=INK, lw=1, ls="--")
-    for name, c, share, x in (("-1", MINUS, np.mean(scaled < -0.5), -2.6), ("0", ZERO, np.mean(abs(scaled) <= 0.5), 0.0),
+    for name, c, share, x in (("-1", MINUS, np.mean(scaled < -0.5), -2.6),
+                              ("0", ZERO, np.mean(abs(scaled) <= 0.5), 0.0),
                               ("+1", PLUS, np.mean(scaled > 0.5), 2.6)):
         ax.text(x, 0.94, f"{name}: {share:.1%}", transform=ax.get_xaxis_transform(), ha="center",
-                color=INK if name == "0" else c, weight="bold", bbox=dict(color="white", pad=1))
-    _style(ax, "Latent weights and the trit each becomes", "weight / scale  (scale = mean |w| of its matrix)", "share")
+                color=INK if name == "0" else c, weight="bold", bbox={"color": "white", "pad": 1})
+    _style(ax, "Latent weights and the trit each becomes",
+           "weight / scale  (scale = mean |w| of its matrix)", "share")
     ax.set_ylim(top=1.18 * max(count) / len(scaled))
 
 
@@ -96,12 +100,13 @@ def _series(lines: list[dict], weight: str, value: str) -> list[float]:
 def _trits(ax: Any, lines: list[dict]) -> None:
     """Zero fraction layer by layer in grey shades, and the two signs, averaged over a layer's matrices."""
     x = [line["step"] for line in lines]
-    layers = sorted({int(n.split(".")[1]) for n in lines[0]["layers"] if n.startswith("layers.")}) if lines else []
+    names = lines[0]["layers"] if lines else ()
+    layers = sorted({int(n.split(".")[1]) for n in names if n.startswith("layers.")})
     for l in layers:
         tint = 0.35 + 0.65 * (l + 1) / len(layers)
         for value, color in (("minus", MINUS), ("zero", INK), ("plus", PLUS)):
-            y = [np.mean([m[value] for n, m in line["layers"].items() if n.startswith(f"layers.{l}.") and value in m])
-                 for line in lines]
+            y = [np.mean([m[value] for n, m in line["layers"].items()
+                          if n.startswith(f"layers.{l}.") and value in m]) for line in lines]
             ax.plot(x, y, color=color, alpha=tint, lw=1.2)
     for name, color in (("-1", MINUS), ("0", INK), ("+1", PLUS)):
         ax.plot([], [], color=color, label=name)
@@ -111,8 +116,10 @@ def _trits(ax: Any, lines: list[dict]) -> None:
 
 def _flips(ax: Any, lines: list[dict]) -> None:
     later = lines[1:]                          # the first line has nothing to compare with
-    for weight, color in zip((w for place in WEIGHTS for w in place), plt.get_cmap("viridis")(np.linspace(0, 0.92, 7))):
-        ax.plot([line["step"] for line in later], _series(later, weight, "flipped"), color=color, lw=1.2, label=weight)
+    x = [line["step"] for line in later]
+    weights = [w for place in WEIGHTS for w in place]
+    for weight, color in zip(weights, plt.get_cmap("viridis")(np.linspace(0, 0.92, 7))):
+        ax.plot(x, _series(later, weight, "flipped"), color=color, lw=1.2, label=weight)
     every = later[0]["step"] - lines[0]["step"] if later else 0
     _style(ax, f"Flip rate: trits that changed within {every} steps", "optimiser step", "share of the trits")
     ax.set_ylim(bottom=0)

@@ -1,8 +1,9 @@
-"""Learning rate and weight decay as pure functions of the step. Nothing is remembered, so resuming needs no state.
+"""Learning rate and weight decay as pure functions of the step, so a resumed run needs no state of theirs.
 
-"two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end at the last step.
-The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS from the first onto the second, and
-the weight decay drops to 0. The two peaks are therefore not rates before and after the switch: a common misreading.
+"two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end at the
+last step. The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS from the
+first onto the second, and the weight decay drops to 0. The two peaks are therefore not rates before and after
+the switch: a common misreading.
 Read after: evaluate. Read next: train/optim.
 """
 
@@ -27,7 +28,8 @@ def lr_at(step: int, cfg: TrainConfig) -> float:
 
 def wd_at(step: int, cfg: TrainConfig) -> float:
     """Weight decay of update number `step`: two-stage drops it to 0 at half way, the others keep it."""
-    return cfg.weight_decay if cfg.schedule != "two-stage" or in_first_half(step, cfg) else 0.0     # (SC.4)
+    decays = cfg.schedule != "two-stage" or in_first_half(step, cfg)
+    return cfg.weight_decay if decays else 0.0                                  # (SC.4)
 
 
 def in_first_half(step: int, cfg: TrainConfig) -> bool:

@@ -25,13 +25,14 @@ CONFIG = "config.json"
 def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | None) -> tuple[Run, Dataset]:
     """A new run in `output` (default: the next free runs/<preset>-NNN), with its data prepared.
 
-    The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is in use or
-    not writable, and for a corpus shorter than one window.
+    The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
+    in use or not writable, and for a corpus shorter than one window.
     """
     ops = kernels.load(cfg.backend)
     folder = Path(output) if output else _free_folder(preset)
-    check(not folder.exists() or (folder.is_dir() and not checkpoints(folder)), "a new run needs a folder of its own",
-          folder, f"give another --output, or go on with --resume {folder}")
+    check(not folder.exists() or (folder.is_dir() and not checkpoints(folder)),
+          "a new run needs a folder of its own", folder,
+          f"give another --output, or go on with --resume {folder}")
     data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
     check(data.val is not None, "training needs validation text", f"val_fraction = {cfg.val_fraction}",
           "hold out a share of the documents, for example --val-fraction 0.05")
@@ -51,9 +52,10 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
 
 
 def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
-    """The run in `path`, from its newest checkpoint. `typed`: config fields given anew; only free ones may change.
+    """The run in `path`, from its newest checkpoint. `typed`: config fields given anew; free ones may change.
 
-    Raises CheckError for a missing, damaged or foreign checkpoint, a changed config (naming the fields) or other data.
+    Raises CheckError for a missing, damaged or foreign checkpoint, a changed config (naming the fields) or
+    other data.
     """
     checkpoint = latest(path)
     state = read_state(checkpoint)

@@ -23,7 +23,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
     model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
-    summary = {
+    summary: dict[str, Any] = {
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
@@ -46,11 +46,12 @@ def page(run: Run, summary: dict[str, Any]) -> str:
     return f"""
 {summary["sample"]}
 
-validation loss   {summary["validation loss"]:.4f} nats per token over {summary["validation tokens"]:,} tokens, \
-{summary["validation bytes"]:,} bytes
+validation loss   {summary["validation loss"]:.4f} nats per token over \
+{summary["validation tokens"]:,} tokens, {summary["validation bytes"]:,} bytes
 perplexity        {"none: worse than guessing" if perplexity is None else f"{perplexity:.2f}"}
 bits per byte     {summary["bits per byte"]:.3f}   this model
-                  {others["gzip -9"]:.3f}   gzip -9, given the training text first (it sees the last 32 KiB of it)
+                  {others["gzip -9"]:.3f}   gzip -9, given the training text first \
+(it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
 pictures          {run.folder / "pictures"}
 

@@ -6,6 +6,7 @@ Read after: bitnet_ref/data/batches. Read next: tests/data/test_dataset.
 import itertools
 from collections import Counter
 from math import factorial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from bitnet_ref.data.batches import (
     windows,
 )
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
 SIZES = {"n": st.integers(2, 400), "T": st.integers(1, 20), "B": st.integers(1, 9),
          "seed": st.integers(0, 2**64 - 1)}
 
@@ -40,6 +42,7 @@ def test_splitmix_gives_the_published_numbers():
 def test_the_order_is_the_same_forever():
     order = keyed_permutation(np.arange(20), 20, epoch_key(1, np.zeros(20, np.int64)))
     assert order.tolist() == [13, 12, 18, 2, 5, 7, 11, 8, 17, 1, 10, 15, 0, 14, 9, 19, 6, 16, 3, 4]
+    assert str(order.tolist()) in PAGE
     inputs, targets = batch(np.arange(1001, dtype=np.uint16), 3, 4, 10, seed=1)
     assert inputs[:, 0].tolist() == [0, 910, 90, 350]
     assert targets[:, 0].tolist() == [1, 911, 91, 351]

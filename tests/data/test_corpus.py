@@ -154,6 +154,7 @@ def test_empty_corpora(tmp_path):
 @pytest.mark.parametrize(("data", "message"), [
     (b"text\0more", "without NUL bytes; got one at byte 4 of .*a.txt; leave"),
     (b"x" * (1 << 20) + b"\0", f"got one at byte {1 << 20} of .*a.txt"),
+    (b"x" * ((1 << 20) - 1) + b"\xc3\xa9\0", f"got one at byte {(1 << 20) + 1} of .*a.txt"),
     (b"text \xff more", "must be UTF-8 text; got 0xff at byte 5 of .*a.txt; convert"),
     (b"\xc3\xa9" * (1 << 19) + b"a\xc3(", f"got 0xc3 at byte {(1 << 20) + 1} of .*a.txt"),
     (b"ends within \xe2\x82", "got 0xe2 at byte 12 of .*a.txt"),

@@ -84,8 +84,8 @@ def test_a_tokenizer_learns_from_a_bounded_sample(tmp_path, corpus, monkeypatch)
     monkeypatch.setattr(module.tokenizer, "train_bpe",
                         lambda docs, n: seen.extend(docs) or train_bpe(seen, n))
     monkeypatch.setattr(module, "SAMPLE", 20_000)
-    made(tmp_path, corpus)
-    assert 8_000 < sum(map(len, seen)) < 32_000                      # of 95 stories of about 700 characters
+    made(tmp_path, corpus, val_fraction=0.4)                         # more is held out than is sampled
+    assert 4_000 < sum(map(len, seen)) < 25_000                      # of 60 stories of about 700 characters
 
 
 def test_a_given_tokenizer_is_used(tmp_path, corpus):
@@ -121,7 +121,7 @@ def test_an_official_split_is_used_whole(tmp_path, monkeypatch):
         parts[part] = File(f"https://example.invalid/{part}.txt", path.stat().st_size,
                            download.sha256_of(path))
     monkeypatch.setitem(download.NAMED, "official", parts)
-    data = made(tmp_path, "official", val_fraction=0)
+    data = made(tmp_path, "official", val_fraction=0.5)              # which then has no part in it
     assert data.report["official_split"]
     assert [d.rstrip("\n") for d in decoded(data.val, data.tokenizer)] == [d.rstrip("\n") for d in val]
     assert data.report["train"]["documents"] == 19                   # the quoted story is gone

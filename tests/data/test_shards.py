@@ -4,9 +4,10 @@ Read after: bitnet_ref/data/shards. Read next: tests/data/test_batches.
 """
 
 import json
+import re
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,15 +61,11 @@ def test_the_bytes_are_those_of_the_specification(tmp_path):
 
 
 def test_a_stranger_reads_it(tmp_path):
-    """The ten lines of docs/data.md, without this package."""
+    """The reader printed in docs/data.md, which does not know this package."""
     write(tmp_path / "a.bin", [[5, 6], [7]])
-    code = textwrap.dedent("""
-        import json, sys
-        import numpy as np
-        with open(sys.argv[1], "rb") as f:
-            header = json.loads(f.read(1024))
-        tokens = np.memmap(sys.argv[1], header["dtype"], "r", 1024, (header["tokens"],))
-        print(tokens.tolist())""")
+    page = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    code, = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert "bitnet_ref" not in code
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"], capture_output=True, text=True,
                           check=True)
     assert done.stdout.strip() == "[0, 5, 6, 0, 7, 0]"

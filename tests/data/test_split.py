@@ -167,6 +167,8 @@ def test_a_span_takes_all_lines_it_crosses_and_no_others():
     known = spans([" ".join(words)])
     text = "start\n" + "\n".join(words) + "\nend\n"
     assert without_repeats(text, known) == "start\nend\n"
+    known_end = spans(["a" * 58 + " b"])                        # one span; its last character stands alone
+    assert without_repeats("start\n" + "a" * 58 + "\nb\nend\n", known_end) == "start\nend\n"
     half = "start\n" + "\n".join(words[:8]) + "\nend\n"       # 55 characters: shorter than a span
     assert without_repeats(half, known) == half
 

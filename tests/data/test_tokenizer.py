@@ -77,7 +77,7 @@ def test_impossible_sizes(size):
 
 def test_lone_surrogates_and_other_types():
     for bad in ("\ud800", 3, None):
-        with pytest.raises(CheckError, match=r"a text must be a str of Unicode characters; got .*; remove"):
+        with pytest.raises(CheckError, match=r"a text must be Unicode that .* can encode; got .*; remove"):
             BPE.encode(bad)
 
 
@@ -85,6 +85,15 @@ def test_lone_surrogates_and_other_types():
 def test_unknown_ids(ids):
     with pytest.raises(CheckError, match=r"ids must lie in \[0, \d+\); got .*; use the tokenizer"):
         BPE.decode(ids)
+
+
+def test_an_interrupt_is_no_bad_file(monkeypatch):
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.json, "loads", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        from_json(BPE.json)
 
 
 def test_half_a_character():
@@ -121,6 +130,13 @@ def changed(**model):
     return json.dumps(record)
 
 
+def panicking():
+    """A setting on which the library does not raise but panic."""
+    record = json.loads(BPE.json)
+    record["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    return json.dumps(record)
+
+
 def without_eos():
     record = json.loads(BPE.json)
     record["added_tokens"] = []
@@ -143,6 +159,7 @@ def with_id(i):
     ('{"model": NaN}', "must be a tokenizer.json"),
     (changed(merges=[["zq", "qz"]]), "must be a tokenizer.json"),
     (changed(vocab={}), "must be a tokenizer.json"),
+    (panicking(), "must be a tokenizer.json"),
     (changed(dropout=0.5), "must encode the same text the same way; got dropout 0.5"),
     (without_eos(), "must have one of .*; got none in the text given"),
     (with_id(1 << 20), "must have ids below 1048576; got 1048576 in the text given"),

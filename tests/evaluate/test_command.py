@@ -127,7 +127,7 @@ def test_the_validation_text_must_be_the_one_of_the_run(run, tmp_path):
     corpus.write_text(tiny.text(seed=5), encoding="utf-8")
     code, _, err = run(model=tmp_path / "run")
     assert code == 2
-    tiny.assert_three_parts(err.splitlines()[-1], "the validation text must be the one", "text.txt", "--corpus")
+    tiny.assert_three_parts(err.splitlines()[-1], "the validation text must be the one", "text.txt")
 
 
 @pytest.mark.parametrize("train", [None, {"lr": 1.0}])

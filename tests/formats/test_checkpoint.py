@@ -1,10 +1,12 @@
-"""formats/checkpoint: a checkpoint is whole or absent, and a damaged or foreign one is refused by what is wrong."""
+"""formats/checkpoint: a checkpoint is whole or absent, and a damaged one is refused by what is wrong."""
 
 import builtins
 import errno
 import hashlib
 import json
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ from bitnet_ref.model.params import Params, param_specs
 MODEL, _ = tiny.configs()
 A = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.c": np.array([-1, 0, 1], np.int8)}
 CONFIG = {"model": MODEL.__dict__}
+FINAL = "param.final_norm"
 
 
 @pytest.fixture
@@ -148,22 +151,20 @@ def test_killed_at_any_instant_a_whole_checkpoint_is_there_and_no_other(call, n,
     write_checkpoint(tmp_path, 0, A, CONFIG)
     write_checkpoint(tmp_path, 1, A, CONFIG)
     module, _, name = call.rpartition(".")
-    owner = {"os": os, "pathlib.Path": Path, "shutil": __import__("shutil")}[module]
+    owner = {"os": os, "pathlib.Path": Path, "shutil": shutil}[module]
     real, calls = getattr(owner, name), []
 
     def killed(*args, **kwargs):
         calls.append(args)
         if len(calls) == n:
-            if name == "rmtree" and Path(args[0]).exists():       # dies when the tensors are gone, DONE is not
+            if name == "rmtree" and Path(args[0]).exists():   # dies when the tensors are gone, DONE is not
                 (Path(args[0]) / TENSORS).unlink()
             raise Killed
         return real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, killed)
-    try:
+    with suppress(Killed):
         write_checkpoint(tmp_path, step, {"a": A["a"] + 1}, CONFIG)
-    except Killed:
-        pass
     monkeypatch.undo()
     found = checkpoints(tmp_path)
     assert found[0].name == "step-00000000"
@@ -173,10 +174,25 @@ def test_killed_at_any_instant_a_whole_checkpoint_is_there_and_no_other(call, n,
     assert latest(tmp_path).name == f"step-{step:08d}"
 
 
+def test_the_mark_is_the_last_file_and_all_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """What a power cut leaves, on a file system that keeps the order of syncs and nothing more."""
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(
+        sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())))
+    write_checkpoint(tmp_path, 1, A, CONFIG)
+    partial = ".step-00000001.partial/"
+    whole = [partial + name for name in (MARK, STATE, TENSORS)]
+    assert seen[:4] == [whole[2:], whole[1:], whole, whole]
+    assert seen[4:] == [[f"step-00000001/{name}" for name in (MARK, STATE, TENSORS)]]
+
+
 def test_removal_is_one_step_for_whoever_looks(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path, 1, A, CONFIG)
     looked = []
-    monkeypatch.setattr("shutil.rmtree", lambda p, **_: looked.append((Path(p).exists(), checkpoints(tmp_path))))
+    def look(path, **_):
+        looked.append((Path(path).exists(), checkpoints(tmp_path)))
+
+    monkeypatch.setattr(shutil, "rmtree", look)
     remove(path)
     assert looked == [(False, [path]), (True, [])]
 
@@ -231,25 +247,28 @@ DAMAGE = {
     "state missing": (lambda c: (c / STATE).unlink(), ["must be readable JSON", "No such file"]),
     "state cut": (lambda c: os.truncate(c / STATE, 100), ["must be readable JSON"]),
     "state binary": (lambda c: (c / STATE).write_bytes(b"\xff\xfe\x00"), ["must be readable JSON"]),
-    "state of others": (lambda c: (c / STATE).write_text('{"model_type": "bert"}'), ["must say format", "got None"]),
+    "state of others": (lambda c: (c / STATE).write_text('{"model_type": "bert"}'),
+                        ["must say format", "got None"]),
     "state a list": (lambda c: (c / STATE).write_text("[1]"), ["must say format", "got list"]),
     "a newer version": (lambda c: edit_state(c, version=2), ["must have version 1", "got 2", "release"]),
     "no model": (lambda c: edit_state(c, model=...), ["must hold a model config"]),
     "no checksum": (lambda c: edit_state(c, sha256=...), ["must have the SHA-256"]),
     "an unknown field": (lambda c: edit_state(c, model={**MODEL.__dict__, "experts": 8}),
                          ["must have the fields of ModelConfig", "experts"]),
-    "a bad value": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_heads": 5}), ["n_heads", "got 32 and 5"]),
+    "a bad value": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_heads": 5}),
+                    ["n_heads", "got 32 and 5"]),
     "a value of another type": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_heads": "4"}),
                                 ["must have the fields of ModelConfig"]),
     "a tensor missing": (lambda c: edit_tensors(c, lambda t: t.pop("param.layers.1.attn.wq")),
                          ["must hold every tensor", "param.layers.1.attn.wq"]),
-    "another shape": (lambda c: edit_tensors(c, lambda t: t.update({"param.final_norm": np.ones(31, np.float32)})),
+    "another shape": (lambda c: edit_tensors(c, lambda t: t.update({FINAL: np.ones(31, np.float32)})),
                       ["param.final_norm must be float32 (32,)", "got float32 (31,)"]),
-    "another dtype": (lambda c: edit_tensors(c, lambda t: t.update({"param.final_norm": np.ones(32)})),
+    "another dtype": (lambda c: edit_tensors(c, lambda t: t.update({FINAL: np.ones(32)})),
                       ["param.final_norm must be float32 (32,)", "got float64 (32,)"]),
     "another config": (lambda c: edit_state(c, model={**MODEL.__dict__, "d_ff": 64}),
                        ["param.layers.0.ffn.w_gate must be float32 (64, 32)", "got float32 (48, 32)"]),
-    "a folder for tensors": (lambda c: ((c / TENSORS).unlink(), (c / TENSORS).mkdir()), ["readable safetensors"]),
+    "a folder for tensors": (lambda c: ((c / TENSORS).unlink(), (c / TENSORS).mkdir()),
+                             ["readable safetensors"]),
 }
 
 
@@ -306,7 +325,8 @@ def test_a_path_that_is_no_run_is_refused(where, tmp_path):
 
 def test_a_tensor_in_the_right_place_fills_its_view():
     params = Params(param_specs(MODEL))
-    fill(params, {f"x.{name}": np.full(view.shape, 3, np.float32) for name, view in params.view.items()}, "x.")
+    threes = {f"x.{name}": np.full(view.shape, 3, np.float32) for name, view in params.view.items()}
+    fill(params, threes, "x.")
     assert np.all(params.flat == 3)
 
 

@@ -1,4 +1,4 @@
-"""python -m bitnet_ref.generate: the prompt and its continuation on stdout, and one line for what is wrong."""
+"""python -m bitnet_ref.generate: the prompt and its continuation on stdout, one line for what is wrong."""
 
 import io
 import sys
@@ -47,7 +47,8 @@ def test_the_prompt_may_come_from_a_file_or_from_stdin(run, tmp_path, monkeypatc
 
 
 def test_a_process_reads_stdin_and_prints_utf8():
-    result = tiny.command("generate", "--model", tiny.trained(), "--prompt-file", "-", "--tokens", 3, input="日本 🙂")
+    arguments = ("--model", tiny.trained(), "--prompt-file", "-", "--tokens", 3)
+    result = tiny.command("generate", *arguments, input="日本 🙂")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == text("日本 🙂", 3)
 
@@ -75,7 +76,7 @@ def test_a_prompt_that_is_no_text_is_refused(run, tmp_path):
     tiny.assert_three_parts(err, "the prompt file must be readable UTF-8 text", "0xff")
 
 
-@pytest.mark.parametrize("arguments", [["--prompt", "a", "--prompt-file", "b"], ["--tokens", "many"], ["--no-such"]])
+@pytest.mark.parametrize("arguments", [["--prompt", "a", "--prompt-file", "b"], ["--tokens", "x"], ["--no"]])
 def test_what_is_no_option_is_refused_with_the_usage(arguments, run, capsys):
     with pytest.raises(SystemExit) as end:
         run(*arguments)

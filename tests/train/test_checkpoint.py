@@ -28,7 +28,8 @@ def edit(run, **values):
 # --- what is stored ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"requantize_every": 7, "head": "ternary"}], ids=str)
+@pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"requantize_every": 7, "head": "ternary"}],
+                         ids=str)
 def test_a_restored_run_is_the_run_that_was_saved(given, tmp_path):
     saved = tiny.train(tmp_path / "run", steps=6, **given)
     restored, _ = start.resume(str(tmp_path / "run"), {})

@@ -1,9 +1,10 @@
-"""train, killed with SIGKILL: nothing of ours runs then, and yet the run goes on and ends as if nothing had been."""
+"""train, killed with SIGKILL: nothing of ours runs then, and yet the run goes on and ends equal."""
 
 import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import tiny
@@ -60,7 +61,7 @@ def kill_inside(path, owner, name, n, when, monkeypatch):
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
-# The second checkpoint of the resumed process is that of step 9. It syncs five times: three files, two folders.
+# The second checkpoint of the resumed process is that of step 9. It syncs three files and two folders.
 @pytest.mark.parametrize(("owner", "name", "n", "when"), [
     ("os", "fsync", 5 + 2, "before"), ("Path", "rename", 3, "before"),
     pytest.param("os", "fsync", 5 + 1, "before", marks=pytest.mark.slow),
@@ -78,15 +79,13 @@ def test_killed_inside_a_checkpoint_the_run_goes_on_and_ends_equal(owner, name, 
 
 
 def kill_after(path, steps, seconds):
-    """A new run as a process, killed `seconds` after its log has `steps` lines. Whether it was still running."""
+    """A new run as a process, killed `seconds` after its log has `steps` lines. Whether it still ran."""
     arguments = [sys.executable, "-m", "bitnet_ref.train", "--output", str(path), *tiny.flags(**GIVEN)]
     process = subprocess.Popen(arguments, env=tiny.environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, encoding="utf-8")
     tiny.wait_for(lambda: len(log.read(path, "step")) >= steps, process)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
     process.kill()
     process.communicate()
     return process.returncode == -signal.SIGKILL

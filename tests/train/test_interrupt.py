@@ -8,6 +8,14 @@ import pytest
 from bitnet_ref.train.interrupt import Interrupted, deferred
 
 
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Python's own: a shell that starts the tests in the background lets them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def control_c():
     signal.raise_signal(signal.SIGINT)
 
@@ -21,11 +29,11 @@ def test_the_first_control_c_only_sets_a_flag():
 
 
 def test_the_second_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), deferred() as asked:
+    with deferred() as asked:
         control_c()
         assert asked()
-        control_c()
-        pytest.fail("the second Ctrl-C was ignored")
+        with pytest.raises(KeyboardInterrupt):
+            control_c()
 
 
 @pytest.mark.parametrize("presses", [0, 1, 2])

@@ -110,5 +110,6 @@ def test_two_micro_batches_have_the_gradient_of_one_twice_as_large(linear):
     model, once, twice = Transformer(cfg, params, OPS), params.zeros_like(), params.zeros_like()
     ids, targets = small_batch(cfg, B=6)
     loss = model.loss_and_grads([(ids, targets)], once)
-    assert model.loss_and_grads([(ids[:3], targets[:3]), (ids[3:], targets[3:])], twice) == pytest.approx(loss)
+    halves = [(ids[:3], targets[:3]), (ids[3:], targets[3:])]
+    assert model.loss_and_grads(halves, twice) == pytest.approx(loss)
     np.testing.assert_allclose(twice.flat, once.flat, atol=1e-12)

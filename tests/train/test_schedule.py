@@ -1,4 +1,4 @@
-"""train/schedule: the numbers of the BitNet FAQ, the ends of every curve, and one jump only where it is meant."""
+"""train/schedule: the numbers of the BitNet FAQ, the ends of every curve, a jump only where it is meant."""
 
 import math
 

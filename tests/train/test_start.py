@@ -38,7 +38,8 @@ def test_the_vocabulary_is_what_the_text_gave(tmp_path):
 
 def test_a_tokenizer_given_is_the_one_used(tmp_path):
     given = tiny.trained() / "tokenizer.json"
-    run, data = tiny.begin(tmp_path / "run", tokenizer=str(given), corpus=str(tiny.corpus(seed=3)), vocab_size=999)
+    run, data = tiny.begin(tmp_path / "run", tokenizer=str(given), vocab_size=999,
+                           corpus=str(tiny.corpus(seed=3)))
     assert data.tokenizer.checksum == load(given).checksum
     assert run.model.cfg.vocab_size == 300
 
@@ -54,7 +55,7 @@ def test_a_prepared_dataset_serves_as_corpus(tmp_path):
     """It need not be prepared again, and the run is the same."""
     data = prepare(str(tiny.corpus()), None, 300, 0.1, 0, progress=False)
     run = tiny.train(tmp_path / "run", corpus=str(data.folder), steps=4)
-    assert tiny.lines(run.folder, "step")[:3] == tiny.lines(tiny.train(tmp_path / "b", steps=4).folder, "step")[:3]
+    assert tiny.lines(run.folder, "step") == tiny.lines(tiny.train(tmp_path / "b", steps=4).folder, "step")
     assert tiny.state(tiny.resume(run.folder)) == tiny.state(run)
 
 
@@ -86,7 +87,8 @@ def test_a_folder_that_turned_read_only_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("content", "words"), [
     (b"", ["a corpus must hold text"]), (b" \n\n ", ["a corpus must hold text"]),
-    (b"\x89PNG\r\n\x1a\n\x00\x00", ["text"]), (b"abc\x00def", ["NUL"]), ("Zürich".encode("latin-1"), ["UTF-8"]),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", ["text"]), (b"abc\x00def", ["NUL"]),
+    ("Zürich".encode("latin-1"), ["UTF-8"]),
     (b"one document only", ["two different documents"]),
 ])
 def test_a_corpus_that_is_no_text_is_refused(content, words, tmp_path):

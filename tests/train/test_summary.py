@@ -53,7 +53,8 @@ def test_the_page_shows_every_figure_and_commands_that_work(resumed):
     figures = summary.finish(run, data)
     page = summary.page(run, figures)
     for shown in (f"{figures['validation loss']:.4f} nats", f"{figures['bits per byte']:.3f}",
-                  f"{figures['perplexity']:.2f}", f"{figures['others, bits per byte']['gzip -9']:.3f}   gzip -9",
+                  f"{figures['perplexity']:.2f}",
+                  f"{figures['others, bits per byte']['gzip -9']:.3f}   gzip -9",
                   f"{figures['others, bits per byte']['xz -9']:.3f}   xz -9", figures["sample"],
                   f"--model {run.folder}"):
         assert shown in page
