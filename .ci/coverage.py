@@ -6,7 +6,8 @@
 import json
 import sys
 
-files = json.load(open(sys.argv[1]))["files"]
+with open(sys.argv[1], encoding="utf-8") as report:
+    files = json.load(report)["files"]
 
 
 def share(of):

@@ -42,7 +42,7 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
             else {"type": kind, "metavar": f.metadata["sym"] or kind.__name__.upper()})
         if f.metadata["choices"]:
             how["metavar"] = "|".join(f.metadata["choices"])
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help, **how)
+        group.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help, **how)
 
 
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:

@@ -10,11 +10,11 @@ Read after: cli, model/cost. Read next: train/__main__.
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bitnet_ref.checks import check
-from bitnet_ref.cli import DONE, add_args, configs, run_command
+from bitnet_ref.cli import DONE, add_args, configs, run_command, typed
 from bitnet_ref.config import PRESETS, ModelConfig
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.model import cost
@@ -74,7 +74,8 @@ def main(argv: list[str]) -> int:
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
     check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
-    cfg = model_config(read_state(latest(args.model))) if args.model else configs(args)[1]
+    stored = model_config(read_state(latest(args.model))) if args.model else configs(args)[1]
+    cfg = replace(stored, **typed(args, ModelConfig))
     figures = describe(cfg, args.batch)
     print(json.dumps(figures, indent=1) if args.json else table(figures))
     return DONE

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import DONE, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.batches import batch, sequential
 from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.model.params import init_params
@@ -150,11 +151,11 @@ def main(argv: list[str]) -> int:
     _, cfg, how = configs(args)
     check(cfg.norm in ("pre", "sub") and cfg.head == "full", "the peer knows norm = pre, sub and head = full",
           f"{cfg.norm} and {cfg.head}", "choose one of these")
-    data = prepare(how.corpus, how.tokenizer, cfg.vocab_size, how.val_fraction, how.seed)
+    data = prepare(how.corpus, how.tokenizer, cfg.vocab_size, how.val_fraction)
     figures = train_peer(replace(cfg, vocab_size=data.tokenizer.vocab_size), how, data, args.mode)
     if args.output:
-        with open(args.output, "w", encoding="utf-8") as f:
-            json.dump(figures, f)
+        with whole_file(args.output) as f:
+            f.write(json.dumps(figures).encode())
     print(f"torch {args.mode}: {figures['bits per byte']:.4f} bits per byte after {figures['steps']} steps, "
           f"{figures['median seconds per step'] * 1e3:.0f} ms a step (median, {figures['threads']} threads)")
     return DONE

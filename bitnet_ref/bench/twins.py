@@ -9,36 +9,49 @@ Read after: bench/torch_peer. Read next: bench/size.
 
 import argparse
 import json
+import math
 import os
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import CheckError, NonFiniteError, check
 from bitnet_ref.cli import CHECK_FAILED, DONE, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train import log, loop, start
 
 KINDS = {"ternary": ("BitNet b1.58", "#d1603d"), "full": ("full-precision twin", "#3b6fb6")}
 
 
 def cell(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path, threads: int) -> dict[str, Any]:
-    """Train one model of the grid in `folder`, or read its figures if that was done before."""
-    done = folder / "final.json"
-    if not done.exists():
+    """Train one model of the grid in `folder`, or read its figures if that was done before. A rate at which
+    training diverges has loss None."""
+    done, asked = folder / "final.json", {"model": asdict(model_cfg), "train": asdict(cfg)}
+    if done.exists():
+        figures = json.loads(done.read_text(encoding="utf-8"))
+        check(figures["asked"] == json.loads(json.dumps(asked)), f"{folder} must have these options",
+              "others", "give another --output, or delete it")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)                   # of a grid that was interrupted
+        figures = {"kind": model_cfg.linear, "lr": cfg.lr, "loss": None, "bits per byte": None,
+                   "asked": asked}
         with threadpool_limits(threads):
             run, data = start.start(preset, model_cfg, cfg, str(folder))
-            loop.train(run, data)
-            final = loop.final_score(run, data)
-        done.write_text(json.dumps({"kind": model_cfg.linear, "lr": cfg.lr, "loss": final.loss,
-                                    "bits per byte": final.bits_per_byte, "perplexity": final.perplexity}))
-    curve = [(line["step"], line["loss"]) for line in log.read(folder, "eval")]
-    return {**json.loads(done.read_text()), "curve": curve}
+            with suppress(NonFiniteError):
+                loop.train(run, data)
+                final = loop.final_score(run, data)
+                figures |= {"loss": final.loss, "bits per byte": final.bits_per_byte}
+        with whole_file(done) as f:
+            f.write(json.dumps(figures).encode())
+    return {**figures, "curve": [(line["step"], line["loss"]) for line in log.read(folder, "eval")]}
 
 
 def grid(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, rates: dict[str, list[float]], folder: Path,
@@ -48,13 +61,15 @@ def grid(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, rates: dict[str,
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         cells = [pool.submit(cell, preset, replace(model_cfg, linear=kind), replace(cfg, lr=lr),
                              folder / f"{kind}-{lr:g}", threads) for kind, lrs in rates.items() for lr in lrs]
-        return [c.result() for c in cells]
+        figures = [c.result() for c in cells]
+    return [{k: v for k, v in c.items() if k != "asked"} for c in figures]
 
 
 def best(cells: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """The cell of lowest final loss, and whether it lies inside its grid (not on the edge)."""
     row = sorted((c for c in cells if c["kind"] == kind), key=lambda c: c["lr"])
-    at = min(range(len(row)), key=lambda i: row[i]["loss"])
+    at = min(range(len(row)), key=lambda i: math.inf if row[i]["loss"] is None else row[i]["loss"])
+    check(row[at]["loss"] is not None, f"some rate of {kind} must train", "none that does", "lower the rates")
     return {**row[at], "inside": 0 < at < len(row) - 1}
 
 
@@ -72,11 +87,11 @@ def draw(cells: list[dict[str, Any]], title: str, path: Path) -> None:
         left.plot(*zip(*top["curve"]), color=color, lw=2.2,
                   label=f"{name}, lr {top['lr']:g}: {top['loss']:.3f} nats, "
                         f"{top['bits per byte']:.3f} bits per byte")
-        row = sorted((c["lr"], c["loss"]) for c in cells if c["kind"] == kind)
+        row = sorted((c["lr"], c["loss"]) for c in cells if c["kind"] == kind and c["loss"] is not None)
         right.plot(*zip(*row), "o-", color=color, label=name)
     left.set(title=title, xlabel="optimiser step", ylabel="validation loss, nats per token")
     right.set(title="Final validation loss over the learning rate", xlabel="peak learning rate", xscale="log")
-    low = min(c["loss"] for c in cells)
+    low = min(c["loss"] for c in cells if c["loss"] is not None)
     left.set_ylim(low - 0.1, low + 2.5)
     for ax in (left, right):
         ax.legend(frameon=False)
@@ -101,9 +116,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", metavar="|".join(PRESETS),
                         help="a named model and its rates (default: nano)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the grid")
-    parser.add_argument("--ternary-lrs", default="2e-3,4e-3,8e-3,1.6e-2",
+    parser.add_argument("--ternary-lrs", default="5e-3,1e-2,2e-2",
                         help="rates of BitNet (default: %(default)s)")
-    parser.add_argument("--full-lrs", default="1e-3,2e-3,4e-3,8e-3",
+    parser.add_argument("--full-lrs", default="2e-3,5e-3,1.25e-2",
                         help="rates of the twin (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add_args(parser, TrainConfig, "training")
@@ -114,10 +129,11 @@ def main(argv: list[str]) -> int:
     preset, model_cfg, cfg = configs(args)
     folder = Path(args.output)
     # The data once, before the pool.
-    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
+    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction)
     cells = grid(preset, model_cfg, cfg, rates, folder, args.jobs)
     tops = {kind: best(cells, kind) for kind in KINDS}
-    (folder / "figures.json").write_text(json.dumps({"cells": cells, "best": tops}, indent=1))
+    with whole_file(folder / "figures.json") as f:
+        f.write(json.dumps({"cells": cells, "best": tops}, indent=1).encode())
     draw(cells, f"{preset} on {cfg.corpus}, {cfg.steps} steps", folder / "twins.png")
     for kind, top in tops.items():
         print(f"{KINDS[kind][0]:<22} lr {top['lr']:<8g} {top['loss']:.4f} nats per token   "

@@ -38,8 +38,12 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
         return data
     recipe = Recipe(corpus, tokenizer, vocab_size, val_fraction, seed)
     folder = cache_dir() / "datasets" / key(recipe)
-    if cache and is_dataset(folder):
-        return open_dataset(folder)
+    trained = cache_dir() / "datasets" / key(recipe._replace(tokenizer=None))     # perhaps on this corpus
+    for found in (folder, trained) if cache else ():
+        if is_dataset(found):
+            data = open_dataset(found)
+            if tokenizer is None or tokenizer.checksum == data.tokenizer.checksum:
+                return data
     return write_dataset(folder, recipe, progress, replace=not cache)
 
 

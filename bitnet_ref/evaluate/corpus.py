@@ -9,18 +9,19 @@ import numpy as np
 
 from bitnet_ref.checks import check
 from bitnet_ref.data.corpus import documents, validation_documents
+from bitnet_ref.data.dataset import is_dataset
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import Tokenizer
 from bitnet_ref.evaluate.perplexity import Score, score
-from bitnet_ref.formats.checkpoint import latest, read_state
+from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER, load
 
 
 def score_corpus(run: str, corpus: str | None, windows: int | None = None, backend: str = "numpy") -> Score:
     """Score of the run's model on `corpus`, or on the run's own validation side if None.
 
-    Of a corpus the whole is scored, or its validation part where it has an official one. Raises CheckError
-    for whatever is wrong with model or text.
+    Of a corpus the whole is scored, or its validation part where it has one (an official part, or the folder
+    of a dataset). Raises CheckError for whatever is wrong with model or text.
     """
     model = load(run, backend)
     check(windows is None or windows > 0, "--windows must be greater than 0", windows,
@@ -31,6 +32,13 @@ def score_corpus(run: str, corpus: str | None, windows: int | None = None, backe
 
 def _tokens(corpus: str, tokenizer: Tokenizer) -> np.ndarray:
     """EOS doc EOS doc ... EOS, int32 (n,)."""
+    if is_dataset(corpus):
+        data = prepare(corpus)
+        check(data.val is not None and data.tokenizer.checksum == tokenizer.checksum,
+              "a dataset must have a validation side made with the model's tokenizer", corpus,
+              "make it again with --tokenizer RUN/tokenizer.json, or name the texts themselves")
+        assert data.val is not None
+        return data.val.tokens
     parts = [np.array([tokenizer.eos], np.int32)]
     for text in validation_documents(corpus) or documents(corpus):
         parts += [tokenizer.encode(text), parts[0]]
@@ -43,10 +51,10 @@ def _own_validation(run: str) -> np.ndarray:
     state = read_state(checkpoint)
     cfg: Any = state.get("train")
     seen = state.get("validation tokens")
-    check(isinstance(cfg, dict) and {"corpus", "val_fraction", "seed"} <= cfg.keys(),
+    check(isinstance(cfg, dict) and {"corpus", "val_fraction"} <= cfg.keys(),
           f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus")
-    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), val_fraction=cfg["val_fraction"],
-                   seed=cfg["seed"])
+    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), model_config(state).vocab_size,
+                   cfg["val_fraction"])
     check(data.val is not None and data.val.header.payload_sha256 == seen,
           "the validation text must be the one that the run was trained beside",
           f"other text in {cfg['corpus']}", "restore that corpus, or name another with --corpus")

@@ -11,6 +11,7 @@ Read after: summary. Read next: bench.
 import argparse
 import sys
 
+from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, INTERRUPTED, add_args, configs, run_command, typed
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> int:
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref.train import loop, start, summary
     if args.resume:
+        check(not (args.preset or args.config or args.output), "--resume takes its config from the run",
+              "--preset, --config or --output", "leave them out")
         run, data = start.resume(args.resume, {**typed(args, ModelConfig), **typed(args, TrainConfig)})
     else:
         run, data = start.start(*configs(args), args.output)

@@ -20,6 +20,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False                  # only the main thread receives signals
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: False                  # a background job: whoever started it wants Ctrl-C ignored
+        return
     asked: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:

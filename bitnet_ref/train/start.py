@@ -18,22 +18,22 @@ from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
+from bitnet_ref.train.log import LOG
 
 CONFIG = "config.json"
+ECHO = {"preset", "model", "train"}            # its keys
 
 
 def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | None) -> tuple[Run, Dataset]:
     """A new run in `output` (default: the next free runs/<preset>-NNN), with its data prepared.
 
     The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
-    in use or not writable, and for a corpus shorter than one window.
+    not new or empty, or not writable, and for a corpus shorter than one window.
     """
     ops = kernels.load(cfg.backend)
-    folder = Path(output) if output else _free_folder(preset)
-    check(not folder.exists() or (folder.is_dir() and not checkpoints(folder)),
-          "a new run needs a folder of its own", folder,
-          f"give another --output, or go on with --resume {folder}")
-    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, cfg.seed)
+    check(output is None or _is_free(Path(output)), "a new run needs a new or empty folder", output,
+          f"give another --output, or go on with --resume {output}")
+    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction)
     check(data.val is not None, "training needs validation text", f"val_fraction = {cfg.val_fraction}",
           "hold out a share of the documents, for example --val-fraction 0.05")
     model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
@@ -41,11 +41,10 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     if cfg.epochs is not None:
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * n / (cfg.batch * cfg.accumulate))))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _claim(Path(output)) if output else _next_folder(preset)
         echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
         (folder / CONFIG).write_text(json.dumps(echo, indent=1), encoding="utf-8")
         data.tokenizer.save(folder / TOKENIZER)
-        (folder / "log.jsonl").unlink(missing_ok=True)
     except OSError as e:
         raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
     return new_run(folder, model_cfg, cfg, _checksums(data), ops), data
@@ -66,7 +65,7 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     refuse_changes(state, typed)
     cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
     tokenizer = str(checkpoint.parent / TOKENIZER)
-    data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction, cfg.seed)
+    data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction)
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
           "change its permissions, or copy it")
     return restore(checkpoint, state, cfg, _checksums(data), kernels.load(cfg.backend)), data
@@ -78,5 +77,31 @@ def _checksums(data: Dataset) -> dict[str, str]:
             "validation tokens": data.val.header.payload_sha256 if data.val else "none"}
 
 
-def _free_folder(preset: str) -> Path:
-    return next(p for n in range(1, 1_000_000) if not (p := Path("runs") / f"{preset}-{n:03d}").exists())
+def _is_free(folder: Path) -> bool:
+    """New, empty, or left by a run that was killed before its first checkpoint. Others' files are not free."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {p.name for p in folder.iterdir() if not p.name.endswith(".partial")}
+    try:
+        return not names or (names <= {CONFIG, TOKENIZER, LOG}
+                             and json.loads((folder / CONFIG).read_text(encoding="utf-8")).keys() == ECHO)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _claim(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOG).unlink(missing_ok=True)
+    return folder
+
+
+def _next_folder(preset: str) -> Path:
+    """Make the first of runs/<preset>-001, -002, ... that is free: two runs started at once get two."""
+    for n in range(1, 1_000_000):
+        folder = Path("runs") / f"{preset}-{n:03d}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise CheckError(f"runs/{preset}-NNN must have a free number; got a million runs; give --output")

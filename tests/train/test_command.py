@@ -88,7 +88,7 @@ def test_the_echo_of_a_run_repeats_it(run, tmp_path):
     (["--corpus", "nowhere.txt"], ["a corpus must be one of", "'nowhere.txt'"]),
     (["--tokenizer", "nowhere.json"], ["nowhere.json", "No such file"]),
     (["--config", "nowhere.toml"], ["--config must name a file", "nowhere.toml"]),
-    (["--resume", "nowhere"], ["must be the folder of a training run", "nowhere"]),
+    (["--resume", "nowhere"], ["--resume takes its config from the run", "--output", "leave them out"]),
 ])
 def test_a_bad_value_is_refused_by_name(arguments, words, run, tmp_path):
     refused(run("--output", tmp_path / "run", *tiny.flags(), *arguments), *words)
@@ -120,11 +120,15 @@ def test_resuming_with_another_config_is_refused_by_field_and_values(arguments, 
 
 
 def test_a_folder_in_use_and_a_file_in_its_place_are_refused(run, tmp_path):
-    refused(run("--output", tiny.trained(), *tiny.flags()), "a new run needs a folder of its own",
+    refused(run("--output", tiny.trained(), *tiny.flags()), "a new run needs a new or empty folder",
             f"--resume {tiny.trained()}")
     (tmp_path / "file").write_text("mine")
     refused(run("--output", tmp_path / "file", *tiny.flags()), str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(run):
+    refused(run("--resume", "nowhere"), "must be the folder of a training run", "nowhere")
 
 
 def test_a_broken_rule_is_one_line_for_a_process_too():

@@ -65,7 +65,7 @@ def test_a_prepared_dataset_serves_as_corpus(tmp_path):
 def test_the_folder_of_another_run_is_refused_and_untouched(tmp_path):
     run = tiny.copy(tiny.trained(), tmp_path / "run")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    with tiny.refusal("a new run needs a folder of its own", str(run), "--resume"):
+    with tiny.refusal("a new run needs a new or empty folder", str(run), "--resume"):
         tiny.begin(run)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
