@@ -78,7 +78,7 @@ def _checksums(data: Dataset) -> dict[str, str]:
 
 
 def _is_free(folder: Path) -> bool:
-    """New, empty, or left by a run that was killed before its first checkpoint. Others' files are not free."""
+    """New, empty, or left by a run that was killed before its first checkpoint. Others' files are not."""
     if not folder.is_dir():
         return not folder.exists()
     names = {p.name for p in folder.iterdir() if not p.name.endswith(".partial")}
