@@ -1,18 +1,18 @@
 """bitnet_ref: the reference implementation of BitNet b1.58, the LLM whose every weight is -1, 0 or +1.
 
-The map, in reading order (each line imports only from lines above it):
+The map, in reading order (each name imports only from names before it):
 
     checks config          three-part errors; the two configs and the presets
     quant                  absmean ternary, absmax int8, the straight-through estimator
     layers/                THE REFERENCE: every op forward and backward, NumPy only
     kernels/               backends: overlays on layers/, injected by load(name)
     model/                 parameters, blocks, the transformer, its cost formulas
-    data/ formats/         corpora, tokenizer, shards, batches; files on disk
+    cli data/              a dataclass as a command line; corpora, tokenizer, shards, batches
+    formats/ info          files on disk; the command that describes a preset or a run
     generate/ evaluate/    text from a model; perplexity and bits per byte
     train/ bench/          the trainer; measurements
-    cli info               commands
 
-Read after: README.md. Read next: quant.
+Read after: README.md. Read next: checks.
 """
 
 from typing import TYPE_CHECKING

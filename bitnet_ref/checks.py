@@ -1,8 +1,8 @@
 """Errors in three parts: what must hold · what we got · what to do.
 
-Every rule that a user can break is stated here as data and raised in one shape, so that no bad input ends
+Every rule that a user can break is raised in one shape, so that no bad input ends
 in a traceback from deep inside. Internal invariants are plain asserts; these functions are for input.
-Read after: nothing. Read next: config.
+Read after: bitnet_ref. Read next: config.
 """
 
 from collections.abc import Iterable

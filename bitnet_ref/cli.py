@@ -3,7 +3,7 @@
 Only what was typed overrides; the order is preset, then `--config FILE` (TOML, or the config.json that a run
 wrote), then the command line.
 Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted.
-Read after: config. Read next: train/__main__.
+Read after: model/cost. Read next: data.
 """
 
 import argparse
@@ -86,9 +86,11 @@ def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
     tables: dict[str, Any] = read_config_file(args.config) if getattr(args, "config", None) else {}
     name = getattr(args, "preset", None) or tables.get("preset", "nano")
     preset = lookup(PRESETS, name, "preset")
-    model = replace(preset.model, **tables.get("model", {}))
-    train = replace(preset.train, **tables.get("train", {}))
-    return name, replace(model, **typed(args, ModelConfig)), replace(train, **typed(args, TrainConfig))
+    model = replace(preset.model, **{**tables.get("model", {}), **typed(args, ModelConfig)})
+    given = {**tables.get("train", {}), **typed(args, TrainConfig)}
+    if hasattr(args, "steps"):
+        given["epochs"] = None                               # what was typed wins over the file's epochs
+    return name, model, replace(preset.train, **given)
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:

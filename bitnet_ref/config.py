@@ -15,7 +15,7 @@ from bitnet_ref.checks import check, lookup
 
 def _opt(default: Any, help: str, sym: str | None = None, choices: tuple[str, ...] = (),
          free: bool = False) -> Any:
-    """A config field. `free`: may differ between a run and its resumption: it cannot change a parameter."""
+    """A config field. `free`: may differ between a run and its resumption."""
     return field(default=default, metadata={"help": help, "sym": sym, "choices": choices, "free": free})
 
 
@@ -81,8 +81,7 @@ class TrainConfig:
     """
 
     corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl", free=True)
-    tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus",
-                                 free=True)
+    tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus")
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
     steps: int = _opt(400, "optimiser steps")
     epochs: float | None = _opt(None, "passes over the training text; sets the steps")
@@ -91,7 +90,7 @@ class TrainConfig:
     lr: float = _opt(1e-2, "peak learning rate of stage 1 (or of the only stage)")
     lr_stage2: float = _opt(2 / 3, "two-stage: peak of the second line, as a fraction of lr "
                                    "(FAQ: 1.5e-3 -> 1e-3)")
-    lr_end: float = _opt(1 / 50, "learning rate at the last step, as a fraction of lr (FAQ: 3e-5 of 1.5e-3)")
+    lr_end: float = _opt(1 / 50, "learning rate a step past the end, a fraction of lr (FAQ: 3e-5 of 1.5e-3)")
     schedule: str = _opt("two-stage", "of the learning rate and the weight decay",
                          choices=("two-stage", "cosine", "constant"))
     warmup: int = _opt(20, "steps of linear warm-up")
@@ -119,9 +118,10 @@ class TrainConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must lie in [0, 1)", value, f"give {name} such a value")
         check(0 <= self.lr_end <= 1, "lr_end must lie in [0, 1]", self.lr_end, "it is a fraction of lr")
-        check(min(self.weight_decay, self.warmup, self.seed) >= 0,
-              "weight_decay, warmup and seed must not be negative",
-              f"{self.weight_decay}, {self.warmup}, {self.seed}", "use 0 or more")
+        check(0 <= self.weight_decay < math.inf, "weight_decay must be finite and not negative",
+              self.weight_decay, "use 0 or more")
+        check(self.warmup >= 0, "warmup must not be negative", self.warmup, "use 0 or more")
+        check(0 <= self.seed < 1 << 64, "seed must lie in [0, 2^64)", self.seed, "choose another")
 
 
 class Preset(NamedTuple):

@@ -4,7 +4,7 @@ python -m bitnet_ref.info --preset nano --n-layers 8 --json
 
 Describe a preset, or the model of a run: parameters by kind, bytes, cache, training memory, operations per
 token. Each figure is a formula of model/cost.py (docs/cost.md); no model is allocated, no tensor is read.
-Read after: cli, model/cost. Read next: train/__main__.
+Read after: formats/checkpoint. Read next: generate.
 """
 
 import argparse

@@ -55,10 +55,11 @@ def test_every_count_and_rate_of_a_run_is_positive(name):
     ({"beta2": -0.1}, r"beta2 must lie in \[0, 1[\])]; got -0.1"),
     ({"val_fraction": 2.0}, r"val_fraction must lie in .*; got 2.0"),
     ({"lr_end": 1.01}, r"lr_end must lie in \[0, 1\]; got 1.01"),
-    ({"weight_decay": -0.1}, r"weight_decay, warmup and seed must not be negative; got -0.1, 20, 0"),
+    ({"weight_decay": -0.1}, r"weight_decay must be finite and not negative; got -0.1"),
     ({"warmup": -1}, r"must not be negative"),
-    ({"seed": -1}, r"must not be negative"),
-    ({"weight_decay": float("nan")}, r"must not be negative"),
+    ({"seed": -1}, r"seed must lie in \[0, 2\^64\); got -1"),
+    ({"seed": 1 << 64}, r"seed must lie in \[0, 2\^64\)"),
+    ({"weight_decay": float("nan")}, r"weight_decay must be finite and not negative; got nan"),
 ])
 def test_a_bad_train_config_says_what_to_do(given, message):
     with pytest.raises(CheckError, match=message):

@@ -28,6 +28,7 @@ COMMANDS = {"bitnet_ref/cli.py", "bitnet_ref/info.py", "bitnet_ref/convert.py", 
 LINE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["line-length"]
 HEADER = range(3, 9)              # lines of a module's docstring
 MAP = range(3, 16)                # of a package's, which may list what is inside
+POINTERS = re.compile(r"Read after: (\S+)\. Read next: (\S+)\.$")           # the header's last words
 FILE_LINES, KERNEL_FILE_LINES = 400, 500
 FUNCTION_LINES, KERNEL_FUNCTION_LINES = 30, 80            # of code: no docstring, comment or empty line
 READING_BUDGET = 2000             # lines of quant, layers, model and the heart of train: an afternoon
@@ -73,13 +74,29 @@ def test_header(path):
     header = ast.get_docstring(ast.parse(FILES[path])) or ""
     length = len(header.splitlines())
     assert length in (MAP if path.endswith("__init__.py") else HEADER), f"{path}: a header of {length} lines"
-    flat = " ".join(header.split())
-    pointers = re.search(r"Read after: (.+?)\. Read next: (.+?)\.( |$)", flat)
-    assert pointers, f"{path}: the header must end with `Read after: ... Read next: ...`"
-    for name in f"{pointers[1]}, {pointers[2]}".split(", "):
-        places = [LIBRARY / name, (ROOT / path).parent / name, ROOT / name]
-        exists = any(p.is_file() or p.is_dir() or p.with_suffix(".py").is_file() for p in places)
-        assert exists or name == "nothing", f"{path}: reads on to {name}, which is not there"
+    assert len(POINTERS.findall(header)) == 1, f"{path}: the header must say `Read after: ... Read next: ...`"
+
+
+def module_file(name):
+    """The module that a header calls `name`: layers/rope, layers (its __init__), or bitnet_ref itself."""
+    places = f"bitnet_ref/{name}.py", f"bitnet_ref/{name}/__init__.py", f"{name}/__init__.py"
+    return next((p for p in places if p in FILES), None)
+
+
+def test_headers_are_one_reading_line():
+    """From bitnet_ref/__init__ (after the README) to a last module, through every module, each once."""
+    links = {path: POINTERS.findall(ast.get_docstring(ast.parse(text)) or "") for path, text in FILES.items()}
+    after, following = ({path: found[0][side] for path, found in links.items()} for side in (0, 1))
+    path, line = "bitnet_ref/__init__.py", []
+    assert after[path] == "README.md"
+    while following[path] != "nothing":
+        line.append(path)
+        path = module_file(following[path])
+        assert path, f"{line[-1]}: reads on to {following[line[-1]]}, which is not there"
+        assert path not in line, f"{line[-1]}: reads back to {path}"
+        back = module_file(after[path])
+        assert back == line[-1], f"{line[-1]} reads on to {path}, which is read after {after[path]}"
+    assert set(FILES) == {*line, path}, f"on no line: {sorted(set(FILES) - {*line, path})}"
 
 
 @each_file

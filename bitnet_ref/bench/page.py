@@ -3,13 +3,11 @@
 Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the
 generated markers of README.md and docs/benchmarks/training.md is written from it. What is not given anew
 stays as it was. No figure in the docs is typed by hand.
-Read after: bench/size. Read next: README.md.
+Read after: bench/size. Read next: nothing.
 """
 
 import argparse
 import json
-import os
-import platform
 import re
 import shutil
 import statistics
@@ -25,24 +23,12 @@ from bitnet_ref.train.summary import SUMMARY
 FIGURES = "benchmarks/figures.json"
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its cores and the versions that a timing depends on."""
-    import numpy as np
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-                    if "model name" in line), cpu)
-    return {"processor": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-            "numpy": np.__version__}
-
-
 def run_figures(run: Path) -> dict[str, Any]:
     """What the docs quote of a run."""
     summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
     steps = log.read(run, "step")
     seconds = [line["seconds"] for line in steps]
-    return {**_without(summary, "pictures"), "machine": machine(), "train seconds": sum(seconds),
+    return {**_without(summary, "pictures"), "train seconds": sum(seconds),
             "median seconds per step": statistics.median(seconds),
             "tokens per second": steps[0]["tokens"] / statistics.median(seconds)}
 
@@ -89,10 +75,14 @@ def training_block(f: dict[str, Any]) -> str:
         rows = ["| model | learning rate | final validation loss, nats per token | bits per byte | |",
                 "| --- | --- | --- | --- | --- |"]
         best = {kind: top["lr"] for kind, top in f["twins"]["best"].items()}
-        rows += [f"| {c['kind']} | {c['lr']:g} | {c['loss']:.4f} | {c['bits per byte']:.4f} | "
+        rows += [f"| {c['kind']} | {c['lr']:g} | {_figure(c['loss'])} | {_figure(c['bits per byte'])} | "
                  f"{'best' if best[c['kind']] == c['lr'] else ''} |" for c in f["twins"]["cells"]]
         text += "\n\n![BitNet and its full-precision twin](../pictures/twins.png)\n\n" + "\n".join(rows)
     return text
+
+
+def _figure(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4f}"
 
 
 def put(page: Path, block: str) -> None:
@@ -130,7 +120,7 @@ def main(argv: list[str]) -> int:
         (docs / FIGURES).write_text(json.dumps(f, indent=1) + "\n", encoding="utf-8")
         put(root / "README.md", readme_block(f))
         put(docs / "benchmarks" / "training.md", training_block(f))
-    except (OSError, KeyError) as e:
+    except (OSError, KeyError, json.JSONDecodeError) as e:
         raise CheckError(f"the figures must be readable and the docs writable; got {e!r}; "
                          "check the paths") from None
     return DONE

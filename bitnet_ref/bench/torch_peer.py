@@ -1,5 +1,5 @@
 """python -m bitnet_ref.bench.torch_peer --steps 500 --output peer.json
-python -m bitnet_ref.bench.torch_peer --preset tiny --steps 50 --json
+python -m bitnet_ref.bench.torch_peer --preset tiny --steps 50 --mode bf16
 
 The same model trained in PyTorch: same initial parameters, batches, schedules and validation text; the layers
 are the official pseudo-code with the detach trick, and autograd. Tells whether a hand-written backward trains

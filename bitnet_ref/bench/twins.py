@@ -40,6 +40,8 @@ def cell(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path, th
         check(figures["asked"] == json.loads(json.dumps(asked)), f"{folder} must have these options",
               "others", "give another --output, or delete it")
     else:
+        check(not folder.exists() or (folder / start.CONFIG).is_file(), f"{folder} must be new or a run's",
+              "other files", "give another --output")
         shutil.rmtree(folder, ignore_errors=True)                   # of a grid that was interrupted
         figures = {"kind": model_cfg.linear, "lr": cfg.lr, "loss": None, "bits per byte": None,
                    "asked": asked}
@@ -51,7 +53,8 @@ def cell(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path, th
                 figures |= {"loss": final.loss, "bits per byte": final.bits_per_byte}
         with whole_file(done) as f:
             f.write(json.dumps(figures).encode())
-    return {**figures, "curve": [(line["step"], line["loss"]) for line in log.read(folder, "eval")]}
+    return {**figures, "curve": [(line["step"], line["loss"]) for line in log.read(folder)
+                                  if line["kind"] in ("eval", "final")]}
 
 
 def grid(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, rates: dict[str, list[float]], folder: Path,

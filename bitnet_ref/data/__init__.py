@@ -11,5 +11,5 @@
     dataset      both sides of a corpus on the disk, in one folder
     prepare      corpus -> dataset, made once; __main__ makes one where you want it
 
-This file imports none of them. Read after: model. Read next: data/corpus.
+This file imports none of them. Read after: cli. Read next: data/atomic.
 """

@@ -2,7 +2,7 @@
 
 Everything in data/ that is written goes through here: to a temporary name beside the goal, flushed to the
 disk, then renamed. A crash, a full disk or Ctrl-C leaves the old file (or none), and no half of a new one.
-Read after: checks. Read next: data/download.
+Read after: data. Read next: data/download.
 """
 
 import os

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bitnet_ref.checks import CheckError, check, lookup
-from bitnet_ref.data.atomic import unreadable, whole_file
+from bitnet_ref.data.atomic import unreadable, unwritable, whole_file
 
 CHUNK = 1 << 18                 # bytes per read: small enough that a size limit stops a stream early
 TIMEOUT = 30.0                  # seconds without an answer from the server
@@ -130,7 +130,10 @@ def _receive(reply: http.client.HTTPResponse, out: BinaryIO, file: File, url: st
         check(got <= file.size, f"{url} must have at most {file.size} bytes", f"{got} or more",
               "try again later: this is not the file that was published")
         digest.update(chunk)
-        out.write(chunk)
+        try:
+            out.write(chunk)
+        except OSError as e:                     # of the disk, not of the network
+            raise unwritable(Path(out.name), e) from e
     promised = reply.headers.get("Content-Length") or ""
     whole = file.size if file.sha256 else int(promised) if promised.isdecimal() else got
     check(0 < got == whole, f"{url} must have {whole or 'some'} bytes", got,

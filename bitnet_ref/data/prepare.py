@@ -32,7 +32,7 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
     """
     tokenizer = load(tokenizer_path) if tokenizer_path else None
     if is_dataset(corpus):
-        data = open_dataset(corpus)
+        data = open_dataset(corpus, verify=True)
         check(tokenizer is None or tokenizer.checksum == data.tokenizer.checksum,
               f"the tokenizer must be the one that {corpus} was made with", tokenizer_path, "leave it out")
         return data
@@ -41,7 +41,7 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
     trained = cache_dir() / "datasets" / key(recipe._replace(tokenizer=None))     # perhaps on this corpus
     for found in (folder, trained) if cache else ():
         if is_dataset(found):
-            data = open_dataset(found)
+            data = open_dataset(found, verify=True)
             if tokenizer is None or tokenizer.checksum == data.tokenizer.checksum:
                 return data
     return write_dataset(folder, recipe, progress, replace=not cache)

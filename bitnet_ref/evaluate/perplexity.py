@@ -4,7 +4,7 @@ Bits per byte compares models with different tokenizers; perplexity does not, an
 says only that the model is worse than guessing, so it is refused there.
 Port note: the stream starts with the end-of-text token, so every byte of text is predicted; the loss of the
 end-of-text tokens counts, their bytes (none) do not: the figure can only be too high, never too low.
-Read after: generate. Read next: compressors.
+Read after: evaluate. Read next: evaluate/compressors.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 from bitnet_ref.checks import check
 from bitnet_ref.data.batches import sequential
 from bitnet_ref.model import Transformer
+from bitnet_ref.model.transformer import require_finite
 
 
 class Score(NamedTuple):
@@ -43,17 +44,18 @@ class Score(NamedTuple):
 
 
 def score(model: Transformer, tokens: np.ndarray, token_bytes: np.ndarray, windows: int | None = None,
-          batch: int = 8) -> Score:
+          batch: int = 8, what: str = "the loss of the text") -> Score:
     """Score of `tokens` int (n,), which starts with the end-of-text token, in windows of the model's context.
 
     `token_bytes` int (V,): bytes of text that each token stands for. `windows`: at most this many, evenly
-    spaced.
+    spaced. Raises NonFiniteError, naming `what` and the first bad tensor, where the loss is not finite.
     """
     check(len(tokens) > 1, "there must be at least two tokens to score", len(tokens), "give more text")
     nats, count, size = 0.0, 0, 0
     for ids, targets in sequential(tokens, model.cfg.context, batch, windows):
         _, loss = model(ids, targets)
         assert loss is not None
+        require_finite(loss, what, model, ids)
         nats += float(loss) * targets.size
         count += targets.size
         size += int(token_bytes[targets].sum())

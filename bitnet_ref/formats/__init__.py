@@ -1,4 +1,4 @@
 """Files on disk that hold a model. Today: the checkpoint of a training run.
 
-Read after: data. Read next: checkpoint.
+Read after: data/__main__. Read next: formats/checkpoint.
 """

@@ -3,7 +3,7 @@
 It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step.
 state.json holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No
 pickle, so a file from a stranger cannot run code.
-Read after: model. Read next: generate/language_model.
+Read after: formats. Read next: info.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig
+from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.model.params import Params, param_specs
 
 FORMAT, VERSION = "bitnet_ref checkpoint", 1
@@ -82,11 +83,14 @@ def checkpoints(run: Path) -> list[Path]:
 def latest(run: str | Path) -> Path:
     """The newest complete checkpoint of a run folder (or the path itself, if it is one)."""
     path = Path(run)
-    if (path / MARK).is_file():
-        return path
-    check(path.is_dir(), "a model must be the folder of a training run", path,
-          "give the folder that training printed")
-    found = checkpoints(path)
+    try:
+        if (path / MARK).is_file():
+            return path
+        check(path.is_dir(), "a model must be the folder of a training run", path,
+              "give the folder that training printed")
+        found = checkpoints(path)
+    except OSError as e:
+        raise unreadable(path, e) from None
     check(bool(found), f"{path} must hold a complete checkpoint (step-*/{MARK})", "none",
           "train longer than save_every steps, or give another run")
     return found[-1]

@@ -1,4 +1,4 @@
 """Text from a model, the plain way: no cache, one full forward per token. The oracle for every faster way.
 
-Read after: formats. Read next: sampling.
+Read after: info. Read next: generate/sampling.
 """

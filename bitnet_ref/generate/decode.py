@@ -2,17 +2,17 @@
 
 When the text outgrows the model's context, the oldest half is dropped and the rest is prefilled again: a rule
 that a cached decoder can follow at the same cost, and that keeps at least half a context of history.
-Read after: sampling. Read next: language_model.
+Read after: generate/sampling. Read next: generate/language_model.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from bitnet_ref.checks import NonFiniteError, check
+from bitnet_ref.checks import check
 from bitnet_ref.generate.sampling import sample
 from bitnet_ref.model import Transformer
-from bitnet_ref.model.transformer import decode_step, prefill
+from bitnet_ref.model.transformer import decode_step, prefill, require_finite
 
 
 def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: float = 0.0,
@@ -25,23 +25,23 @@ def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: flo
     check(tokens >= 0 and temperature >= 0 and (top_k is None or top_k > 0) and 0 <= seed < 1 << 64,
           "tokens, temperature and seed must not be negative, seed below 2^64, top_k positive",
           f"{tokens}, {temperature}, {seed} and {top_k}", "correct the options")
-    history = list(np.asarray(prompt).tolist())
+    window = list(np.asarray(prompt).tolist())
     keep = model.cfg.context
-    check(max(history) < model.cfg.vocab_size and min(history) >= 0,
+    check(max(window) < model.cfg.vocab_size and min(window) >= 0,
           f"ids must lie in 0..{model.cfg.vocab_size - 1}",
-          f"{min(history)}..{max(history)}", "use the model's own tokenizer")
-    window = history[-keep:]
+          f"{min(window)}..{max(window)}", "use the model's own tokenizer")
+    window = window[-keep:]
     logits, state = prefill(model.plan, model.ready, np.array([window]))
     for n in range(tokens):
-        if not np.all(np.isfinite(logits)):
-            raise NonFiniteError(f"logits must be finite; got NaN or infinity at token {len(prompt) + n}; "
-                                 "the weights are damaged: use an earlier checkpoint")
+        require_finite(float(np.max(np.abs(logits))), f"the largest logit at token {len(prompt) + n}", model,
+                       np.array([window]))
         token = sample(logits[0], temperature, top_k, seed, len(prompt) + n)
         yield token
         if token == stop or n + 1 == tokens:
             return
-        if state.shape[1] < keep:
+        if len(window) < keep:
+            window.append(token)
             logits, state = decode_step(model.plan, model.ready, np.array([token]), state)
         else:
-            window = [*state[0, keep // 2 + 1:].tolist(), token]
+            window = [*window[keep // 2 + 1:], token]
             logits, state = prefill(model.plan, model.ready, np.array([window]))

@@ -1,6 +1,6 @@
 """A model with its tokenizer: what `bitnet_ref.load(path)` returns.
 
-Read after: decode. Read next: evaluate/perplexity.
+Read after: generate/decode. Read next: generate/__main__.
 """
 
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 Randomness is counter-based: the draw at position t depends on (seed, t) alone, so a seed gives the same text
 whatever was generated before in the same process.
-Read after: model. Read next: decode.
+Read after: generate. Read next: generate/decode.
 """
 
 import numpy as np

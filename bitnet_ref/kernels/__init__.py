@@ -2,7 +2,7 @@
 
 `load("numpy")` is the reference itself. A faster backend is a package beside this file that lists what it
 provides; its names replace the reference's. The model receives the namespace and never imports this package.
-Read after: layers. Read next: model/params.
+Read after: layers/adamw. Read next: model.
 """
 
 from importlib import import_module

@@ -2,7 +2,7 @@
 
 Works in place on flat arrays, block by block so that the four streams stay in the processor's cache.
 Port note: the decay is multiplied by the learning rate and applied before the Adam step, as PyTorch does.
-Read after: cross_entropy. Read next: model/params.
+Read after: layers/cross_entropy. Read next: kernels.
 """
 
 import numpy as np

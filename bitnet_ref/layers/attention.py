@@ -4,7 +4,7 @@ H query heads share KV key/value heads; head h reads key/value head h // R, R = 
 are the last T of S positions, as when decoding with a cache. Kept for backward: the log-sum-exp of each row
 of scores, S times smaller than the probabilities, which backward recomputes.
 Port note: repeat each KV head R times in place (0 0 1 1), do not tile them (0 1 0 1); scale by 1/sqrt(Dh).
-Read after: rope. Read next: glu.
+Read after: layers/rope. Read next: layers/glu.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ The three stages are separate ops because a block quantises once what several pr
 ternarises weights once per optimiser step: `rmsnorm_int8` (or `absmax_int8`), `prepare`, `ternary_linear`.
 `bitlinear` is their composition, the op of the papers. Backward keeps int8 codes, a quarter of the floats.
 Port note: dw uses the *quantised* activation, as the straight-through estimator on both operands demands.
-Read after: linear. Read next: cross_entropy.
+Read after: layers/linear. Read next: layers/cross_entropy.
 """
 
 from typing import Any, NamedTuple
@@ -60,20 +60,20 @@ def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray
 
 
 def bitlinear(x: np.ndarray, g: np.ndarray | None, w: np.ndarray,
-              eps: float = 1e-5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, Prepared, np.ndarray]]:
+              eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray, Prepared, np.ndarray]:
     """The whole op on float weights.
 
-    x (..., K)  g (K,) or None  w (N, K)  ->  y (..., N), (x_q, x_scale, prepared w, rstd)
+    x (..., K)  g (K,) or None  w (N, K)  ->  y (..., N), x_q int8 (..., K), x_scale (..., 1), prepared w,
+    rstd (..., 1)
     """
     x_q, x_scale, rstd = rmsnorm_int8(x, g, eps)
     ternary = prepare(*absmean_ternary(w))
-    return ternary_linear(x_q, x_scale, ternary), (x_q, x_scale, ternary, rstd)
+    return ternary_linear(x_q, x_scale, ternary), x_q, x_scale, ternary, rstd
 
 
 def bitlinear_backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None,
-                       stat: tuple[np.ndarray, np.ndarray, Prepared, np.ndarray],
+                       x_q: np.ndarray, x_scale: np.ndarray, ternary: Prepared, rstd: np.ndarray,
                        dg: np.ndarray | None, dw: np.ndarray) -> np.ndarray:
     """Returns dx (..., K). Accumulates into dg (K,) and dw (N, K), the gradient of the latent weights."""
-    x_q, x_scale, ternary, rstd = stat
     dn = ternary_linear_backward(dy, x_q, x_scale, ternary, dw)
     return rmsnorm_backward(dn, x, g, rstd, dg)                                 # (BL.6)

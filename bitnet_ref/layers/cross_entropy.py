@@ -2,7 +2,7 @@
 
 Kept for backward: the log-sum-exp of each row, V times smaller than the logits.
 Port note: subtract the row's largest logit before exp; the mean is over all tokens of the batch.
-Read after: bitlinear. Read next: adamw.
+Read after: layers/bitlinear. Read next: layers/adamw.
 """
 
 from typing import Any

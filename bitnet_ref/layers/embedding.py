@@ -1,7 +1,7 @@
 """Token embedding: row `id` of a table. Full precision in BitNet b1.58.
 
 Backward adds rows that occur several times in the batch into one row of dw: a scatter-add.
-Read after: quant. Read next: rmsnorm.
+Read after: layers. Read next: layers/rmsnorm.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 Elementwise, so backward recomputes the activation from `gate` and keeps nothing.
 Port note: 2B4T has ReLU^2; running SiLU there gives fluent-looking wrong text (perplexity 100 instead of 17).
 Port note: the square of a large gate overflows float16; keep this value in float32.
-Read after: attention. Read next: linear.
+Read after: layers/attention. Read next: layers/linear.
 """
 
 import numpy as np

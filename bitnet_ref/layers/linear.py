@@ -1,6 +1,6 @@
 """Linear: y = x @ w.T, weights stored (out, in), no bias. The output projection; all projections of the twin.
 
-Read after: glu. Read next: bitlinear.
+Read after: layers/glu. Read next: layers/bitlinear.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 A gain `g` of None is the parameter-free norm that the BitNet FAQ puts inside BitLinear.
 Only rstd is kept for backward (D times smaller than x); the normalised x is recomputed.
 Port note: eps stands inside the root, added to the mean square.
-Read after: embedding. Read next: rope.
+Read after: layers/embedding. Read next: layers/rope.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 Half-split pairs (NEOX, Hugging Face); files with interleaved pairs (2i, 2i+1) are converted at the border.
 A rotation's inverse is its transpose, so backward is the same function with -sin.
 Port note: the angle of position 0 is 0; the product of a query and a key depends on their distance only.
-Read after: rmsnorm. Read next: attention.
+Read after: layers/rmsnorm. Read next: layers/attention.
 """
 
 import numpy as np

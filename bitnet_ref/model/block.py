@@ -2,7 +2,7 @@
 
 Everything that a config decides (norm layout, gated unit, kind of projection) is resolved once in `build`;
 the block itself has no branches. The stream and the gated unit's result stay float32 whatever the weights.
-Read after: saved. Read next: transformer.
+Read after: model/saved. Read next: model/transformer.
 """
 
 from collections.abc import Callable

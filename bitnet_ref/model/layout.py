@@ -4,7 +4,7 @@ A block has four places where projections read an input: qkv (the stream), out (
 gate_up (the stream), down (the gated unit's result). Public BitNets differ only in the norms at these places:
 pre: LLaMA's block norms. sub: block norms and two sub-norms (1bitLLM, 2B4T). inner: an RMSNorm at the entry
 of every BitLinear, without gain (FAQ) or with one per projection (BitNet embeddings). All have a final norm.
-Read after: kernels. Read next: params.
+Read after: model. Read next: model/params.
 """
 
 from typing import NamedTuple

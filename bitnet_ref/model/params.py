@@ -3,7 +3,7 @@
 Gradients and both Adam moments are the same type over buffers of their own, so clipping, AdamW, checkpoints
 and all-reduce act on `.flat`, float32. Decayed matrices come first, so weight decay is a slice. Nothing else
 lists tensor names.
-Read after: layout. Read next: weights.
+Read after: model/layout. Read next: model/weights.
 """
 
 import math
@@ -60,7 +60,7 @@ def _hf_norm(name: str) -> str:
 
 
 class Params:
-    """Named views into ONE flat array, in table order (so a layer's tensors are contiguous)."""
+    """Named views into ONE flat array, in table order (so a layer's matrices are contiguous)."""
 
     def __init__(self, specs: list[Spec], dtype: type = np.float32) -> None:
         self.specs = list(specs)

@@ -2,7 +2,7 @@
 
 Both kinds have the same two verbs, so a block never asks which it runs: `normalise` (or `bare`) makes the
 operand, for ternary quantised, once for all weights that read it; `multiply` is the product.
-Read after: weights. Read next: block.
+Read after: model/weights. Read next: model/saved.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What forward keeps for backward, by name. Everything else is recomputed.
 
-Read after: projection. Read next: block.
+Read after: model/projection. Read next: model/block.
 """
 
 from typing import NamedTuple

@@ -3,7 +3,7 @@
 `prefill`, `decode_step` and `train_step` are the seam at which a backend may take over the whole model; these
 are their references. Decoding here has no cache: it runs the full forward for every token, and so it is the
 oracle for a cached one.
-Read after: block. Read next: cost.
+Read after: model/block. Read next: model/cost.
 """
 
 from collections.abc import Iterable
@@ -150,8 +150,7 @@ def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
         for name in ("x", "q", "k", "v", "o", "h", "gate", "up", "u"):
             if not np.all(np.isfinite(getattr(s, name))):
                 return f"the activation {name} of layer {l}"
-    stream_finite = np.all(np.isfinite(saved.x))
-    return "the logits or the gradient" if stream_finite else "the final stream or the logits"
+    return "the logits or the gradient" if np.all(np.isfinite(saved.x)) else "the final stream"
 
 
 def require_finite(value: float, what: str, model: Transformer, ids: np.ndarray) -> None:

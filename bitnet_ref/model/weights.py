@@ -2,7 +2,7 @@
 
 Training makes one from its Params every step (ternarise once, not per micro-batch); a model file holds one.
 `ready(ops)` turns it into what forward reads: the backend's prepared matrices beside plain arrays.
-Read after: params. Read next: projection.
+Read after: model/params. Read next: model/projection.
 """
 
 from typing import Any, NamedTuple

@@ -5,7 +5,7 @@ python -m bitnet_ref.train --resume runs/nano-001
 
 Train a BitNet b1.58 (or its full-precision twin) on text. With no arguments: preset nano on the English docs
 that every Python carries; ends with validation bits per byte, a sample, pictures and commands to try next.
-Read after: summary. Read next: bench.
+Read after: train/summary. Read next: bench.
 """
 
 import argparse

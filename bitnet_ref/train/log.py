@@ -1,9 +1,9 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
 Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
-"eval". Only `seconds` differs between two runs of one seed. On resume, lines after the checkpoint's step are
-cut, so the log of a resumed run equals that of an uninterrupted one.
-Read after: optim. Read next: loop.
+"eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
+lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
+Read after: train/optim. Read next: train/checkpoint.
 """
 
 import json
@@ -44,7 +44,7 @@ def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 def cut_after(run: Path, step: int) -> None:
     """Drop what a run resumed at `step` writes again: lines of later steps, and the validation of `step`."""
     kept = [line for line in read(run)
-            if line["step"] < step or (line["step"] == step and line["kind"] != "eval")]
+            if line["step"] < step or (line["step"] == step and line["kind"] not in ("eval", "final"))]
     partial = run / f".{LOG}.partial"
     try:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
 run resumed there validates first, as it would have.
-Read after: interrupt. Read next: summary.
+Read after: train/interrupt. Read next: train/plots.
 """
 
 import sys
@@ -30,37 +30,46 @@ def train(run: Run, data: Dataset) -> None:
     Raises Interrupted after Ctrl-C, and NonFiniteError, naming step and tensor, when the loss or the gradient
     is not finite.
     """
-    cfg, length, params = run.cfg, run.model.cfg.context, run.model.params
-    assert params is not None
+    cfg = run.cfg
     with (deferred() as interrupted,
           tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar):
         while run.step < cfg.steps:
             if due(run.step, cfg.eval_every) and validate(run, data, bar):
                 save(run)
                 break
-            began = time.perf_counter()
-            # ---- one optimisation step; nothing outside these lines changes the model --------------------
-            batches = [batch(data.train.tokens, run.cursor * cfg.accumulate + m, cfg.batch, length, cfg.seed)
-                       for m in range(cfg.accumulate)]
-            with np.errstate(over="ignore", invalid="ignore"):             # what comes of it is named below
-                loss = run.model.loss_and_grads(batches, run.grads)
-                require_finite(loss, f"the loss of step {run.step}", run.model, batches[-1][0])
-                norm = clip_(run.grads.flat, cfg.max_norm)
-            _require_finite_gradient(run, norm)
-            lr, decay = lr_at(run.step, cfg), wd_at(run.step, cfg)
-            run.step, run.cursor = run.step + 1, run.cursor + 1
-            update_(params, run.grads, run.adam, run.step, lr, decay, cfg, run.model.plan.ops)
-            if run.step % cfg.requantize_every == 0:
-                run.model.requantise()
-            # ---- end of the step -------------------------------------------------------------------------
-            seconds = time.perf_counter() - began
-            tokens = sum(ids.size for ids, _ in batches)
-            report(run, bar, loss=loss, norm=norm, lr=lr, decay=decay, tokens=tokens, seconds=seconds)
+            report(run, bar, **optimise(run, data))
             if due(run.step, cfg.save_every) or run.step == cfg.steps or interrupted():
                 save(run)
             if interrupted():
                 raise Interrupted(f"interrupted at step {run.step}; saved; go on with:\n"
                                   f"    python -m bitnet_ref.train --resume {run.folder}")
+
+
+def optimise(run: Run, data: Dataset) -> dict[str, float]:
+    """One optimisation step; nothing else changes the model. Returns what the log says of it.
+
+    Raises NonFiniteError when the loss, the gradient or the new parameters are not finite.
+    """
+    cfg, params, began = run.cfg, run.model.params, time.perf_counter()
+    assert params is not None
+    first, length = run.cursor * cfg.accumulate, run.model.cfg.context
+    batches = [batch(data.train.tokens, first + m, cfg.batch, length, cfg.seed)
+               for m in range(cfg.accumulate)]
+    ids = np.concatenate([ids for ids, _ in batches])
+    with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named below
+        loss = run.model.loss_and_grads(batches, run.grads)
+        require_finite(loss, f"the loss of step {run.step}", run.model, ids)
+        norm = clip_(run.grads.flat, cfg.max_norm)
+        _require_finite_gradient(run, norm)
+        lr, decay = lr_at(run.step, cfg), wd_at(run.step, cfg)
+        run.step, run.cursor = run.step + 1, run.cursor + 1
+        update_(params, run.grads, run.adam, run.step, lr, decay, cfg, run.model.plan.ops)
+        if run.step % cfg.requantize_every == 0:
+            run.model.requantise()
+        total = float(np.sum(params.flat))
+        require_finite(total, f"the sum of the parameters after step {run.step}", run.model, ids)
+    return {"loss": loss, "norm": norm, "lr": lr, "decay": decay, "tokens": ids.size,
+            "seconds": time.perf_counter() - began}
 
 
 def due(step: int, every: int) -> bool:
@@ -71,7 +80,8 @@ def due(step: int, every: int) -> bool:
 def validate(run: Run, data: Dataset, bar: Any) -> bool:
     """Score part of the validation text, log it, and say whether to stop early."""
     assert data.val is not None
-    result = score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows)
+    result = score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows,
+                   what=f"the validation loss of step {run.step}")
     log.append(run.folder, "eval", run.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
     bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
               f"{result.bits_per_byte:.4f} bits per byte", file=sys.stderr)
@@ -84,9 +94,12 @@ def validate(run: Run, data: Dataset, bar: Any) -> bool:
 
 
 def final_score(run: Run, data: Dataset) -> Score:
-    """Score of the whole validation text."""
+    """Score of the whole validation text, also logged, by the model that loading the run would give."""
     assert data.val is not None
-    return score(run.model, data.val.tokens, data.tokenizer.token_bytes)
+    run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
+    result = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
+    log.append(run.folder, "final", run.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
+    return result
 
 
 def report(run: Run, bar: Any, **values: float) -> None:

@@ -1,8 +1,8 @@
-"""The pictures of a run, from its log and its parameters alone: `draw(run folder)` can be called at any time.
+"""The pictures of a run, from its log and its parameters alone: `draw` can be called at any time.
 
 loss.png (training and validation), weights.png (latent weights with the trit thresholds), trits.png
 (fractions of -1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, the four on one page.
-Read after: log. Read next: summary.
+Read after: train/loop. Read next: train/summary.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import numpy as np
 
 from bitnet_ref.model import Params
 from bitnet_ref.model.layout import WEIGHTS
+from bitnet_ref.quant import FLOOR
 from bitnet_ref.train import log
 
 MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
@@ -26,8 +27,9 @@ MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db
 
 def draw(run: Path, params: Params, ternary: bool) -> list[Path]:
     """Write the pictures into run/pictures and return their paths. Pictures of trits need a ternary model."""
-    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "layers")}
-    pictures: dict[str, Callable[[Any], None]] = {"loss": lambda ax: _loss(ax, lines["step"], lines["eval"])}
+    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers")}
+    scores = lines["eval"] + lines["final"][-1:]
+    pictures: dict[str, Callable[[Any], None]] = {"loss": lambda ax: _loss(ax, lines["step"], scores)}
     if ternary:
         pictures["weights"] = lambda ax: _weights(ax, params)
         pictures["trits"] = lambda ax: _trits(ax, lines["layers"])
@@ -72,7 +74,7 @@ def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
 
 def _weights(ax: Any, params: Params) -> None:
     """All trit matrices together, each in units of its own scale: thresholds stand at one half of it."""
-    scaled = np.concatenate([(w / max(float(np.mean(np.abs(w))), 1e-5)).ravel()
+    scaled = np.concatenate([(w / max(float(np.mean(np.abs(w))), FLOOR)).ravel()
                              for w in (params[s.name] for s in params.specs if s.ternary)])
     bins = np.linspace(-4, 4, 161)
     count, _ = np.histogram(scaled, bins)
@@ -111,7 +113,7 @@ def _trits(ax: Any, lines: list[dict]) -> None:
     for name, color in (("-1", MINUS), ("0", INK), ("+1", PLUS)):
         ax.plot([], [], color=color, label=name)
     _style(ax, "Trit fractions by layer (darker: deeper layer)", "optimiser step", "share of the trits")
-    ax.legend(frameon=False, ncols=3, loc="upper right")
+    ax.legend(frameon=False, ncols=3, loc="center right")
 
 
 def _flips(ax: Any, lines: list[dict]) -> None:

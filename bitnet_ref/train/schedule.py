@@ -1,10 +1,10 @@
 """Learning rate and weight decay as pure functions of the step, so a resumed run needs no state of theirs.
 
-"two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end at the
-last step. The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS from the
-first onto the second, and the weight decay drops to 0. The two peaks are therefore not rates before and after
-the switch: a common misreading.
-Read after: evaluate. Read next: train/optim.
+"two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end one
+step after the last. The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS
+from the first onto the second, and the weight decay drops to 0. The two peaks are therefore not rates before
+and after the switch: a common misreading.
+Read after: train. Read next: train/optim.
 """
 
 import math

@@ -1,6 +1,6 @@
 """From options to a Run: the data, the vocabulary, the folder; new, or resumed from a checkpoint.
 
-Read after: summary. Read next: train/__main__.
+Read after: train/checkpoint. Read next: train/interrupt.
 """
 
 import json
@@ -13,15 +13,14 @@ from typing import Any
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.data.batches import windows
 from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
-from bitnet_ref.train.log import LOG
 
 CONFIG = "config.json"
-ECHO = {"preset", "model", "train"}            # its keys
 
 
 def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | None) -> tuple[Run, Dataset]:
@@ -59,7 +58,7 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     checkpoint = latest(path)
     state = read_state(checkpoint)
     later = [c.name for c in checkpoints(checkpoint.parent) if c.name > checkpoint.name]
-    check(not later, f"a run must go on from its newest checkpoint, {later[-1:]}", checkpoint,
+    check(not later, f"a run must go on from its newest checkpoint, {max(later, default='')}", checkpoint,
           f"give {checkpoint.parent}, or delete the later checkpoints first")
     was = train_config(state)
     refuse_changes(state, typed)
@@ -78,20 +77,15 @@ def _checksums(data: Dataset) -> dict[str, str]:
 
 
 def _is_free(folder: Path) -> bool:
-    """New, empty, or left by a run that was killed before its first checkpoint. Others' files are not."""
-    if not folder.is_dir():
-        return not folder.exists()
-    names = {p.name for p in folder.iterdir() if not p.name.endswith(".partial")}
+    """New or empty: what stands in a folder may be somebody's, even a run that has not saved yet."""
     try:
-        return not names or (names <= {CONFIG, TOKENIZER, LOG}
-                             and json.loads((folder / CONFIG).read_text(encoding="utf-8")).keys() == ECHO)
-    except (OSError, ValueError, AttributeError):
-        return False
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as e:
+        raise unreadable(folder, e, "give another --output") from None
 
 
 def _claim(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LOG).unlink(missing_ok=True)
     return folder
 
 

@@ -1,10 +1,15 @@
 """What a run ends with: the final score beside two compressors, a sample, the pictures, and what to try next.
 
-Read after: plots. Read next: train/__main__.
+Read after: train/plots. Read next: train/__main__.
 """
 
 import json
+import os
+import platform
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data.prepare import Dataset
@@ -27,7 +32,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
-        "sample": prompt + model.generate(prompt, tokens=120),
+        "sample": prompt + model.generate(prompt, tokens=120), "machine": machine(),
     }
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
@@ -39,12 +44,27 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
     return summary
 
 
+def machine() -> dict[str, Any]:
+    """The processor, its cores and the versions that a timing depends on."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), cpu)
+    return {"processor": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
+            "numpy": np.__version__}
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, which an untrained model may write, shown as U+FFFD."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def page(run: Run, summary: dict[str, Any]) -> str:
     """The summary as text for the terminal."""
     others = summary["others, bits per byte"]
     perplexity = summary["perplexity"]
     return f"""
-{summary["sample"]}
+{printable(summary["sample"])}
 
 validation loss   {summary["validation loss"]:.4f} nats per token over \
 {summary["validation tokens"]:,} tokens, {summary["validation bytes"]:,} bytes

@@ -58,7 +58,9 @@ def test_each_cell_is_a_run_and_the_figures_are_its_own(run, tmp_path):
         folder = tmp_path / f"{cell['kind']}-{cell['lr']:g}"
         state = tiny.begin_at_end(folder)
         assert (state.model.cfg.linear, state.cfg.lr, state.step) == (cell["kind"], cell["lr"], 4)
-        assert cell["curve"] == [[e["step"], e["loss"]] for e in log.read(folder, "eval")]
+        evaluated = [e for e in log.read(folder) if e["kind"] in ("eval", "final")]
+        assert cell["curve"] == [[e["step"], e["loss"]] for e in evaluated]
+        assert cell["curve"][-1] == [4, cell["loss"]]
         assert state.cfg.seed == 0
     for kind, lrs in RATES.items():
         top = figures["best"][kind]

@@ -181,7 +181,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(run, tmp_path, monkeypatc
 
     monkeypatch.setattr(start, "start", poisoned)
     result = run("--output", tmp_path / "run", *tiny.flags())
-    refused(result, "the loss of step 0", "the weight layers.1.attn.wv")
+    refused(result, "the validation loss of step 0", "the weight layers.1.attn.wv")
 
 
 def test_control_c_is_code_130_with_the_command_to_go_on(run, tmp_path, monkeypatch):

@@ -107,10 +107,13 @@ def test_killed_at_more_random_instants_the_run_goes_on_and_ends_equal(seed, who
     killed_at_random(seed, whole, tmp_path)
 
 
-def test_killed_before_its_first_checkpoint_a_run_can_be_started_again(whole, tmp_path):
-    """The folder holds a config and the start of a log, nothing to resume: the same command starts anew."""
+def test_killed_before_its_first_checkpoint_a_run_leaves_nothing_to_resume_and_is_not_written_over(
+        whole, tmp_path):
+    """The folder may be that of a run which is alive and has not saved yet: a new one goes elsewhere."""
     run, _ = tiny.begin(tmp_path / "run", **GIVEN)
     log.append(run.folder, "step", 1, loss=9.0)
     with tiny.refusal("must hold a complete checkpoint"):
         tiny.resume(run.folder)
-    tiny.assert_same_runs(tiny.train(run.folder, **GIVEN), whole)
+    with tiny.refusal("a new run needs a new or empty folder"):
+        tiny.begin(run.folder, **GIVEN)
+    tiny.assert_same_runs(tiny.train(tmp_path / "again", **GIVEN), whole)
