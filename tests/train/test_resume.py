@@ -119,7 +119,8 @@ def test_the_run_ends_after_so_many_validations_without_improvement(tmp_path, mo
     """Losses by script: the best at step 2, then three that are no better."""
     losses = iter([5.0, 4.0, 4.5, 4.0, 4.1, 1.0])
     real = loop.score
-    monkeypatch.setattr(loop, "score", lambda *args, **more: real(*args, **more)._replace(nats=next(losses), tokens=1))
+    monkeypatch.setattr(loop, "score", lambda *args, **more: real(*args, **more)._replace(
+        nats=next(losses), tokens=1))
     run = tiny.train(tmp_path / "run", **HOPELESS)
     assert (run.step, run.stale, run.best) == (8, 3, 4.0)
     state = read_state(latest(run.folder))
