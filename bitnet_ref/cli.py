@@ -7,27 +7,54 @@ Read after: model/cost. Read next: data.
 """
 
 import argparse
+import io
 import json
+import re
 import sys
 import tomllib
-import types
-import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bitnet_ref.checks import CheckError, check, lookup
-from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
+from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig, check_types, value_type
 
 DONE, CHECK_FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
+# What argparse says is wrong, and the first two parts of how we say it.
+WORDS = (
+    (r"argument (\S+): invalid int value: (.*)", r"\1 must be an int; got \2"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1 must be a float; got \2"),
+    (r"argument (\S+): must not be empty", r"\1 must not be empty; got ''"),
+    (r"argument (\S+): expected one argument", r"\1 must have a value; got none"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1 must stand without \2; got both"),
+    (r"the following arguments are required: (.*)", r"\1 must be given; got nothing"),
+    (r"unrecognized arguments: (.*)", r"every flag must be known; got \1"),
+    (r"(.*)", r"the command line must be valid; got \1"),
+)
 
-def value_type(annotation: Any) -> type:
-    """`int | None` -> int, `int` -> int."""
-    if isinstance(annotation, types.UnionType):
-        return next(t for t in typing.get_args(annotation) if t is not types.NoneType)
-    return annotation
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every command: `--help` is the module's docstring, errors are three-part CheckErrors."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        shown = re.sub(r"\n*Read after: .*", "", description or "", flags=re.DOTALL)    # for readers of code
+        super().__init__(prog=prog, description=shown, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise CheckError instead of printing the usage and ending the process."""
+        line = message.replace("\n", " ")
+        said = next(m.expand(ours) for theirs, ours in WORDS if (m := re.fullmatch(theirs, line)))
+        raise CheckError(f"{said}; see {self.prog} --help")
+
+
+def text(value: str) -> str:
+    """The `type` of a flag that takes a name or a path: any text but none."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
 
 
 def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
@@ -39,7 +66,8 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
         how: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if kind is bool
-            else {"type": kind, "metavar": f.metadata["sym"] or kind.__name__.upper()})
+            else {"type": text if kind is str else kind,
+                  "metavar": f.metadata["sym"] or kind.__name__.upper()})
         if f.metadata["choices"]:
             how["metavar"] = "|".join(f.metadata["choices"])
         group.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help, **how)
@@ -68,14 +96,7 @@ def read_config_file(path: str) -> dict[str, dict[str, Any]]:
             check(isinstance(values, str), "preset must be a name", repr(values), "write preset = \"nano\"")
             continue
         config = lookup({"model": ModelConfig, "train": TrainConfig}, table, f"a table of {path}")
-        check(isinstance(values, dict), f"[{table}] must be a table", repr(values),
-              f"write [{table}] and name = value")
-        annotations = {f.name: f.type for f in fields(config)}
-        for name, value in values.items():
-            kind = value_type(lookup(annotations, name, f"a name in [{table}]"))
-            fits = (isinstance(annotations[name], types.UnionType) if value is None
-                    else type(value) is kind or (kind is float and type(value) is int))
-            check(fits, f"{table}.{name} must be {kind.__name__}", repr(value), "correct the value")
+        check_types(config, values, table)
     return tables
 
 
@@ -83,8 +104,12 @@ def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
     """(preset name, model, train): preset, then --config, then what was typed."""
     check(not (hasattr(args, "steps") and hasattr(args, "epochs")), "a run has --steps or --epochs", "both",
           "leave one out")
-    tables: dict[str, Any] = read_config_file(args.config) if getattr(args, "config", None) else {}
-    name = getattr(args, "preset", None) or tables.get("preset", "nano")
+    tables: dict[str, Any] = {}
+    if getattr(args, "config", None) is not None:
+        tables = read_config_file(args.config)
+    name = getattr(args, "preset", None)
+    if name is None:
+        name = tables.get("preset", "nano")
     preset = lookup(PRESETS, name, "preset")
     model = replace(preset.model, **{**tables.get("model", {}), **typed(args, ModelConfig)})
     given = {**tables.get("train", {}), **typed(args, TrainConfig)}
@@ -95,14 +120,38 @@ def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """Run `command`. Bad input is one line on stderr and exit code 2, Ctrl-C is 130: never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")           # a terminal without our letters shows ? for them
     try:
-        return command(sys.argv[1:] if argv is None else argv)
+        try:
+            return command(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:                     # None: closed by the shell
+                sys.stdout.flush()
     except CheckError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return BAD_ARGUMENTS
+        return _fail(str(e))
+    except MemoryError as e:
+        return _fail(f"the model and batch must fit in memory; got {str(e) or 'no more memory'}; "
+                     "use a smaller --batch, --context or model")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:                                # `... | head` closed stdout: not an error of ours
-        sys.stderr.close()
+        _close(sys.stdout)
+        _close(sys.stderr)
         return DONE
+    except OSError as e:
+        _close(sys.stdout)
+        return _fail(f"{e.filename or 'the output'} must be accessible; got {e.strerror or e}; "
+                     "free space, or check the path and its rights")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return BAD_ARGUMENTS
+
+
+def _close(stream: Any) -> None:
+    """Close what cannot be written to, or the interpreter complains about it at exit."""
+    with suppress(OSError, AttributeError):
+        stream.close()

@@ -7,6 +7,8 @@ Read after: checks. Read next: quant.
 """
 
 import math
+import types
+import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -114,6 +116,7 @@ class TrainConfig:
         _check_positive(self, "steps", "epochs", "batch", "accumulate", "lr", "lr_stage2", "max_norm",
                         "patience", "requantize_every", "eval_every", "eval_windows", "save_every", "keep",
                         "log_every", "adam_eps")
+        check(self.steps < 1 << 53, "steps must be below 2^53", self.steps, "give fewer steps or epochs")
         for name in ("beta1", "beta2", "val_fraction"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must lie in [0, 1)", value, f"give {name} such a value")
@@ -122,6 +125,37 @@ class TrainConfig:
               self.weight_decay, "use 0 or more")
         check(self.warmup >= 0, "warmup must not be negative", self.warmup, "use 0 or more")
         check(0 <= self.seed < 1 << 64, "seed must lie in [0, 2^64)", self.seed, "choose another")
+
+
+def value_type(annotation: Any) -> type:
+    """`int | None` -> int, `int` -> int."""
+    if isinstance(annotation, types.UnionType):
+        return next(t for t in typing.get_args(annotation) if t is not types.NoneType)
+    return annotation
+
+
+def check_types(config: type, values: Any, where: str) -> None:
+    """Raise CheckError unless `values`, read from a file, holds fields of `config`, of their types, alone.
+
+    An integer may stand for a float, None where the annotation allows it. `where` is the table's name.
+    """
+    check(isinstance(values, dict), f"[{where}] must be a table", repr(values), "give it names and values")
+    annotations = {f.name: f.type for f in fields(config)}
+    for name, value in values.items():
+        check(name in annotations, f"a name in [{where}] must be one of {', '.join(annotations)}", repr(name),
+              "correct it, or use the release of bitnet_ref that wrote the file")
+        kind = value_type(annotations[name])
+        fits = (isinstance(annotations[name], types.UnionType) if value is None
+                else type(value) is kind or (kind is float and type(value) is int))
+        check(fits, f"{where}.{name} must be {kind.__name__}", repr(value), "correct the value")
+        check(type(value) is not int or abs(value) < 1 << 64, f"{where}.{name} must be below 2^64", value,
+              "correct the value")
+
+
+def from_dict(config: type, values: Any, where: str) -> Any:
+    """The `config` of a table read from a file, checked like one that was typed; absent fields: default."""
+    check_types(config, values, where)
+    return config(**values)
 
 
 class Preset(NamedTuple):

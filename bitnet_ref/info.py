@@ -7,14 +7,13 @@ token. Each figure is a formula of model/cost.py (docs/cost.md); no model is all
 Read after: formats/checkpoint. Read next: generate.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, replace
 from typing import Any
 
 from bitnet_ref.checks import check
-from bitnet_ref.cli import DONE, add_args, configs, run_command, typed
+from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command, text, typed
 from bitnet_ref.config import PRESETS, ModelConfig
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.model import cost
@@ -64,17 +63,18 @@ def _short(value: float) -> str:
 
 def main(argv: list[str]) -> int:
     """Parse, describe, print."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.info", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", metavar="|".join(PRESETS), help="a named model (default: nano)")
-    parser.add_argument("--model", metavar="RUN", help="the folder of a training run, instead of a preset")
+    parser = Parser("python -m bitnet_ref.info", __doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")
+    which.add_argument("--model", type=text, metavar="RUN",
+                       help="the folder of a training run, instead of a preset")
     parser.add_argument("--batch", type=int, default=8,
                         help="sequences per micro-batch, for the training memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
     check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
-    stored = model_config(read_state(latest(args.model))) if args.model else configs(args)[1]
+    stored = configs(args)[1] if args.model is None else model_config(read_state(latest(args.model)))
     cfg = replace(stored, **typed(args, ModelConfig))
     figures = describe(cfg, args.batch)
     print(json.dumps(figures, indent=1) if args.json else table(figures))

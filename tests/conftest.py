@@ -4,6 +4,8 @@ A tolerance is never scaled by size and never loosened without a line here that 
 they agree.
 """
 
+import signal
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -23,6 +25,14 @@ TOLERANCE = {
 # The same examples on every run: a red test is red for everyone.
 settings.register_profile("repeatable", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Ctrl-C works here and in child processes, also where the suite itself runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

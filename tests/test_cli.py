@@ -1,8 +1,10 @@
 """cli: flags come from the config's fields; preset < file < typed; bad input is one line and exit code 2."""
 
-import argparse
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field, fields
 
 import pytest
@@ -12,10 +14,12 @@ from bitnet_ref.cli import (
     BAD_ARGUMENTS,
     DONE,
     INTERRUPTED,
+    Parser,
     add_args,
     configs,
     read_config_file,
     run_command,
+    text,
     typed,
     value_type,
 )
@@ -23,9 +27,9 @@ from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 
 
 def parse(*argv):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--preset")
-    parser.add_argument("--config")
+    parser = Parser("python -m bitnet_ref.x", "What it does.\n\nRead after: a. Read next: b.\n")
+    parser.add_argument("--preset", type=text)
+    parser.add_argument("--config", type=text)
     add_args(parser, ModelConfig, "model")
     add_args(parser, TrainConfig, "run")
     return parser.parse_args(argv)
@@ -74,21 +78,54 @@ def test_help_shows_defaults_choices_and_a_per_cent_sign():
         kind: str = field(default="a", metadata={"help": "which", "sym": "X", "choices": ("a", "b")})
         limit: int | None = field(default=None, metadata={"help": "most", "sym": "N", "choices": ()})
 
-    parser = argparse.ArgumentParser()
+    parser = Parser("odd", None)
     add_args(parser, Odd, "odd")
-    text = " ".join(parser.format_help().split())
-    assert "--share FLOAT 50 % of it (default: 0.5)" in text
-    assert "--kind a|b which (default: a)" in text
-    assert "--limit N most (default: none)" in text
+    shown = " ".join(parser.format_help().split())
+    assert "--share FLOAT 50 % of it (default: 0.5)" in shown
+    assert "--kind a|b which (default: a)" in shown
+    assert "--limit N most (default: none)" in shown
 
 
-@pytest.mark.parametrize("argv", [["--n-layers", "two"], ["--lr", "fast"], ["--n-layers", "1.5"],
-                                  ["--unknown", "1"], ["--steps"]])
-def test_what_does_not_parse_is_exit_code_2(argv, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_help_is_for_users(capsys):
+    """The docstring without where to read on in the code."""
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "What it does.\n" in out
+    assert "Read after" not in out
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--n-layers", "two"], "--n-layers must be an int; got 'two'"),
+    (["--n-layers", "1.5"], "--n-layers must be an int; got '1.5'"),
+    (["--lr", "a\\1\n"], r"--lr must be a float; got 'a\\1\n'"),
+    (["--unknown", "1"], "every flag must be known; got --unknown 1"),
+    (["--un\nknown"], "every flag must be known; got --un known"),
+    (["--steps"], "--steps must have a value; got none"),
+    (["--preset", ""], "--preset must not be empty; got ''"),
+    (["--config", ""], "--config must not be empty; got ''"),
+    (["--corpus", ""], "--corpus must not be empty; got ''"),
+    (["--tokenizer="], "--tokenizer must not be empty; got ''"),
+    (["--n-", "3"], "the command line must be valid; got ambiguous option: --n- could match --n-layers, "
+                    "--n-heads, --n-kv-heads"),
+])
+def test_what_does_not_parse_is_refused_in_one_line(argv, message):
+    with pytest.raises(CheckError) as refused:
         parse(*argv)
-    assert stop.value.code == BAD_ARGUMENTS
-    assert argv[0] in capsys.readouterr().err
+    assert str(refused.value) == f"{message}; see python -m bitnet_ref.x --help"
+
+
+def test_what_must_be_given_or_stand_alone():
+    parser = Parser("x", "")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--a")
+    either.add_argument("--b")
+    parser.add_argument("--model", required=True)
+    with pytest.raises(CheckError, match=r"^--model must be given; got nothing; see x --help$"):
+        parser.parse_args([])
+    with pytest.raises(CheckError, match=r"^--b must stand without --a; got both; see x --help$"):
+        parser.parse_args(["--model", "m", "--a", "1", "--b", "2"])
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -213,10 +250,55 @@ def test_control_c_is_code_130(capsys):
 
 
 def test_a_closed_pipe_is_not_an_error(monkeypatch):
-    stderr = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stderr)
+    streams = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
     assert run_command(raising(BrokenPipeError()), []) == DONE
-    assert stderr.closed          # else the interpreter complains about stdout at exit
+    assert all(stream.closed for stream in streams)       # else the interpreter complains at exit
+
+
+def test_too_little_memory_is_one_line(capsys):
+    for error, got in ((MemoryError("Unable to allocate 8 GiB"), "Unable to allocate 8 GiB"),
+                       (MemoryError(), "no more memory")):
+        assert run_command(raising(error), []) == BAD_ARGUMENTS
+        assert capsys.readouterr().err == (f"error: the model and batch must fit in memory; got {got}; "
+                                           "use a smaller --batch, --context or model\n")
+
+
+PRINTING = """
+import sys
+from bitnet_ref.cli import run_command
+sys.exit(run_command(lambda argv: print("né 🙂") or 0))
+"""
+
+
+def printing(**options):
+    """A command that prints, as a process of its own."""
+    return subprocess.run([sys.executable, "-c", PRINTING], stderr=subprocess.PIPE, check=False, **options)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = printing(stdout=full)
+    assert done.returncode == BAD_ARGUMENTS
+    assert done.stderr == (b"error: the output must be accessible; got No space left on device; "
+                           b"free space, or check the path and its rights\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pipe nobody reads")
+def test_a_closed_pipe_as_a_process():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = printing(stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (DONE, b"")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"n? ?"), ("cp1252", b"n\xe9 ?")])
+def test_a_terminal_without_our_letters_shows_question_marks(encoding, shown):
+    done = printing(stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout.split(b"\n")[0].strip(), done.stderr) == (DONE, shown, b"")
 
 
 def test_a_bug_stays_a_traceback():

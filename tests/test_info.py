@@ -119,6 +119,10 @@ def test_a_run_is_described_from_its_state_alone(run, tmp_path):
     (["--n-heads", 7], ["d_model must be a multiple"]),
     (["--batch", 0], ["--batch must be greater than 0", "got 0"]),
     (["--batch", -8], ["--batch must be greater than 0", "got -8"]),
+    (["--preset", "nano", "--model", "runs/x"], ["--model must stand without --preset; got both"]),
+    (["--model", ""], ["--model must not be empty"]),
+    (["--preset", ""], ["--preset must not be empty"]),
+    (["--batch", "many"], ["--batch must be an int; got 'many'", "see python -m bitnet_ref.info --help"]),
     (["--model", "nowhere"], ["must be the folder of a training run", "nowhere"]),
 ])
 def test_what_is_wrong_is_refused_by_name(arguments, words, run):

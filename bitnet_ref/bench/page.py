@@ -6,7 +6,6 @@ stays as it was. No figure in the docs is typed by hand.
 Read after: bench/size. Read next: nothing.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.cli import DONE, run_command
+from bitnet_ref.cli import DONE, Parser, run_command
 from bitnet_ref.train import log
 from bitnet_ref.train.summary import SUMMARY
 
@@ -96,8 +95,7 @@ def put(page: Path, block: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Parse, collect, write."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.page", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m bitnet_ref.bench.page", __doc__)
     parser.add_argument("--root", default=".", metavar="DIR", help="the clone to write into (default: here)")
     parser.add_argument("--run", metavar="RUN", help="a finished default run")
     parser.add_argument("--peer", metavar="FILE", help="figures of bench.torch_peer --output")

@@ -5,11 +5,10 @@ loop, optimiser and schedules. Comments and blank lines count: they are read too
 Read after: bench/twins. Read next: bench/page.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from bitnet_ref.cli import DONE, run_command
+from bitnet_ref.cli import DONE, Parser, run_command
 
 PACKAGE = Path(__file__).parent.parent
 READING = ("quant.py", "layers/*.py", "model/*.py", "train/loop.py", "train/optim.py", "train/schedule.py")
@@ -28,8 +27,7 @@ def reading() -> int:
 
 def main(argv: list[str]) -> int:
     """Print the table."""
-    argparse.ArgumentParser(prog="python -m bitnet_ref.bench.size", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    Parser("python -m bitnet_ref.bench.size", __doc__).parse_args(argv)
     table = {p.relative_to(PACKAGE).as_posix(): lines(p) for p in sorted(PACKAGE.rglob("*.py"))}
     for name, n in table.items():
         print(f"{n:5}  {name}")

@@ -7,7 +7,6 @@ as well, and how fast each is. Needs the extra `oracle` (torch).
 Read after: bench. Read next: bench/twins.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.cli import DONE, add_args, configs, run_command
+from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.batches import batch, sequential
@@ -137,8 +136,7 @@ def bits_per_byte(loss_of: Callable[[np.ndarray, np.ndarray], Any], data: Datase
 
 def main(argv: list[str]) -> int:
     """Parse, prepare the data, train, print."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.torch_peer", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m bitnet_ref.bench.torch_peer", __doc__)
     parser.add_argument("--preset", metavar="|".join(PRESETS),
                         help="a named model and its rates (default: nano)")
     parser.add_argument("--mode", choices=("float32", "bf16"), default="float32",

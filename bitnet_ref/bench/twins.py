@@ -7,7 +7,6 @@ on the edge of its grid is seen.
 Read after: bench/torch_peer. Read next: bench/size.
 """
 
-import argparse
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from bitnet_ref.checks import CheckError, NonFiniteError, check
-from bitnet_ref.cli import CHECK_FAILED, DONE, add_args, configs, run_command
+from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train import log, loop, start
@@ -114,8 +113,7 @@ def parse_rates(text: str) -> list[float]:
 
 def main(argv: list[str]) -> int:
     """Parse, run the grid, draw, print. Exit code 1 if a best rate lies on the edge of its grid."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.bench.twins", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m bitnet_ref.bench.twins", __doc__)
     parser.add_argument("--preset", metavar="|".join(PRESETS),
                         help="a named model and its rates (default: nano)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the grid")

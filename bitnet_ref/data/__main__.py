@@ -5,30 +5,30 @@ the size of the input. Progress goes to stderr, the summary to stdout.
 Read after: data/prepare. Read next: formats.
 """
 
-import argparse
 import sys
+from argparse import BooleanOptionalAction
 
-from bitnet_ref.cli import DONE, run_command
+from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.data.dataset import Dataset, Recipe, write_dataset
 from bitnet_ref.data.tokenizer import load
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The flags; their defaults are those of `Recipe`."""
-    p = argparse.ArgumentParser(prog="python -m bitnet_ref.data", description="Text to token shards.")
+    p = Parser("python -m bitnet_ref.data", __doc__)
     default = Recipe._field_defaults
-    p.add_argument("--input", required=True, metavar="CORPUS",
+    p.add_argument("--input", type=text, required=True, metavar="CORPUS",
                    help="a file, folder or glob of .txt / .jsonl, or a named corpus (docs/data.md)")
-    p.add_argument("--output", required=True, metavar="SHARDS", help="a new or empty folder")
+    p.add_argument("--output", type=text, required=True, metavar="SHARDS", help="a new or empty folder")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--vocab-size", type=int, default=default["vocab_size"], metavar="N",
                        help="entries of the tokenizer trained on the training side (default: %(default)s)")
-    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead")
+    which.add_argument("--tokenizer", type=text, metavar="FILE", help="a tokenizer.json to use instead")
     p.add_argument("--val-fraction", type=float, default=default["val_fraction"], metavar="F",
                    help="share of the documents held out for validation (default: %(default)s)")
     p.add_argument("--seed", type=int, default=default["seed"], metavar="N",
                    help="which documents are held out (default: %(default)s)")
-    p.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="bars on stderr")
+    p.add_argument("--progress", action=BooleanOptionalAction, default=True, help="bars on stderr")
     return p
 
 
@@ -45,7 +45,7 @@ def summary(data: Dataset) -> str:
 def main(argv: list[str]) -> int:
     """Parse, write, print the summary."""
     args = parser().parse_args(argv)
-    own = load(args.tokenizer) if args.tokenizer else None
+    own = None if args.tokenizer is None else load(args.tokenizer)
     recipe = Recipe(args.input, own, args.vocab_size, args.val_fraction, args.seed)
     print(summary(write_dataset(args.output, recipe, args.progress)))
     return DONE

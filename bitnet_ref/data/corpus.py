@@ -9,11 +9,13 @@ Read after: data/python_docs. Read next: data/split.
 import codecs
 import glob
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable
@@ -55,10 +57,11 @@ def corpus_files(corpus: str) -> list[Path]:
     """The files behind `corpus`, sorted; those of a name are downloaded if need be. Raises CheckError."""
     if corpus in NAMED:
         return named_files(corpus)
+    check(corpus != "", "a corpus must have a name", "none", 'give "." for the folder you are in')
     path = Path(corpus)
     try:
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
+            files = files_below(path)
             check(bool(files), "a corpus folder must hold .txt or .jsonl files", corpus, "put text there")
             return files
         files = [path] if path.is_file() else [Path(p) for p in glob.glob(corpus, recursive=True)]
@@ -68,6 +71,16 @@ def corpus_files(corpus: str) -> list[Path]:
     check(bool(files), f"a corpus must be one of {', '.join(CORPORA)}, or a file, folder or glob that exists",
           repr(corpus), "correct the name or the path")
     return files
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The .txt and .jsonl files below a folder, sorted. What cannot be listed is refused, never skipped."""
+    def refuse(e: OSError) -> NoReturn:
+        raise CheckError(f"every folder of a corpus must be readable; got {e.strerror or e} for "
+                         f"{e.filename}; correct its rights or move it away") from None
+
+    found = (Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names)
+    return sorted(p for p in found if p.suffix in (".txt", ".jsonl") and stat.S_ISREG(p.stat().st_mode))
 
 
 def _with_text(corpus: str, files: list[Path]) -> Iterator[str]:
@@ -148,6 +161,8 @@ def text_chunks(path: Path) -> Iterator[str]:
         with open(path, "rb") as file:
             while chunk:
                 chunk = file.read(CHUNK)
+                if offset == 0:
+                    _check_utf8(chunk, path)
                 nul = chunk.find(0)
                 check(nul < 0, "a corpus must be text, without NUL bytes",
                       f"one at byte {offset + len(rest) + nul} of {path}", "leave that file out")
@@ -156,9 +171,15 @@ def text_chunks(path: Path) -> Iterator[str]:
                 rest, offset = (rest + chunk)[used:], offset + used
     except UnicodeDecodeError as e:
         raise CheckError(f"a corpus must be UTF-8 text; got {e.object[e.start]:#04x} at byte "
-                         f"{offset + e.start} of {path}; convert the file or leave it out") from None
+                         f"{offset + e.start} of {path}; convert the file to UTF-8 or leave it out") from None
     except OSError as e:
         raise unreadable(path, e) from None
+
+
+def _check_utf8(start: bytes, path: Path) -> None:
+    """Raise CheckError for the byte order mark of UTF-16, which some editors write."""
+    check(not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)), "a corpus must be UTF-8 text",
+          f"UTF-16 in {path}", "convert it to UTF-8")
 
 
 # ---- jsonl ----
@@ -168,6 +189,8 @@ def jsonl_documents(path: Path) -> Iterator[str]:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+                if number == 1:
+                    _check_utf8(line, path)
                 if line.strip():
                     yield from pieces(text_field(line, f"line {number} of {path}"))
     except OSError as e:
@@ -180,7 +203,7 @@ def text_field(line: bytes, where: str) -> str:
     check(len(line) <= LONGEST_LINE, f"a line of .jsonl must have at most {LONGEST_LINE} bytes",
           f"more in {where}", "split the document")
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8-sig"))
         text: Any = record.get("text") if isinstance(record, dict) else None
         if isinstance(text, str):
             text.encode("utf-8")                # JSON can spell lone surrogates, UTF-8 cannot
@@ -188,4 +211,5 @@ def text_field(line: bytes, where: str) -> str:
         raise CheckError(f"a line of .jsonl must be valid JSON in UTF-8; got {e} in {where}; {fix}") from None
     check(isinstance(text, str), "a line of .jsonl must be an object with a string under \"text\"",
           f"another in {where}", fix)
+    check("\0" not in text, "a line of .jsonl must hold text, without NUL characters", f"one in {where}", fix)
     return text

@@ -112,6 +112,8 @@ def write_dataset(folder: str | Path, recipe: Recipe, progress: bool = True, rep
         part.mkdir(parents=True)
         _fill(part, recipe, progress)
         _install(part, folder, replace)
+    except CheckError as e:                                 # name the folder that was asked for
+        raise type(e)(str(e).replace(str(part), str(folder))) from e
     except OSError as e:
         raise unwritable(folder, e) from e
     finally:
@@ -136,7 +138,8 @@ def _fill(folder: Path, recipe: Recipe, progress: bool) -> None:
     """Both passes; every file of the dataset is written here, the manifest last."""
     official = validation_documents(recipe.corpus)
     fraction = recipe.val_fraction if official is None else 0.0
-    choice = split.choose(_watched(documents(recipe.corpus), "reading", progress), fraction, recipe.seed)
+    with _bar("reading", progress) as bar:
+        choice = split.choose(_counted(documents(recipe.corpus), bar), fraction, recipe.seed)
     held_out = choice.held_out if official is None else list(official)
     known, removed = split.spans(held_out), [0]
 
@@ -146,12 +149,11 @@ def _fill(folder: Path, recipe: Recipe, progress: bool) -> None:
     own = recipe.tokenizer or tokenizer.train_bpe(
         _cleaned(_sample(training(), choice.text_bytes, recipe.seed), known, [0]), recipe.vocab_size)
     own.save(folder / "tokenizer.json")
-    watched = _watched(training(), "writing", progress, choice.text_bytes)
+    with _bar("writing", progress, choice.text_bytes) as bar:
+        train = write_side(folder, "train", _cleaned(_counted(training(), bar), known, removed), own)
     report = {"format": FORMAT, "version": VERSION, "corpus": recipe.corpus, "vocab_size": own.vocab_size,
               "val_fraction": recipe.val_fraction, "seed": recipe.seed,
-              "official_split": official is not None,
-              "train": write_side(folder, "train", _cleaned(watched, known, removed), own),
-              "repeats_removed_bytes": removed[0]}
+              "official_split": official is not None, "train": train, "repeats_removed_bytes": removed[0]}
     if held_out:
         report["val"] = write_side(folder, "val", held_out, own)
     with whole_file(folder / MANIFEST) as file:
@@ -189,9 +191,13 @@ def _sample(docs: Iterator[str], text_bytes: int, seed: int) -> Iterator[str]:
     return (text for text in docs if split.document_hash(text, seed ^ (1 << 64) - 1) < most)
 
 
-def _watched(docs: Iterator[str], verb: str, progress: bool, total: int | None = None) -> Iterator[str]:
-    """The documents, with a bar of the bytes on stderr."""
-    with tqdm(desc=verb, total=total, unit="B", unit_scale=True, disable=not progress) as bar:
-        for text in docs:
-            yield text
-            bar.update(len(text.encode("utf-8")))
+def _bar(verb: str, progress: bool, total: int | None = None) -> tqdm:
+    """A bar of bytes on stderr, for a `with` around the work: it is closed before an error is printed."""
+    return tqdm(desc=verb, total=total, unit="B", unit_scale=True, disable=not progress)
+
+
+def _counted(docs: Iterator[str], bar: tqdm) -> Iterator[str]:
+    """The documents, their bytes added to `bar`."""
+    for text in docs:
+        yield text
+        bar.update(len(text.encode("utf-8")))

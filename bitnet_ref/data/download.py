@@ -108,7 +108,7 @@ def download(file: File, to: Path, url: str) -> None:
     with whole_file(to) as out:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
-                seen = _receive(reply, out, file, url)
+                seen = _receive(reply, out, file, url, to)
         except (OSError, http.client.HTTPException) as e:
             code = f"HTTP {e.code} " if isinstance(e, urllib.error.HTTPError) else ""
             raise CheckError(f"{url} must be reachable; got {code}{getattr(e, 'reason', None) or repr(e)}; "
@@ -122,8 +122,8 @@ def download(file: File, to: Path, url: str) -> None:
             note.write(f"{seen}\n".encode("ascii"))
 
 
-def _receive(reply: http.client.HTTPResponse, out: BinaryIO, file: File, url: str) -> str:
-    """Copy the body of `reply` to `out`, at most `file.size` bytes; returns its sha256."""
+def _receive(reply: http.client.HTTPResponse, out: BinaryIO, file: File, url: str, to: Path) -> str:
+    """Copy the body of `reply` to `out`, the later `to`, at most `file.size` bytes; returns its sha256."""
     got, digest = 0, hashlib.sha256()
     while chunk := reply.read(CHUNK):
         got += len(chunk)
@@ -133,7 +133,7 @@ def _receive(reply: http.client.HTTPResponse, out: BinaryIO, file: File, url: st
         try:
             out.write(chunk)
         except OSError as e:                     # of the disk, not of the network
-            raise unwritable(Path(out.name), e) from e
+            raise unwritable(to, e) from e
     promised = reply.headers.get("Content-Length") or ""
     whole = file.size if file.sha256 else int(promised) if promised.isdecimal() else got
     check(0 < got == whole, f"{url} must have {whole or 'some'} bytes", got,

@@ -30,7 +30,7 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
     although the cache has it. progress: bars on stderr. Raises CheckError for whatever is wrong with the
     input or the disk.
     """
-    tokenizer = load(tokenizer_path) if tokenizer_path else None
+    tokenizer = None if tokenizer_path is None else load(tokenizer_path)
     if is_dataset(corpus):
         data = open_dataset(corpus, verify=True)
         check(tokenizer is None or tokenizer.checksum == data.tokenizer.checksum,

@@ -64,7 +64,7 @@ def choose(docs: Iterable[str], val_fraction: float, seed: int, most: int = MOST
     if val_fraction == 0:
         return Choice(0, [], count, total)
     check(least[0] < greatest, "a split needs at least two different documents", min(count, 1),
-          "give more text, or val_fraction 0")
+          "give more text, separate documents by blank lines, or set val_fraction to 0")
     cut = min(max(cut, least[0] + 1), greatest)             # at least one below the cut, at least one not
     held_out = [text for h, _, _, text in sorted(kept, key=lambda entry: -entry[1]) if -h < cut]
     return Choice(cut, held_out or [least[1]], count, total)

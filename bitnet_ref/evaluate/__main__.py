@@ -7,25 +7,24 @@ perplexity is printed then.
 Read after: evaluate/corpus. Read next: train.
 """
 
-import argparse
 import json
 import sys
 
-from bitnet_ref.cli import CHECK_FAILED, DONE, run_command
+from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
 
 
 def main(argv: list[str]) -> int:
     """Parse, load, score, print."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.evaluate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, metavar="RUN",
+    parser = Parser("python -m bitnet_ref.evaluate", __doc__)
+    parser.add_argument("--model", type=text, required=True, metavar="RUN",
                         help="folder of a training run, or one checkpoint in it")
-    parser.add_argument("--corpus", help="a named corpus, or a file, folder or glob "
-                                         "(default: the run's validation text)")
+    parser.add_argument("--corpus", type=text, help="a named corpus, or a file, folder or glob "
+                                                    "(default: the run's validation text)")
     parser.add_argument("--windows", type=int,
                         help="score at most this many windows, evenly spaced (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--backend", default="numpy", help="implementation of the ops (default: numpy)")
+    parser.add_argument("--backend", type=text, default="numpy",
+                        help="implementation of the ops (default: numpy)")
     args = parser.parse_args(argv)
 
     from bitnet_ref.evaluate.corpus import score_corpus

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import check
+from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.corpus import documents, validation_documents
 from bitnet_ref.data.dataset import is_dataset
 from bitnet_ref.data.prepare import prepare
@@ -52,11 +52,14 @@ def _own_validation(run: str) -> np.ndarray:
     cfg: Any = state.get("train")
     seen = state.get("validation tokens")
     check(isinstance(cfg, dict) and {"corpus", "val_fraction"} <= cfg.keys(),
-          f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus")
-    data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), model_config(state).vocab_size,
-                   cfg["val_fraction"])
+          f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus PATH")
+    try:
+        data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), model_config(state).vocab_size,
+                       cfg["val_fraction"])
+    except CheckError as e:
+        raise type(e)(f"{e}, or name a text with --corpus PATH") from e
     check(data.val is not None and data.val.header.payload_sha256 == seen,
           "the validation text must be the one that the run was trained beside",
-          f"other text in {cfg['corpus']}", "restore that corpus, or name another with --corpus")
+          f"other text in {cfg['corpus']}", "restore that corpus, or name a text with --corpus PATH")
     assert data.val is not None
     return data.val.tokens

@@ -19,18 +19,29 @@ def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: flo
            top_k: int | None = None, seed: int = 0, stop: int | None = None) -> Iterator[int]:
     """Up to `tokens` ids that continue prompt int (T,); ends early after `stop`.
 
-    Raises CheckError for an empty prompt, ids outside the vocabulary, or options out of range.
+    Raises CheckError, at once: an empty prompt, ids outside the vocabulary, options out of range.
     """
+    check_options(tokens, temperature, top_k, seed)
     check(len(prompt) > 0, "a prompt must have at least one token", len(prompt), "give some text")
-    check(tokens >= 0 and temperature >= 0 and (top_k is None or top_k > 0) and 0 <= seed < 1 << 64,
-          "tokens, temperature and seed must not be negative, seed below 2^64, top_k positive",
-          f"{tokens}, {temperature}, {seed} and {top_k}", "correct the options")
     window = list(np.asarray(prompt).tolist())
-    keep = model.cfg.context
     check(max(window) < model.cfg.vocab_size and min(window) >= 0,
           f"ids must lie in 0..{model.cfg.vocab_size - 1}",
           f"{min(window)}..{max(window)}", "use the model's own tokenizer")
-    window = window[-keep:]
+    return _decoded(model, window, tokens, temperature, top_k, seed, stop)
+
+
+def check_options(tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
+    """Raise CheckError naming the option that is out of range."""
+    check(tokens >= 0, "tokens must not be negative", tokens, "use 0 or more")
+    check(temperature >= 0, "temperature must not be negative", temperature, "use 0 (greedy) or more")
+    check(top_k is None or top_k > 0, "top_k must be greater than 0", top_k, "use 1 (greedy) or more")
+    check(0 <= seed < 1 << 64, "seed must lie in [0, 2^64)", seed, "choose another")
+
+
+def _decoded(model: Transformer, prompt: list[int], tokens: int, temperature: float, top_k: int | None,
+             seed: int, stop: int | None) -> Iterator[int]:
+    keep = model.cfg.context
+    window = prompt[-keep:]
     logits, state = prefill(model.plan, model.ready, np.array([window]))
     for n in range(tokens):
         require_finite(float(np.max(np.abs(logits))), f"the largest logit at token {len(prompt) + n}", model,

@@ -8,33 +8,32 @@ that every Python carries; ends with validation bits per byte, a sample, picture
 Read after: train/summary. Read next: bench.
 """
 
-import argparse
 import sys
 
 from bitnet_ref.checks import check
-from bitnet_ref.cli import DONE, INTERRUPTED, add_args, configs, run_command, typed
+from bitnet_ref.cli import DONE, INTERRUPTED, Parser, add_args, configs, run_command, text, typed
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 
 
 def main(argv: list[str]) -> int:
     """Parse, start or resume, train, print."""
-    parser = argparse.ArgumentParser(prog="python -m bitnet_ref.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", metavar="|".join(PRESETS),
+    parser = Parser("python -m bitnet_ref.train", __doc__)
+    parser.add_argument("--preset", type=text, metavar="|".join(PRESETS),
                         help="a named model and its rates (default: nano)")
-    parser.add_argument("--config", metavar="FILE",
+    parser.add_argument("--config", type=text, metavar="FILE",
                         help="a TOML file, or a run's config.json, over the preset")
-    parser.add_argument("--output", metavar="DIR",
+    parser.add_argument("--output", type=text, metavar="DIR",
                         help="folder of the run (default: the next free runs/<preset>-NNN)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its newest checkpoint")
+    parser.add_argument("--resume", type=text, metavar="RUN",
+                        help="go on with a run from its newest checkpoint")
     add_args(parser, TrainConfig, "training")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
 
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref.train import loop, start, summary
-    if args.resume:
-        check(not (args.preset or args.config or args.output), "--resume takes its config from the run",
+    if args.resume is not None:
+        check(args.preset is args.config is args.output is None, "--resume takes its config from the run",
               "--preset, --config or --output", "leave them out")
         run, data = start.resume(args.resume, {**typed(args, ModelConfig), **typed(args, TrainConfig)})
     else:
@@ -43,10 +42,11 @@ def main(argv: list[str]) -> int:
           f"{len(data.train.tokens):,} training tokens", file=sys.stderr)
     try:
         loop.train(run, data)
-    except loop.Interrupted as e:
-        print(e, file=sys.stderr)
+        print(summary.page(run, summary.finish(run, data)))
+    except KeyboardInterrupt as e:           # between two steps it says where it was saved; else at once
+        print(str(e) or "interrupted; go on from the last checkpoint, if there is one, with:\n"
+              f"    python -m bitnet_ref.train --resume {run.folder}", file=sys.stderr)
         return INTERRUPTED
-    print(summary.page(run, summary.finish(run, data)))
     return DONE
 
 

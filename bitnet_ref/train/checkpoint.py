@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError, check
-from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.checks import check
+from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.formats import checkpoint as files
 from bitnet_ref.model import Params, Transformer
 from bitnet_ref.model.params import init_params
@@ -73,11 +73,7 @@ def save(run: Run) -> Path:
 
 def train_config(state: dict[str, Any]) -> TrainConfig:
     """The TrainConfig in a checkpoint's state."""
-    try:
-        return TrainConfig(**state["train"])
-    except (TypeError, KeyError) as e:
-        raise CheckError(f"the checkpoint's train config must have the fields of TrainConfig; got {e}; "
-                         "use the release of bitnet_ref that wrote it") from None
+    return from_dict(TrainConfig, state.get("train"), "checkpoint.train")
 
 
 def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
@@ -89,28 +85,54 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
         check(state.get(name) == value, f"a resumed run must see the same data: the checksum of the {name}",
               f"{value[:12]}, trained on {str(state.get(name))[:12]}",
               "resume with the corpus that the run was started with")
-    for name, kind in (("step", int), ("cursor", int), ("stale", int), ("seen", list)):
-        check(type(state.get(name)) is kind, f"{checkpoint / files.STATE} must hold the {name} of a run",
-              state.get(name), "resume from a checkpoint that bitnet_ref.train wrote")
+    _check_counters(checkpoint / files.STATE, state, cfg)
+    prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
+    tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
     params = run.model.params
     assert params is not None
-    trits = run.model.weights.trits() if cfg.requantize_every > 1 else {}
-    parts = ((files.PARAM, params), (files.MOMENT1, run.adam.first), (files.MOMENT2, run.adam.second))
-    names = [name for prefix, p in parts for name in files.named(prefix, p)]
-    names += [SEEN + name for name in state["seen"]] + [p + name for p in (WORKING, SCALE) for name in trits]
-    tensors = files.read_tensors(checkpoint, state, names)
-    for prefix, p in parts:
-        files.fill(p, tensors, prefix)
+    for prefix, part in zip(prefixes, (params, run.adam.first, run.adam.second)):
+        files.fill(part, tensors, prefix)
     run.model.requantise()
-    if trits:
+    trits = run.model.weights.trits()
+    run.seen = {name: _trits(tensors, SEEN + name, trits.get(name)) for name in state["seen"]}
+    if cfg.requantize_every > 1:
+        kept = files.read_tensors(checkpoint, state, [p + name for p in (WORKING, SCALE) for name in trits])
         run.model.use(Weights({**run.model.weights,
-                               **{n: Trits(tensors[WORKING + n], tensors[SCALE + n][()]) for n in trits}}))
-    run.seen = {name: tensors[SEEN + name] for name in state["seen"]}
+                               **{n: Trits(_trits(kept, WORKING + n, t), _scale(kept, SCALE + n))
+                                  for n, t in trits.items()}}))
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
     run.best = float("inf") if state.get("best") is None else state["best"]
     log.cut_after(run.folder, run.step)
     return run
+
+
+def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:
+    fix = "resume from a checkpoint that bitnet_ref.train wrote"
+    for name, most in (("step", cfg.steps), ("cursor", cfg.steps), ("stale", 1 << 53)):
+        value = state.get(name)
+        check(type(value) is int and 0 <= value <= most,
+              f"{file} must hold the {name} of a run, an integer of 0..{most}", repr(value), fix)
+    best, seen = state.get("best"), state.get("seen")
+    check(best is None or (type(best) in (int, float) and abs(best) < 1e300),
+          f"{file} must hold the best loss of a run, a finite number or null", repr(best), fix)
+    check(isinstance(seen, list) and all(isinstance(name, str) for name in seen),
+          f"{file} must hold the seen matrices of a run, a list of names", repr(seen), fix)
+
+
+def _trits(tensors: dict[str, np.ndarray], name: str, like: Trits | None) -> np.ndarray:
+    """The int8 matrix `name`, of the shape of the model's own."""
+    t, want = tensors[name], like.w_q.shape if like else "of a trit matrix"
+    check(t.dtype == np.int8 and t.shape == want, f"{name} must be int8 {want}", f"{t.dtype} {t.shape}",
+          "use a checkpoint of the same model")
+    return t
+
+
+def _scale(tensors: dict[str, np.ndarray], name: str) -> Any:
+    t = tensors[name]
+    check(t.dtype == np.float32 and t.size == 1, f"{name} must be one float32", f"{t.dtype} {t.shape}",
+          "use a checkpoint of the same model")
+    return t.reshape(())[()]
 
 
 def refuse_changes(state: dict[str, Any], typed: dict[str, Any]) -> None:

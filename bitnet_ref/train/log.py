@@ -9,16 +9,20 @@ Read after: train/optim. Read next: train/checkpoint.
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.model import Params, Weights
 from bitnet_ref.quant import ternary_stats
 
 LOG = "log.jsonl"
+NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
+FIX = "correct or delete that line, or restore the log from a copy"
 
 
 def append(run: Path, kind: str, step: int, **values: Any) -> None:
@@ -31,14 +35,55 @@ def append(run: Path, kind: str, step: int, **values: Any) -> None:
 
 
 def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's log (of one kind), in order. A last line cut short by a crash is left out."""
-    lines = []
-    for text in (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    """The lines of a run's log (of one kind), in order. A last line cut short by a crash is left out.
+
+    Raises CheckError, naming the line, for anything else that is not a line of a log.
+    """
+    file = run / LOG
+    try:
+        *texts, last = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise unreadable(file, e) from None
+    if _is_whole(last):
+        texts.append(last)
+    lines = [_line(text, f"line {n} of {file}") for n, text in enumerate(texts, 1)]
     return [line for line in lines if kind in (None, line["kind"])]
+
+
+def _is_whole(last: bytes) -> bool:
+    """Whether the text after the last newline is more than the beginning of a line (ours are ASCII)."""
+    try:
+        json.loads(str(last, "utf-8"))
+    except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        pass                                 # no crash makes these: to be refused
+    return True
+
+
+def _line(text: bytes, where: str) -> dict[str, Any]:
+    """One line as a dict, checked as far as resuming and the pictures need it."""
+    try:
+        line = json.loads(str(text, "utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise CheckError(f"{where} must be JSON; got {e}; {FIX}") from None
+    check(isinstance(line, dict) and isinstance(line.get("kind"), str) and type(line.get("step")) is int,
+          f"{where} must be an object with a kind and an integer step", text[:60], FIX)
+    for name in NUMBERS.get(line["kind"], ()):
+        check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
+    if line["kind"] == "layers":
+        layers = line.get("layers")
+        check(isinstance(layers, dict) and all(isinstance(m, dict) and all(map(_is_number, m.values()))
+                                               for m in layers.values()),
+              f"{where} must have numbers by matrix as layers", text[:60], FIX)
+    return line
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, or NaN."""
+    return type(value) in (int, float) and not abs(value) > sys.float_info.max
 
 
 def cut_after(run: Path, step: int) -> None:

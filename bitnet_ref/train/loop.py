@@ -119,4 +119,4 @@ def _require_finite_gradient(run: Run, norm: float) -> None:
         bad = next((n for n, g in run.grads.view.items() if not np.all(np.isfinite(g))),
                    "their sum of squares")
         raise NonFiniteError(f"the gradient of step {run.step} must be finite; got {norm}, first in {bad}; "
-                             f"resume {run.folder} from its last checkpoint with a lower learning rate")
+                             "start a new run with a lower --lr, or look at the data there")

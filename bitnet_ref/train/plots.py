@@ -1,7 +1,7 @@
 """The pictures of a run, from its log and its parameters alone: `draw` can be called at any time.
 
 loss.png (training and validation), weights.png (latent weights with the trit thresholds), trits.png
-(fractions of -1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, the four on one page.
+(fractions of -1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, all of them on one page.
 Read after: train/loop. Read next: train/summary.
 """
 
@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from bitnet_ref.model import Params
 from bitnet_ref.model.layout import WEIGHTS
@@ -23,6 +25,10 @@ from bitnet_ref.quant import FLOOR
 from bitnet_ref.train import log
 
 MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
+STEP = "optimiser step"
+SIZE = 7, 4.2                              # inches, of one picture
+FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of the flip rates
+DASHES = "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
 
 
 def draw(run: Path, params: Params, ternary: bool) -> list[Path]:
@@ -37,20 +43,20 @@ def draw(run: Path, params: Params, ternary: bool) -> list[Path]:
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        fig, ax = plt.subplots(figsize=SIZE, layout="constrained")
         picture(ax)
         _save(fig, folder / f"{name}.png")
-    fig, axes = plt.subplots(2, 2, figsize=(13, 8), layout="constrained", squeeze=False)
+    rows, columns, size = (2, 2, (11.5, 7.5)) if ternary else (1, 1, SIZE)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False,
+                             layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.05))
     for ax, picture in zip(axes.flat, pictures.values()):
         picture(ax)
-    for ax in axes.flat[len(pictures):]:
-        ax.axis("off")
     _save(fig, folder / "overview.png")
     return sorted(folder.glob("*.png"))
 
 
 def _save(fig: Any, path: Path) -> None:
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=140)
     plt.close(fig)
 
 
@@ -58,6 +64,15 @@ def _style(ax: Any, title: str, x: str, y: str) -> None:
     ax.set(title=title, xlabel=x, ylabel=y)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
+    if x == STEP:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _nothing(ax: Any, title: str, than: str) -> None:
+    ax.set_title(title)
+    ax.axis("off")
+    ax.text(0.5, 0.5, f"not logged yet: run longer than {than} steps", transform=ax.transAxes, ha="center",
+            color="#777777")
 
 
 def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
@@ -67,8 +82,8 @@ def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
             label="validation")
     switch = next((b["step"] for a, b in pairwise(steps) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
-        ax.axvline(switch, color=INK, lw=0.8, ls=":", label="stage 2: rate drops, decay off")
-    _style(ax, "Loss", "optimiser step", "nats per token")
+        ax.axvline(switch, ymax=0.72, color=INK, lw=1, ls=":", label="stage 2: rate drops, decay off")
+    _style(ax, "Loss", STEP, "nats per token")
     ax.legend(frameon=False)
 
 
@@ -82,15 +97,20 @@ def _weights(ax: Any, params: Params) -> None:
     color = np.where(middle < -0.5, MINUS, np.where(middle > 0.5, PLUS, ZERO))
     ax.bar(middle, count / len(scaled), width=bins[1] - bins[0], color=color)
     for t in (-0.5, 0.5):
-        ax.axvline(t, color=INK, lw=1, ls="--")
+        ax.axvline(t, ymax=0.9, color=INK, lw=1, ls="--")
     for name, c, share, x in (("-1", MINUS, np.mean(scaled < -0.5), -2.6),
                               ("0", ZERO, np.mean(abs(scaled) <= 0.5), 0.0),
                               ("+1", PLUS, np.mean(scaled > 0.5), 2.6)):
-        ax.text(x, 0.94, f"{name}: {share:.1%}", transform=ax.get_xaxis_transform(), ha="center",
-                color=INK if name == "0" else c, weight="bold", bbox={"color": "white", "pad": 1})
+        ax.text(x, 0.93, f"{name}: {share:.1%}", transform=ax.get_xaxis_transform(), ha="center",
+                color=INK if name == "0" else c, weight="bold")
     _style(ax, "Latent weights and the trit each becomes",
-           "weight / scale  (scale = mean |w| of its matrix)", "share")
+           "weight / scale  (scale = mean |w| of its matrix)", "share per bin")
     ax.set_ylim(top=1.18 * max(count) / len(scaled))
+
+
+def _dot(lines: list[dict]) -> str:
+    """The marker of a curve: a line through one point would not be seen."""
+    return "." if len(lines) == 1 else ""
 
 
 def _series(lines: list[dict], weight: str, value: str) -> list[float]:
@@ -100,29 +120,40 @@ def _series(lines: list[dict], weight: str, value: str) -> list[float]:
 
 
 def _trits(ax: Any, lines: list[dict]) -> None:
-    """Zero fraction layer by layer in grey shades, and the two signs, averaged over a layer's matrices."""
-    x = [line["step"] for line in lines]
-    names = lines[0]["layers"] if lines else ()
-    layers = sorted({int(n.split(".")[1]) for n in names if n.startswith("layers.")})
-    for l in layers:
-        tint = 0.35 + 0.65 * (l + 1) / len(layers)
-        for value, color in (("minus", MINUS), ("zero", INK), ("plus", PLUS)):
+    """The three fractions, a line a layer (mean of its matrices), on an axis that zooms on nothing."""
+    title = "Trit fractions by layer (darker: deeper layer)"
+    if not lines:
+        _nothing(ax, title, "log_every")
+        return
+    layers = sorted({int(n.split(".")[1]) for n in lines[0]["layers"] if n.startswith("layers.")})
+    top = 0.5
+    for value, color, dash, name in (("minus", MINUS, "-", "-1"), ("zero", INK, "-", "0"),
+                                     ("plus", PLUS, (0, (4, 4)), "+1")):       # on top of -1, almost equal
+        for l in layers:
             y = [np.mean([m[value] for n, m in line["layers"].items()
                           if n.startswith(f"layers.{l}.") and value in m]) for line in lines]
-            ax.plot(x, y, color=color, alpha=tint, lw=1.2)
-    for name, color in (("-1", MINUS), ("0", INK), ("+1", PLUS)):
-        ax.plot([], [], color=color, label=name)
-    _style(ax, "Trit fractions by layer (darker: deeper layer)", "optimiser step", "share of the trits")
-    ax.legend(frameon=False, ncols=3, loc="center right")
+            ax.plot([line["step"] for line in lines], y, color=color, ls=dash, lw=1.2,
+                    marker=_dot(lines), alpha=0.35 + 0.65 * (l + 1) / len(layers))
+            top = max(top, 1.05 * max(y))
+        ax.plot([], [], color=color, ls=dash, label=name)
+    _style(ax, title, STEP, "share of the trits")
+    ax.set_ylim(0, top)
+    ax.legend(frameon=False, ncols=3, loc="lower right")
 
 
 def _flips(ax: Any, lines: list[dict]) -> None:
-    later = lines[1:]                          # the first line has nothing to compare with
-    x = [line["step"] for line in later]
-    weights = [w for place in WEIGHTS for w in place]
-    for weight, color in zip(weights, plt.get_cmap("viridis")(np.linspace(0, 0.92, 7))):
-        ax.plot(x, _series(later, weight, "flipped"), color=color, lw=1.2, label=weight)
-    every = later[0]["step"] - lines[0]["step"] if later else 0
-    _style(ax, f"Flip rate: trits that changed within {every} steps", "optimiser step", "share of the trits")
+    later, title = lines[1:], "Flip rate: trits that changed"     # the first line has nothing to compare with
+    if not later:
+        _nothing(ax, title, "twice log_every")
+        return
+    for place in FAMILY:
+        weights = [w for names in WEIGHTS for w in names if w.startswith(f"{place}.")]
+        shades = plt.get_cmap(FAMILY[place])(np.linspace(0.95, 0.55, len(weights)))
+        for weight, color, dash in zip(weights, shades, DASHES):
+            ax.plot([line["step"] for line in later], _series(later, weight, "flipped"), color=color, ls=dash,
+                    marker=_dot(later), lw=1.5, label=weight)
+    spans = {b["step"] - a["step"] for a, b in pairwise(lines)}
+    since = f"within {min(spans)} steps" if len(spans) == 1 else "since the point before"
+    _style(ax, f"{title} {since}", STEP, "share of the trits")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, ncols=2, fontsize="small")
+    ax.legend(frameon=False, ncols=2, fontsize="small", handlelength=3)

@@ -6,6 +6,7 @@ Read after: train/checkpoint. Read next: train/interrupt.
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bitnet_ref.data.batches import windows
 from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
+from bitnet_ref.model import cost
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
 
 CONFIG = "config.json"
@@ -30,11 +32,15 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     not new or empty, or not writable, and for a corpus shorter than one window.
     """
     ops = kernels.load(cfg.backend)
-    check(output is None or _is_free(Path(output)), "a new run needs a new or empty folder", output,
-          f"give another --output, or go on with --resume {output}")
+    if output is not None and not _is_free(Path(output)):
+        go_on = f", or go on with --resume {output}" if checkpoints(Path(output)) else ""
+        raise CheckError(f"a new run needs a new or empty folder; got {output}; give another --output{go_on}")
+    _fits(model_cfg, cfg)
     data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction)
-    check(data.val is not None, "training needs validation text", f"val_fraction = {cfg.val_fraction}",
-          "hold out a share of the documents, for example --val-fraction 0.05")
+    check(data.val is not None, "training needs validation text", f"none in {data.folder}",
+          "hold out a share of the documents, for example --val-fraction 0.05, also where shards are made")
+    if model_cfg.vocab_size != data.tokenizer.vocab_size:
+        print(f"the vocabulary is the tokenizer's: {data.tokenizer.vocab_size:,} entries", file=sys.stderr)
     model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
     n = windows(len(data.train.tokens), model_cfg.context)
     if cfg.epochs is not None:
@@ -82,6 +88,16 @@ def _is_free(folder: Path) -> bool:
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     except OSError as e:
         raise unreadable(folder, e, "give another --output") from None
+
+
+def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
+    """Refuse, from formulas alone, what this machine's memory cannot hold (where it says how much it has)."""
+    tokens = cfg.batch * model_cfg.context
+    needed = cost.state_bytes(model_cfg) + tokens * cost.saved_bytes_per_token(model_cfg)
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    check(needed <= has, "the model and a micro-batch must fit in memory",
+          f"{needed / 1e9:,.1f} GB of {has / 1e9:,.1f} GB",
+          "use a smaller --batch or --context (more with --accumulate), or a smaller model")
 
 
 def _claim(folder: Path) -> Path:

@@ -78,5 +78,5 @@ pictures          {run.folder / "pictures"}
 Try next:
     python -m bitnet_ref.generate --model {run.folder} --prompt "A module is"
     python -m bitnet_ref.evaluate --model {run.folder}
-    python -m bitnet_ref.train --linear full        # the full-precision twin, for comparison
+    python -m bitnet_ref.train --config {run.folder}/config.json --linear full   # its full-precision twin
     python -m bitnet_ref.info --model {run.folder}"""

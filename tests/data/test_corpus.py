@@ -4,6 +4,7 @@ Read after: bitnet_ref/data/corpus. Read next: tests/data/test_split.
 """
 
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -107,7 +108,8 @@ def test_a_long_text_comes_in_pieces(tmp_path):
 
 @pytest.mark.parametrize("line", [
     b"{", b"[1]", b'"text"', b'{"txt": "a"}', b'{"text": 1}', b'{"text": null}', b'{"text": "\xff"}',
-    b'{"text": "\\ud800"}', b"[" * 100_000, b"nonsense"])
+    b'{"text": "\\ud800"}', b'{"text": "a\\u0000b"}', b"[" * 100_000, b"nonsense",
+    '{"text": "a"}'.encode("utf-16-le"), '{"text": "a"}'.encode("utf-16-be")])
 def test_bad_lines_name_file_and_line(tmp_path, line):
     path = write(tmp_path / "a.jsonl", b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(CheckError, match=r"a line of .jsonl must .*; got .* in line 3 of .*a.jsonl; correct"):
@@ -155,6 +157,8 @@ def test_empty_corpora(tmp_path):
     (b"text\0more", "without NUL bytes; got one at byte 4 of .*a.txt; leave"),
     (b"x" * (1 << 20) + b"\0", f"got one at byte {1 << 20} of .*a.txt"),
     (b"x" * ((1 << 20) - 1) + b"\xc3\xa9\0", f"got one at byte {(1 << 20) + 1} of .*a.txt"),
+    ("text".encode("utf-16"), "must be UTF-8 text; got UTF-16 in .*a.txt; convert it to UTF-8"),
+    (b"\xfe\xff\0t", "must be UTF-8 text; got UTF-16 in .*a.txt; convert it to UTF-8"),
     (b"text \xff more", "must be UTF-8 text; got 0xff at byte 5 of .*a.txt; convert"),
     (b"\xc3\xa9" * (1 << 19) + b"a\xc3(", f"got 0xc3 at byte {(1 << 20) + 1} of .*a.txt"),
     (b"ends within \xe2\x82", "got 0xe2 at byte 12 of .*a.txt"),
@@ -162,6 +166,41 @@ def test_empty_corpora(tmp_path):
 def test_binary_files_name_the_byte(tmp_path, data, message):
     with pytest.raises(CheckError, match=message):
         list(documents(str(write(tmp_path / "a.txt", data))))
+
+
+def test_utf_16_in_jsonl(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n'.encode("utf-16"))
+    with pytest.raises(CheckError, match=r"must be UTF-8 text; got UTF-16 in .*a.jsonl; convert it to UTF-8"):
+        list(documents(str(path)))
+    path = write(tmp_path / "b.jsonl", '\ufeff{"text": "a"}\n')
+    assert list(documents(str(path))) == ["a"]
+
+
+@pytest.mark.parametrize("closed", ["", "sub", "sub/deeper"])
+def test_a_folder_that_cannot_be_listed_is_not_skipped(tmp_path, monkeypatch, closed):
+    (tmp_path / "sub/deeper").mkdir(parents=True)
+    write(tmp_path / "a.txt", "x")
+    write(tmp_path / "sub/b.txt", "x")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(tmp_path / closed):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CheckError) as refused:
+        documents(str(tmp_path))
+    assert str(refused.value) == ("every folder of a corpus must be readable; got Permission denied for "
+                                  f"{tmp_path / closed}; correct its rights or move it away")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a link")
+def test_a_link_to_nothing_is_not_skipped(tmp_path):
+    write(tmp_path / "a.txt", "x")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckError, match=r"must be a readable file; got No such file or directory"):
+        documents(str(tmp_path))
 
 
 def test_unreadable_files(tmp_path, monkeypatch):

@@ -189,6 +189,7 @@ def test_a_full_disk(tmp_path, corpus):
                            "--no-progress"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "must be writable; got File too large; free space or choose another place" in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'out'}{os.sep}")            # not the temporary folder
     assert "Traceback" not in done.stderr
     assert files_below(tmp_path) == ["corpus.jsonl"]
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []

@@ -75,7 +75,8 @@ def test_each_side_gets_one():
 
 @pytest.mark.parametrize("docs", [[], ["a"], ["a", "a"]])
 def test_nothing_to_divide(docs):
-    with pytest.raises(CheckError, match=r"a split needs at least two different documents; got .*; give"):
+    with pytest.raises(CheckError, match=r"a split needs at least two different documents; got .*; "
+                                         r"give more text, separate documents by blank lines, or set val"):
         split(docs, 0.1, seed=0)
 
 

@@ -104,6 +104,9 @@ def test_a_model_worse_than_guessing_gets_no_perplexity_and_exit_code_1(run, tmp
     (["--corpus", "nowhere.txt"], ["a corpus must be one of", "'nowhere.txt'"]),
     (["--model", "nowhere"], ["must be the folder of a training run"]),
     (["--backend", "abacus"], ["backend must be one of"]),
+    (["--model", ""], ["--model must not be empty"]),
+    (["--corpus", ""], ["--corpus must not be empty"]),
+    (["--windows", "x"], ["--windows must be an int; got 'x'", "see python -m bitnet_ref.evaluate --help"]),
 ])
 def test_what_is_wrong_is_refused_by_name(arguments, words, run):
     code, out, err = run(*arguments)
@@ -130,6 +133,16 @@ def test_the_validation_text_must_be_the_one_of_the_run(run, tmp_path):
     tiny.assert_three_parts(err.splitlines()[-1], "the validation text must be the one", "text.txt")
 
 
+def test_a_corpus_that_is_gone_is_named_with_the_way_out(run, tmp_path):
+    corpus = tmp_path / "text.txt"
+    corpus.write_bytes(tiny.corpus().read_bytes())
+    tiny.train(tmp_path / "run", corpus=str(corpus), steps=2)
+    corpus.unlink()
+    code, out, err = run(model=tmp_path / "run")
+    assert (code, out) == (2, "")
+    tiny.assert_three_parts(err.splitlines()[-1], "text.txt", "or name a text with --corpus PATH")
+
+
 @pytest.mark.parametrize("train", [None, {"lr": 1.0}])
 def test_a_model_that_does_not_say_what_it_was_trained_on_needs_a_corpus(train, run, tmp_path):
     path = tiny.copy(tiny.trained(), tmp_path / "run")
@@ -137,5 +150,5 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_needs_a_corpus(train, 
     (latest(path) / STATE).write_text(json.dumps({**state, "train": train}), encoding="utf-8")
     code, _, err = run(model=path)
     assert code == 2
-    tiny.assert_three_parts(err, "must say what the run was trained on", "--corpus")
+    tiny.assert_three_parts(err, "must say what the run was trained on", "--corpus PATH")
     assert run("--corpus", tiny.corpus(40), model=path)[0] == 0

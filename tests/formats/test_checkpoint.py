@@ -244,8 +244,9 @@ DAMAGE = {
     "tensors cut": (lambda c: os.truncate(c / TENSORS, 5000), ["must have the SHA-256"]),
     "a byte flipped": (lambda c: flip(c / TENSORS, 20_000), ["must have the SHA-256"]),
     "the last byte flipped": (lambda c: flip(c / TENSORS, -1), ["must have the SHA-256"]),
-    "state missing": (lambda c: (c / STATE).unlink(), ["must be readable JSON", "No such file"]),
+    "state missing": (lambda c: (c / STATE).unlink(), ["readable file", "No such file", "rights"]),
     "state cut": (lambda c: os.truncate(c / STATE, 100), ["must be readable JSON"]),
+    "state too deep": (lambda c: (c / STATE).write_text("[" * 100_000), ["must be readable JSON"]),
     "state binary": (lambda c: (c / STATE).write_bytes(b"\xff\xfe\x00"), ["must be readable JSON"]),
     "state of others": (lambda c: (c / STATE).write_text('{"model_type": "bert"}'),
                         ["must say format", "got None"]),
@@ -254,11 +255,17 @@ DAMAGE = {
     "no model": (lambda c: edit_state(c, model=...), ["must hold a model config"]),
     "no checksum": (lambda c: edit_state(c, sha256=...), ["must have the SHA-256"]),
     "an unknown field": (lambda c: edit_state(c, model={**MODEL.__dict__, "experts": 8}),
-                         ["must have the fields of ModelConfig", "experts"]),
+                         ["a name in [checkpoint.model]", "'experts'", "release"]),
     "a bad value": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_heads": 5}),
                     ["n_heads", "got 32 and 5"]),
     "a value of another type": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_heads": "4"}),
-                                ["must have the fields of ModelConfig"]),
+                                ["checkpoint.model.n_heads must be int", "got '4'"]),
+    "a float for a size": (lambda c: edit_state(c, model={**MODEL.__dict__, "d_model": 32.0}),
+                           ["checkpoint.model.d_model must be int", "got 32.0"]),
+    "more layers than tensors": (lambda c: edit_state(c, model={**MODEL.__dict__, "n_layers": 10**9}),
+                                 ["must hold every tensor", "n_layers = 1000000000"]),
+    "a width of terabytes": (lambda c: edit_state(c, model={**MODEL.__dict__, "d_ff": 10**12}),
+                             ["param.layers.0.ffn.w_gate must be float32 (1000000000000, 32)", "(48, 32)"]),
     "a tensor missing": (lambda c: edit_tensors(c, lambda t: t.pop("param.layers.1.attn.wq")),
                          ["must hold every tensor", "param.layers.1.attn.wq"]),
     "another shape": (lambda c: edit_tensors(c, lambda t: t.update({FINAL: np.ones(31, np.float32)})),
@@ -288,6 +295,58 @@ def test_a_file_that_is_no_safetensors_is_refused_although_its_checksum_is_right
     edit_state(path, sha256=hashlib.sha256(b"not tensors at all").hexdigest())
     with tiny.refusal("readable safetensors file", str(path)):
         read_all(path)
+
+
+@pytest.mark.parametrize("sizes", [{"vocab_size": 10**9}, {"n_layers": 10**9}, {"d_model": 8 * 10**9}],
+                         ids=str)
+def test_a_size_that_only_the_config_claims_is_refused_before_it_is_allocated(sizes, run, monkeypatch):
+    edit_state(latest(run), model={**MODEL.__dict__, **sizes})
+    monkeypatch.setattr(Params, "__init__", lambda *_: pytest.fail("allocated"))
+    with tiny.refusal("must ", str(next(iter(sizes.values())))):
+        read_all(latest(run))
+
+
+def test_damage_to_the_only_checkpoint_has_another_remedy(tmp_path):
+    path = write_checkpoint(tmp_path, 1, A, CONFIG)
+    flip(path / TENSORS, -1)
+    write_checkpoint(tmp_path, 2, A, CONFIG)                   # a later one is not "the one before it"
+    with tiny.refusal("the run has no other checkpoint: restore it from a copy"):
+        read_tensors(path, read_state(path), ["a"])
+    (path / STATE).write_text("{")
+    with tiny.refusal("the run has no other checkpoint: restore it from a copy"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("name", [STATE, TENSORS])
+def test_a_file_that_the_system_does_not_give_is_no_reason_to_delete_a_checkpoint(name, run):
+    (latest(run) / name).unlink()
+    with pytest.raises(CheckError, match="check its rights, or restore it from a copy") as error:
+        read_all(latest(run))
+    assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["is_file", "is_dir"])
+def test_a_folder_that_may_not_be_entered_is_refused(name, tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write_checkpoint(tmp_path, 1, A, CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, name, denied)
+        with tiny.refusal("Permission denied", str(tmp_path), "check the path and its rights"):
+            latest(tmp_path)
+        if name == "is_file":
+            with tiny.refusal("Permission denied", str(tmp_path)):
+                checkpoints(tmp_path)
+
+
+def test_a_tensor_of_a_dtype_that_numpy_has_not_is_refused(run):
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    path = latest(run)
+    (path / TENSORS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    edit_state(path, sha256=hashlib.sha256((path / TENSORS).read_bytes()).hexdigest())
+    with tiny.refusal("readable safetensors file", "bfloat16"):
+        read_tensors(path, read_state(path), ["a"])
 
 
 def test_the_remedy_for_damage_works(run):

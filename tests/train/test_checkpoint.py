@@ -1,13 +1,16 @@
 """train/checkpoint: what a restored run holds, and what is refused because it would not be the same run."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.formats.checkpoint import STATE, checkpoints, latest, read_state
+from bitnet_ref.formats.checkpoint import STATE, TENSORS, checkpoints, latest, read_state
+from bitnet_ref.model.params import Params
 from bitnet_ref.train import start
 from bitnet_ref.train.checkpoint import refuse_changes, save, train_config
 
@@ -23,6 +26,13 @@ def edit(run, **values):
     state = json.loads(path.read_text(encoding="utf-8"))
     state |= values
     path.write_text(json.dumps({k: v for k, v in state.items() if v is not ...}), encoding="utf-8")
+
+
+def retouch(run, **tensors):
+    """Other tensors in the newest checkpoint, with their right checksum."""
+    path = latest(run)
+    save_file({**load_file(path / TENSORS), **tensors}, path / TENSORS)
+    edit(run, sha256=hashlib.sha256((path / TENSORS).read_bytes()).hexdigest())
 
 
 # --- what is stored ----------------------------------------------------------------------------------------
@@ -99,10 +109,73 @@ def test_a_state_without_its_counters_is_refused(name, value, run):
         start.resume(str(run), {})
 
 
-@pytest.mark.parametrize("train", [..., None, [], {"lr": 1.0, "learning_rate": 2.0}])
-def test_a_train_config_with_other_fields_is_refused(train, run):
+@pytest.mark.parametrize("name", ["step", "cursor", "stale"])
+@pytest.mark.parametrize("value", [-5, 10**30, True, None])
+def test_a_counter_out_of_range_is_refused(name, value, run):
+    edit(run, **{name: value})
+    with tiny.refusal(f"must hold the {name} of a run, an integer of 0..", repr(value)):
+        start.resume(str(run), {})
+
+
+def test_a_step_after_the_last_is_refused(run):
+    edit(run, step=21)
+    with tiny.refusal("must hold the step of a run, an integer of 0..20", "got 21"):
+        start.resume(str(run), {})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("best", "x"), ("best", True), ("best", [1]), ("best", float("nan")), ("best", float("inf")),
+    ("best", 10**400), ("seen", [1]), ("seen", [["a"]]), ("seen", {}), ("seen", None)])
+def test_a_best_loss_or_seen_matrices_of_another_kind_are_refused(name, value, run):
+    edit(run, **{name: value})
+    with tiny.refusal(f"must hold the {name}", str(latest(run) / STATE)):
+        start.resume(str(run), {})
+
+
+@pytest.mark.parametrize("value", [np.ones((2, 2), np.int8), np.ones((32, 32), np.float32)])
+def test_seen_trits_of_another_shape_or_dtype_are_refused(value, run):
+    retouch(run, **{"seen.layers.0.attn.wq": value})
+    with tiny.refusal("seen.layers.0.attn.wq must be int8 (32, 32)", f"{value.dtype} {value.shape}"):
+        start.resume(str(run), {})
+
+
+def test_seen_trits_of_a_tensor_that_has_none_are_refused(run):
+    retouch(run, **{"seen.final_norm": np.ones(32, np.int8)})
+    edit(run, seen=["final_norm"])
+    with tiny.refusal("seen.final_norm must be int8"):
+        start.resume(str(run), {})
+
+
+@pytest.mark.parametrize(("name", "value"), [("working.head", np.ones(3, np.int8)),
+                                             ("working_scale.head", np.ones(3, np.float32))])
+def test_kept_trits_of_another_shape_are_refused(name, value, tmp_path):
+    tiny.train(tmp_path / "run", steps=6, requantize_every=7, head="ternary")
+    retouch(tmp_path / "run", **{name: value})
+    with tiny.refusal(f"{name} must be", "(3,)"):
+        start.resume(str(tmp_path / "run"), {})
+
+
+@pytest.mark.parametrize("sizes", [{"n_layers": 10**9}, {"d_ff": 10**9}, {"d_model": 8 * 10**9}], ids=str)
+def test_sizes_that_only_the_config_claims_are_refused_before_a_run_is_made(sizes, run, monkeypatch):
+    edit(run, model={**read_state(latest(run))["model"], **sizes})
+    monkeypatch.setattr(Params, "__init__", lambda *_: pytest.fail("allocated"))
+    with tiny.refusal("must "):
+        start.resume(str(run), {})
+
+
+@pytest.mark.parametrize(("train", "words"), [
+    (..., ["[checkpoint.train] must be a table", "None"]), (None, ["[checkpoint.train] must be a table"]),
+    ([], ["[checkpoint.train] must be a table", "got []"]),
+    ({"lr": 1.0, "learning_rate": 2.0}, ["a name in [checkpoint.train]", "learning_rate", "release"]),
+    ({"steps": None}, ["checkpoint.train.steps must be int", "got None"]),
+    ({"steps": True}, ["checkpoint.train.steps must be int", "got True"]),
+    ({"steps": 10**30}, ["checkpoint.train.steps must be below 2^64"]),
+    ({"lr": 10**400}, ["checkpoint.train.lr must be below 2^64"]),
+    ({"corpus": 5}, ["checkpoint.train.corpus must be str", "got 5"]),
+    ({"lr": "1"}, ["checkpoint.train.lr must be float", "got '1'"])], ids=str)
+def test_a_train_config_with_other_fields_or_types_is_refused_by_name(train, words, run):
     edit(run, train=train)
-    with tiny.refusal("train config must have the fields of TrainConfig", "release"):
+    with tiny.refusal(*words):
         start.resume(str(run), {"lr": 1e-2})
 
 

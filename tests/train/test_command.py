@@ -96,11 +96,8 @@ def test_a_bad_value_is_refused_by_name(arguments, words, run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "many"], ["--d-modle", "64"], ["text.txt"], ["--steps"]])
-def test_what_is_no_option_is_refused_with_the_usage(arguments, run, capsys):
-    with pytest.raises(SystemExit) as end:
-        run(*arguments)
-    assert end.value.code == 2
-    assert "usage: python -m bitnet_ref.train" in capsys.readouterr().err
+def test_what_is_no_option_is_refused_in_three_parts(arguments, run):
+    refused(run(*arguments), "see python -m bitnet_ref.train --help")
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", ["a corpus must hold text"]), (b"\x00\x01", ["NUL"])])
@@ -125,6 +122,13 @@ def test_a_folder_in_use_and_a_file_in_its_place_are_refused(run, tmp_path):
     (tmp_path / "file").write_text("mine")
     refused(run("--output", tmp_path / "file", *tiny.flags()), str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("sizes", [["--batch", 10**20], ["--n-layers", 10**9], ["--d-model", 10**8]])
+def test_what_the_memory_cannot_hold_is_refused_with_the_numbers(sizes, run, tmp_path):
+    result = run("--output", tmp_path / "run", *tiny.flags(), *sizes)
+    refused(result, "must fit in memory", "GB of", "--batch")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_not_there_cannot_be_resumed(run):

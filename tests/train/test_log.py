@@ -15,6 +15,11 @@ from bitnet_ref.train import log, loop
 from bitnet_ref.train.schedule import lr_at, wd_at
 
 
+def step_line(run, step, **values):
+    """A line such as the pictures need."""
+    log.append(run, "step", step, **{"loss": 1.0, "decay": 0.1, **values})
+
+
 def no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -112,9 +117,9 @@ def test_flips_are_counted_from_the_line_before(tmp_path):
 
 def test_appending_and_reading_are_inverse(tmp_path):
     assert log.read(tmp_path) == []
-    log.append(tmp_path, "step", 1, loss=0.1, note="é")
+    step_line(tmp_path, 1, loss=0.1, note="é")
     log.append(tmp_path, "eval", 1, loss=1 / 3)
-    assert log.read(tmp_path) == [{"kind": "step", "step": 1, "loss": 0.1, "note": "é"},
+    assert log.read(tmp_path) == [{"kind": "step", "step": 1, "loss": 0.1, "decay": 0.1, "note": "é"},
                                   {"kind": "eval", "step": 1, "loss": 1 / 3}]
     assert log.read(tmp_path, "eval") == [{"kind": "eval", "step": 1, "loss": 1 / 3}]
     assert (tmp_path / log.LOG).read_bytes().count(b"\n") == 2
@@ -122,20 +127,85 @@ def test_appending_and_reading_are_inverse(tmp_path):
 
 def test_a_line_cut_short_by_a_crash_is_left_out_and_cut_off(tmp_path):
     for step in (1, 2, 3):
-        log.append(tmp_path, "step", step, loss=1.0)
+        step_line(tmp_path, step)
     whole = (tmp_path / log.LOG).read_bytes()
     for size in range(len(whole) * 2 // 3 + 1, len(whole) - 1):
         (tmp_path / log.LOG).write_bytes(whole[:size])
         assert [line["step"] for line in log.read(tmp_path)] == [1, 2]
     log.cut_after(tmp_path, 9)
-    log.append(tmp_path, "step", 3, loss=1.0)
+    step_line(tmp_path, 3)
     assert (tmp_path / log.LOG).read_bytes() == whole
+
+
+WHOLE = b'{"kind": "eval", "step": 1, "loss": 1.0}'
+DAMAGE = {
+    "no JSON": b'{"kind": "eval", "st',
+    "empty": b"",
+    "zeros": b"\0\0\0",
+    "no UTF-8": b'{"kind": "eval\xff", "step": 1, "loss": 1.0}',
+    "too deep": b"[" * 100_000,
+    "a number": b"5",
+    "null": b"null",
+    "no kind": b'{"step": 1, "loss": 1.0}',
+    "no step": b'{"kind": "eval", "loss": 1.0}',
+    "a kind that is no name": b'{"kind": 1, "step": 1}',
+    "a step that is true": b'{"kind": "eval", "step": true, "loss": 1.0}',
+    "a step with a fraction": b'{"kind": "eval", "step": 1.5, "loss": 1.0}',
+    "no loss": b'{"kind": "step", "step": 1, "decay": 0.0}',
+    "no decay": b'{"kind": "step", "step": 1, "loss": 0.0}',
+    "text for a loss": b'{"kind": "final", "step": 1, "loss": "1.0"}',
+    "an infinite loss": b'{"kind": "eval", "step": 1, "loss": Infinity}',
+    "an immense loss": b'{"kind": "eval", "step": 1, "loss": 1' + b"0" * 400 + b"}",
+    "no layers": b'{"kind": "layers", "step": 1}',
+    "layers without measures": b'{"kind": "layers", "step": 1, "layers": {"a": 1.0}}',
+    "a measure that is text": b'{"kind": "layers", "step": 1, "layers": {"a": {"zero": "1"}}}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_line_is_refused_by_its_number_and_nothing_is_cut(name, tmp_path):
+    text = b"\n".join([WHOLE, DAMAGE[name], WHOLE, b""])
+    (tmp_path / log.LOG).write_bytes(text)
+    for use in (log.read, lambda run: log.cut_after(run, 0)):
+        with tiny.refusal("line 2 of", str(tmp_path / log.LOG), "correct or delete that line"):
+            use(tmp_path)
+    assert (tmp_path / log.LOG).read_bytes() == text
+    assert [p.name for p in tmp_path.iterdir()] == [log.LOG]
+
+
+@pytest.mark.parametrize("name", sorted(DAMAGE.keys() - {"no JSON", "empty", "zeros"}))
+def test_a_last_line_that_no_crash_leaves_is_refused(name, tmp_path):
+    (tmp_path / log.LOG).write_bytes(WHOLE + b"\n" + DAMAGE[name])
+    with tiny.refusal("line 2 of"):
+        log.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no JSON", "empty", "zeros"])
+def test_what_a_crash_leaves_is_left_out(name, tmp_path):
+    (tmp_path / log.LOG).write_bytes(WHOLE + b"\n" + DAMAGE[name])
+    assert log.read(tmp_path) == [json.loads(WHOLE)]
+
+
+def test_a_last_line_that_lacks_only_its_end_is_read(tmp_path):
+    (tmp_path / log.LOG).write_bytes(WHOLE)
+    assert log.read(tmp_path) == [json.loads(WHOLE)]
+
+
+def test_a_loss_may_be_nan(tmp_path):
+    step_line(tmp_path, 1, loss=float("nan"))
+    assert np.isnan(log.read(tmp_path)[0]["loss"])
+
+
+def test_a_folder_for_a_log_is_refused(tmp_path):
+    (tmp_path / log.LOG).mkdir()
+    with tiny.refusal("must be a readable file", str(tmp_path / log.LOG)):
+        log.read(tmp_path)
 
 
 def test_cutting_leaves_what_a_resumed_run_does_not_write_again(tmp_path):
     """A run resumed at step 2 validates step 2 again, for the checkpoint was written before."""
     for kind, step in (("eval", 0), ("step", 1), ("step", 2), ("layers", 2), ("eval", 2), ("step", 3)):
-        log.append(tmp_path, kind, step)
+        log.append(tmp_path, kind, step, loss=1.0, decay=0.1, layers={})
     log.cut_after(tmp_path, 2)
     assert [(line["kind"], line["step"]) for line in log.read(tmp_path)] == [
         ("eval", 0), ("step", 1), ("step", 2), ("layers", 2)]
@@ -144,7 +214,7 @@ def test_cutting_leaves_what_a_resumed_run_does_not_write_again(tmp_path):
 
 def test_floats_keep_every_bit(tmp_path):
     value = float(np.nextafter(0.1, 1))
-    log.append(tmp_path, "step", 1, loss=value)
+    step_line(tmp_path, 1, loss=value)
     log.cut_after(tmp_path, 1)
     assert log.read(tmp_path)[0]["loss"] == value
     assert json.loads((tmp_path / log.LOG).read_text(encoding="utf-8"))["loss"] == value
@@ -154,7 +224,7 @@ def test_floats_keep_every_bit(tmp_path):
 
 
 def test_a_full_disk_is_a_refusal_that_loses_no_line(tmp_path, monkeypatch):
-    log.append(tmp_path, "step", 1)
+    step_line(tmp_path, 1)
     before = (tmp_path / log.LOG).read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", no_space)

@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_is_applied(tmp_path, m
     monkeypatch.setattr(Transformer, "loss_and_grads", poisoned)
     with pytest.raises(NonFiniteError) as error:
         loop.train(run, data)
-    tiny.assert_three_parts(error.value, "the gradient of step 2", "layers.1.attn.wk", str(run.folder))
+    tiny.assert_three_parts(error.value, "the gradient of step 2", "layers.1.attn.wk", "lower --lr")
     assert run.step == run.cursor == 2
     assert np.all(np.isfinite(run.model.params.flat))
 

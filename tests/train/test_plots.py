@@ -92,3 +92,27 @@ def test_the_curves_are_the_log(run, tmp_path, monkeypatch):
     assert flips["attn.wq"][1][-1] == pytest.approx(want)
     bars = sum(patch.get_height() for patch in axes["weights"][0].patches)
     assert bars == pytest.approx(1, abs=0.02)
+    assert len(axes["overview"]) == 4
+    assert axes["trits"][0].get_ylim() == (0, 0.5)             # three thirds: no zoom makes a drama of it
+
+
+def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, monkeypatch):
+    """A run shorter than log_every has no line of layers; one of three steps has no step 0.5."""
+    axes = {}
+    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.setdefault(path.stem, fig.axes))
+    for line in log.read(tiny.trained()):
+        if line["kind"] != "layers" and line["step"] <= 3:
+            log.append(tmp_path, **line)
+    drawn(tmp_path, run)
+    for name in ("trits", "flips"):
+        (text,) = axes[name][0].texts
+        assert text.get_text().startswith("not logged yet: run longer than ")
+    assert all(tick == int(tick) for tick in axes["loss"][0].get_xticks())
+
+
+def test_the_page_of_a_twin_is_its_loss_alone(run, tmp_path, monkeypatch):
+    axes = {}
+    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.setdefault(path.stem, fig.axes))
+    shutil.copy(tiny.trained() / log.LOG, tmp_path)
+    plots.draw(tmp_path, run.model.params, False)
+    assert [ax.get_title() for ax in axes["overview"]] == ["Loss"]
