@@ -55,10 +55,10 @@ def block(x: np.ndarray, w: dict[str, Any], at: str, table: tuple[np.ndarray, np
     return h + f, saved                                                                       # (BK.9)
 
 
-def block_backward(dy: np.ndarray, s: SavedBlock, w: dict[str, Any], grads: Any, at: str,
-                   table: tuple[np.ndarray, np.ndarray], plan: Plan) -> np.ndarray:
+def block_backward(dy: np.ndarray, s: SavedBlock, w: dict[str, Any], at: str,
+                   table: tuple[np.ndarray, np.ndarray], plan: Plan, grads: Any) -> np.ndarray:
     """Returns dx (B, T, D). Accumulates into grads. The tags name the forward lines that are taken back."""
-    ops, places, rest = plan.ops, plan.layout, (w, grads, at, plan.linear, plan.ops)
+    ops, places, rest = plan.ops, plan.layout, (w, at, plan.linear, plan.ops, grads)
     du = project_backward([dy], s.u, s.in_down, places.down, *rest)                           # (BK.8)
     dgate, dup = plan.glu_backward(du, s.gate, s.up)                                          # (BK.7)
     dh = dy + project_backward([dgate, dup], s.h, s.in_gate_up, places.gate_up, *rest)        # (BK.6), (BK.9)

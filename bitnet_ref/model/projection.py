@@ -55,8 +55,11 @@ def project(x: np.ndarray, entries: tuple[Entry, ...], w: dict[str, Any], prefix
 
 
 def project_backward(dys: list[np.ndarray], x: np.ndarray, entered: list[Entered], entries: tuple[Entry, ...],
-                     w: dict[str, Any], grads: Any, prefix: str, kind: Projection, ops: Any) -> np.ndarray:
-    """Returns dx (B, T, K): the sum over all projections, back through each entry's norm. Codes are STE."""
+                     w: dict[str, Any], prefix: str, kind: Projection, ops: Any, grads: Any) -> np.ndarray:
+    """Returns dx (B, T, K): the sum over all projections, back through each entry's norm. Codes are STE.
+
+    Accumulates into grads, a table of arrays by name.
+    """
     dx: Any = None
     dys = list(dys)
     for entry, (operand, rstd) in zip(entries, entered):

@@ -39,10 +39,10 @@ def backward(plan: Plan, w: dict[str, Any], ids: np.ndarray, dlogits: np.ndarray
     """From dlogits (B, T, V), accumulates every parameter's gradient into `grads`."""
     table = _rope_table(plan, ids, dlogits.dtype)
     head = grads["embedding" if plan.cfg.tied_embeddings else "head"]           # tied: one array, two sums
-    dx = project_backward([dlogits], saved.x, saved.in_head, plan.head_entry, w, {**grads.view, "head": head},
-                          "", plan.head, plan.ops)
+    dx = project_backward([dlogits], saved.x, saved.in_head, plan.head_entry, w, "", plan.head, plan.ops,
+                          {**grads.view, "head": head})
     for l in reversed(range(plan.cfg.n_layers)):
-        dx = block_backward(dx, saved.blocks[l], w, grads, f"layers.{l}.", table, plan)
+        dx = block_backward(dx, saved.blocks[l], w, f"layers.{l}.", table, plan, grads)
     plan.ops.embedding_backward(dx, ids, grads["embedding"])
 
 

@@ -43,7 +43,7 @@ def test_backward_is_the_derivative(given, tol, rng):
 
     def backward(dy, x, **w):
         grads = {name: np.zeros_like(t) for name, t in w.items()}
-        dx = block_backward(dy, block(x, w, AT, table(cfg), plan)[1], w, grads, AT, table(cfg), plan)
+        dx = block_backward(dy, block(x, w, AT, table(cfg), plan)[1], w, AT, table(cfg), plan, grads)
         return {"x": dx, **grads}
 
     errors = gradient_errors(forward, backward, example(cfg, rng), rng)
@@ -91,5 +91,5 @@ def test_what_backward_is_given_is_left_alone(rng):
     x = w.pop("x")
     _, saved = block(x, w, AT, table(cfg), plan)
     dy, grads = rng.normal(size=x.shape), {name: np.zeros_like(t) for name, t in w.items()}
-    first = block_backward(dy, saved, w, grads, AT, table(cfg), plan)
-    np.testing.assert_array_equal(block_backward(dy, saved, w, grads, AT, table(cfg), plan), first)
+    first = block_backward(dy, saved, w, AT, table(cfg), plan, grads)
+    np.testing.assert_array_equal(block_backward(dy, saved, w, AT, table(cfg), plan, grads), first)

@@ -52,7 +52,7 @@ def test_backward_is_the_derivative(entries, seed, tol):
         grads = {name: np.zeros_like(t) for name, t in w.items()}
         _, entered = project(x, entries, at("p.", w), "p.", FULL, 0.1)
         dys = split(dy, entries, w)
-        dx = project_backward(dys, x, entered, entries, at("p.", w), at("p.", grads), "p.", FULL, OPS)
+        dx = project_backward(dys, x, entered, entries, at("p.", w), "p.", FULL, OPS, at("p.", grads))
         return {"x": dx, **grads}
 
     errors = gradient_errors(forward, backward, given, rng)
@@ -98,7 +98,7 @@ def test_backward_leaves_the_gradients_it_was_given_alone(entries, rng):
     dys = [rng.normal(size=(2, 3, len(w[name]))) for entry in entries for name in entry.weights]
     before = [dy.copy() for dy in dys]
     grads = {name: np.zeros_like(t) for name, t in w.items()}
-    project_backward(dys, x, entered, entries, w, grads, "", FULL, OPS)
+    project_backward(dys, x, entered, entries, w, "", FULL, OPS, grads)
     assert len(dys) == len(before)
     for now, then in zip(dys, before):
         np.testing.assert_array_equal(now, then)
