@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError, NonFiniteError, check
+from bitnet_ref.checks import CheckError, NonFiniteError, check, expect
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model.block import Plan, block, block_backward, build
@@ -113,8 +113,7 @@ class Transformer:
         if targets is None:
             return logits, None
         targets = self._checked("targets", targets)
-        check(targets.shape == ids.shape, "targets must have the shape of ids",
-              f"{targets.shape} and {ids.shape}", "pass one target per id")
+        expect("targets", targets, "B T", B=ids.shape[0], T=ids.shape[1])
         loss, _ = self.plan.ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return logits, float(loss)
 

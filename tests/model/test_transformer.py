@@ -249,7 +249,7 @@ def test_one_sequence_may_come_without_its_batch_dimension():
     ([[1, 2], [3]], None, r"ids must be integers of shape \(B, T\); got rows of different lengths; pass"),
     ([], None, r"ids must be integers of shape \(B, T\)"),
     ([0] * 13, None, r"a sequence must have at most 12 tokens; got 13; pass a shorter one"),
-    ([[1, 2, 3]], [[1, 2]], r"targets must have the shape of ids; got \(1, 2\) and \(1, 3\); pass one"),
+    ([[1, 2, 3]], [[1, 2]], r"targets must have shape \(B=1, T=3\); got \(1, 2\); pass an array"),
     ([[1, 2, 3]], [[1, 2, 13]], r"targets must lie in 0..12; got 1..13"),
     ([[1, 2, 3]], [[1, 2, -100]], r"targets must lie in 0..12; got -100..2"),
 ])
