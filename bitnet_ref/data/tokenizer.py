@@ -98,10 +98,6 @@ class Tokenizer:
               f"{low} to {high}", "use the tokenizer that the ids were made with")
         return self._bpe.decode(ids.tolist(), skip_special_tokens=False)
 
-    def to_json(self) -> str:
-        """The canonical text of its tokenizer.json; `from_json` takes it back."""
-        return self.json
-
     def save(self, path: str | Path) -> None:
         """Write the JSON, whole or not at all; the library, Hugging Face and `load` read it."""
         with whole_file(path) as f:

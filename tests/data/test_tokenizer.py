@@ -111,7 +111,7 @@ def test_saving_keeps_everything(tmp_path):
         assert again == BPE
         assert again.checksum == BPE.checksum
     assert files_below(tmp_path) == ["run/tokenizer.json"]
-    assert from_json(BPE.to_json()) == BPE
+    assert from_json(BPE.json) == BPE
     indented = json.dumps(dict(reversed(json.loads(BPE.json).items())), indent=2)
     assert from_json(indented) == BPE                        # white space and order are not identity
 
