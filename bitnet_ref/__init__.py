@@ -3,7 +3,7 @@
 The map, in reading order (each name imports only from names before it):
 
     checks config          three-part errors; the two configs and the presets
-    quant                  absmean ternary, absmax int8, the straight-through estimator
+    quant pack/            absmean ternary, absmax int8, the straight-through estimator; trits as bytes
     layers/                THE REFERENCE: every op forward and backward, NumPy only
     kernels/               backends: overlays on layers/, injected by load(name)
     model/                 parameters, blocks, the transformer, its cost formulas
@@ -31,7 +31,7 @@ DIMS = {
 
 
 def load(path: str, backend: str = "numpy") -> "LanguageModel":
-    """The model in `path` (a run folder of `python -m bitnet_ref.train`).
+    """The model in `path`: a run folder of `python -m bitnet_ref.train`, or a Hugging Face folder.
 
     It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. Raises CheckError if
     there is no whole checkpoint.

@@ -2,9 +2,10 @@
 python -m bitnet_ref.info --model RUN
 python -m bitnet_ref.info --preset nano --n-layers 8 --json
 
-Describe a preset, or the model of a run: parameters by kind, bytes, cache, training memory, operations per
-token. Each figure is a formula of model/cost.py (docs/cost.md); no model is allocated, no tensor is read.
-Read after: formats/checkpoint. Read next: generate.
+Describe a preset, or the model of a run or of a Hugging Face folder: parameters by kind, bytes, cache,
+training memory, operations per token. Each figure is a formula of model/cost.py (docs/cost.md); no model is
+allocated, no tensor is read.
+Read after: formats/hf. Read next: generate.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command, text, typed
 from bitnet_ref.config import PRESETS, ModelConfig
+from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.model import cost
 
@@ -39,6 +41,11 @@ def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
             "forward": cost.forward_ops_per_token(cfg, cfg.context),
             "training step": cost.train_ops_per_token(cfg, cfg.context)},
     }
+
+
+def config_of(path: str) -> ModelConfig:
+    """The config of a run or of a Hugging Face folder. Raises CheckError for neither."""
+    return hf.read_config(path).model if hf.is_folder(path) else model_config(read_state(latest(path)))
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -67,14 +74,14 @@ def main(argv: list[str]) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")
     which.add_argument("--model", type=text, metavar="RUN",
-                       help="the folder of a training run, instead of a preset")
+                       help="the folder of a training run, or a Hugging Face folder, instead of a preset")
     parser.add_argument("--batch", type=int, default=8,
                         help="sequences per micro-batch, for the training memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
     check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
-    stored = configs(args)[1] if args.model is None else model_config(read_state(latest(args.model)))
+    stored = configs(args)[1] if args.model is None else config_of(args.model)
     cfg = replace(stored, **typed(args, ModelConfig))
     figures = describe(cfg, args.batch)
     print(json.dumps(figures, indent=1) if args.json else table(figures))

@@ -5,7 +5,7 @@ The defaults equal the official code to the last digit of the codes; docs/ops/qu
 Straight-through estimator (STE): rounding has derivative 0 almost everywhere; backward takes the identity
 instead, dx_hat/dx := I and dw_hat/dw := I, with no mask for clipped values and no path through a scale.
 Port note: rounding is half to even (np.rint); C `roundf` and CUDA `roundf` round half away from zero.
-Read after: config. Read next: layers.
+Read after: config. Read next: pack.
 """
 
 from typing import Any, NamedTuple

@@ -11,7 +11,9 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref import info
 from bitnet_ref.cli import run_command
 from bitnet_ref.config import PRESETS
+from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import TENSORS, latest
+from bitnet_ref.formats.hf_config import config_record
 from bitnet_ref.model import cost
 
 MEBIBYTE = 1 << 20
@@ -138,3 +140,11 @@ def test_the_state_of_others_is_refused(run, tmp_path):
     code, _, err = run("--model", path)
     assert code == 2
     tiny.assert_three_parts(err, "must say format", "state.json")
+
+
+def test_a_hugging_face_folder_is_described_by_its_config(run, tmp_path):
+    cfg = PRESETS["2b4t"].model
+    (tmp_path / "config.json").write_text(json.dumps(config_record(cfg, inverse_scale=False)))
+    (tmp_path / hf.SINGLE).touch()                         # not even its header is read
+    _, out, _ = run("--model", tmp_path, "--json")
+    assert json.loads(out)["config"] == cfg.__dict__

@@ -3,7 +3,7 @@
 Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the
 generated markers of README.md and docs/benchmarks/training.md is written from it. What is not given anew
 stays as it was. No figure in the docs is typed by hand.
-Read after: bench/size. Read next: nothing.
+Read after: bench/size. Read next: conform.
 """
 
 import json
@@ -84,11 +84,11 @@ def _figure(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.4f}"
 
 
-def put(page: Path, block: str) -> None:
-    """Replace what stands between the generated markers of `page`."""
+def put(page: Path, block: str, command: str = "bench.page") -> None:
+    """Replace what stands between the markers of `page` that name bitnet_ref.`command`."""
     text = page.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- generated: python -m bitnet_ref\.bench\.page -->\n).*?(<!-- end -->)",
-                        re.DOTALL)
+    marker = f"<!-- generated: python -m bitnet_ref.{command} -->\n"
+    marked = re.compile(f"({re.escape(marker)}).*?(<!-- end -->)", re.DOTALL)
     check(bool(marked.search(text)), f"{page} must hold the generated markers", "none", "restore them")
     page.write_text(marked.sub(lambda m: m[1] + block + "\n" + m[2], text), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step.
 state.json holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No
 pickle, so a file from a stranger cannot run code.
-Read after: formats. Read next: info.
+Read after: formats. Read next: formats/safetensors_stream.
 """
 
 import hashlib
@@ -158,7 +158,7 @@ def read_tensors(checkpoint: Path, state: dict[str, Any], names: list[str],
             return {name: f.get_tensor(name) for name in names}
     except OSError as e:
         raise CheckError(f"{file} must be a readable safetensors file; got {e}; {RESTORE}") from None
-    except (SafetensorError, TypeError) as e:                     # TypeError: a dtype that NumPy has not
+    except (SafetensorError, TypeError, AttributeError) as e:     # the last two: a dtype that NumPy has not
         raise _damaged(checkpoint, f"{file} must be a readable safetensors file", e) from None
 
 

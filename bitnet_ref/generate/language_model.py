@@ -13,6 +13,7 @@ from bitnet_ref import kernels
 from bitnet_ref.checks import check
 from bitnet_ref.data.tokenizer import Tokenizer
 from bitnet_ref.data.tokenizer import load as load_tokenizer
+from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.model import Transformer
@@ -21,10 +22,14 @@ TOKENIZER = "tokenizer.json"     # beside the checkpoints, in the run folder
 
 
 class LanguageModel:
-    """`logits, loss = model(ids, targets)`, `model.generate("...")`. Holds a Transformer and a Tokenizer."""
+    """`logits, loss = model(ids, targets)`, `model.generate("...")`. Holds a Transformer and a Tokenizer.
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer) -> None:
+    `first`: the id that every text began with in training; of ours it is EOS.
+    """
+
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, first: int | None = None) -> None:
         self.transformer, self.tokenizer, self.cfg = transformer, tokenizer, transformer.cfg
+        self.first = tokenizer.eos if first is None else first
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
         """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token.
@@ -37,7 +42,7 @@ class LanguageModel:
                seed: int = 0) -> Iterator[str]:
         """Pieces of text that continue `prompt`, as they come; a piece ends between whole characters."""
         tok = self.tokenizer
-        ids = [tok.eos, *tok.encode(prompt).tolist()]
+        ids = [self.first, *tok.encode(prompt).tolist()]
         made: list[int] = []
         shown = ""
         for token in decode(self.transformer, np.array(ids), tokens, temperature, top_k, seed, stop=tok.eos):
@@ -57,7 +62,12 @@ class LanguageModel:
 
 
 def load(path: str | Path, backend: str = "numpy") -> LanguageModel:
-    """The model of a run folder, or of one checkpoint in it. Raises CheckError if missing or damaged."""
+    """The model of a run folder, of one checkpoint in it, or of a Hugging Face folder with a tokenizer.json.
+
+    Raises CheckError if it is missing, damaged or not supported.
+    """
+    if hf.is_folder(path):
+        return _load_hf(Path(path), backend)
     checkpoint = latest(path)
     state = read_state(checkpoint)
     tokenizer = load_tokenizer(checkpoint.parent / TOKENIZER)
@@ -69,3 +79,12 @@ def load(path: str | Path, backend: str = "numpy") -> LanguageModel:
           "the tokenizer must be the one that the model was trained with",
           f"checksum {tokenizer.checksum[:12]}", f"put back the {TOKENIZER} of the run")
     return LanguageModel(Transformer(cfg, read_params(checkpoint, state), kernels.load(backend)), tokenizer)
+
+
+def _load_hf(folder: Path, backend: str) -> LanguageModel:
+    """Others' vocabularies are often padded: the model may have more entries than the tokenizer."""
+    config, tokenizer = hf.read_config(folder), load_tokenizer(folder / TOKENIZER)
+    check(tokenizer.vocab_size <= config.model.vocab_size,
+          f"the tokenizer must have at most the model's {config.model.vocab_size} entries",
+          tokenizer.vocab_size, f"put back the {TOKENIZER} that belongs to the model")
+    return LanguageModel(Transformer(*hf.read(folder), kernels.load(backend)), tokenizer, config.bos)

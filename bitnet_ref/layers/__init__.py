@@ -5,7 +5,7 @@ and a backend: kernels.load(name) returns a namespace with these names, each fro
 its own. Argument order: forward (inputs, params, hyper, out) -> (y, *stats); backward (dy, inputs, params,
 *stats, d<param>). Activation gradients are returned; parameter gradients are accumulated into the array that
 is passed.
-Read after: quant. Read next: layers/embedding.
+Read after: pack/rosetta. Read next: layers/embedding.
 """
 
 from bitnet_ref.layers.adamw import adamw_

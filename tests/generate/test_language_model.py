@@ -1,5 +1,7 @@
 """generate/language_model: what `bitnet_ref.load` returns; text in, text out, never half a character."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import own_cache  # noqa: F401
 
 import bitnet_ref as br
+from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import checkpoints
 from bitnet_ref.generate import language_model
 from bitnet_ref.generate.language_model import LanguageModel
@@ -54,6 +57,31 @@ def test_run_and_checkpoint_are_both_paths_to_a_model(model):
 def test_a_loaded_model_is_the_model_that_was_trained(model):
     np.testing.assert_array_equal(model.transformer.params.flat,
                                   tiny.begin_at_end(tiny.trained()).model.params.flat)
+
+
+@pytest.mark.parametrize("bos", [None, 7])
+def test_a_hugging_face_folder_is_a_path_too(model, bos, tmp_path):
+    """The same trits and tokenizer; scales and floats are rounded to bfloat16. Text begins with BOS."""
+    hf.write_packed(tmp_path, model.cfg, model.transformer.weights)
+    model.tokenizer.save(tmp_path / "tokenizer.json")
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(record | {"bos_token_id": bos}))
+    loaded = br.load(tmp_path)
+    assert loaded.first == (model.tokenizer.eos if bos is None else bos)
+    for name, w in model.transformer.weights.trits().items():
+        np.testing.assert_array_equal(loaded.transformer.weights[name].w_q, w.w_q)
+    assert loaded.generate("Ba", tokens=3, temperature=0) == loaded.generate("Ba", tokens=3, temperature=0)
+
+
+def test_a_hugging_face_folder_needs_its_tokenizer(model, tmp_path):
+    hf.write_packed(tmp_path, model.cfg, model.transformer.weights)
+    with tiny.refusal("tokenizer.json"):
+        br.load(tmp_path)
+    model.tokenizer.save(tmp_path / "tokenizer.json")
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(record | {"vocab_size": 256}))
+    with tiny.refusal("at most the model's 256 entries"):
+        br.load(tmp_path)
 
 
 def test_nothing_is_learnt_by_generating(model):

@@ -1,0 +1,199 @@
+"""From wrong tensors to causes: the reference is run again with each known fault, on the port's own inputs,
+and the fault that comes nearest to what the port got is named.
+
+A fault explains 1 - |port - fault|^2 / |port - right|^2 of a tensor. Causes are chosen greedily: the fault
+that explains most of what is still unexplained, then the next; where no single one is enough, pairs that act
+on the same tensor. Between equals, the one wins that would not have spoilt tensors that are right.
+Read after: conform/judge. Read next: conform/read.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.conform.faults import Fault, catalogue
+from bitnet_ref.conform.graph import REFERENCE
+from bitnet_ref.conform.judge import BAD, OK, Judge, Verdict, alike, compare, rows_largest
+
+Table = dict[str, Callable[..., Any]]
+ENOUGH = 0.9                  # of the squared difference: below it a fault is not named as the cause
+NEARLY_ALL = 0.9999           # below it, a pair is tried
+EQUAL = 1e-6                  # two suspects whose shares are nearer than this cannot be told apart
+TINY = float(np.finfo(np.float64).tiny)
+AT_ONCE = 40                  # wrong tensors looked at for causes; more say nothing new
+
+
+class Suspect(NamedTuple):
+    """One form of a fault, or of two faults at once."""
+
+    faults: tuple[Fault, ...]
+    table: Table
+
+    @property
+    def name(self) -> str:
+        """As the report names it."""
+        return " + ".join(f.name for f in self.faults)
+
+
+class Cause(NamedTuple):
+    """`explains`: wrong tensor -> share. `like`: faults that these tensors cannot tell from it. `next`: the
+    best of the others and their shares. `spared`: right tensors that the fault would have spoilt.
+    """
+
+    suspect: Suspect
+    explains: dict[str, float]
+    like: tuple[str, ...]
+    next: tuple[tuple[str, float], ...]
+    spared: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """The least over the tensors that it explains."""
+        return min(self.explains.values())
+
+
+def causes(judge: Judge, verdicts: list[Verdict]) -> tuple[list[Cause], list[str]]:
+    """The causes, in the order of their first tensors, and the wrong tensors that no known fault explains."""
+    left = [v.name for v in verdicts if v.status == BAD][:AT_ONCE]
+    right = [v.name for v in verdicts if v.status == OK]
+    court, found = _Court(judge, right), []
+    order = {name: i for i, name in enumerate(judge.nodes)}
+    while left:
+        cause = court.best(left)
+        if cause is None:
+            break
+        found.append(cause)
+        left = [n for n in left if n not in cause.explains]
+    return sorted(found, key=lambda c: min(order[n] for n in c.explains)), left
+
+
+class _Court:
+    """Remembers what each suspect explains of each tensor."""
+
+    def __init__(self, judge: Judge, right: list[str]) -> None:
+        self.judge, self.right = judge, right
+        self.singles = [Suspect((f,), table) for f in catalogue() for table in f.variants]
+        self.used: dict[str, set[str]] = {}
+        self.known: dict[tuple[int, str], float] = {}
+        self.pairs: dict[str, list[Suspect]] = {}
+
+    def best(self, left: list[str]) -> Cause | None:
+        """The suspect that explains most of `left`, alone; a pair where one alone leaves too much."""
+        single = self._first(self.singles, left)
+        hardest = next(iter(single.explains if single else left))
+        if single and min(single.explains.values()) >= NEARLY_ALL:
+            return single
+        pair = self._first(self._pairs(hardest), left)
+        if single is None or pair is None:
+            return pair or single
+        unexplained = 1 - single.explains[hardest]
+        better = hardest in pair.explains and 1 - pair.explains[hardest] < unexplained / 100
+        return pair if better else single
+
+    def _first(self, suspects: list[Suspect], left: list[str]) -> Cause | None:
+        ranked = []
+        for suspect in suspects:
+            shares = {n: e for n in left if (e := self.explained(suspect, n)) >= ENOUGH}
+            if shares:
+                ranked.append((sum(shares.values()), suspect, shares))
+        if not ranked:
+            return None
+        most = max(total for total, _, _ in ranked)
+        near = [(self._spared(s), total, s, shares) for total, s, shares in ranked
+                if total >= most - EQUAL * len(left)]
+        spared, _, suspect, shares = min(near, key=lambda entry: (len(entry[0]), -entry[1]))
+        like = {s.name for other, _, s, _ in near if len(other) == len(spared)} - {suspect.name}
+        others = self._others(suspects, shares, {suspect.name, *like})
+        return Cause(suspect, shares, tuple(sorted(like)), others, tuple(spared))
+
+    def _others(self, suspects: list[Suspect], shares: dict[str, float],
+                named: set[str]) -> tuple[tuple[str, float], ...]:
+        """The two next best explanations of the same tensors."""
+        best: dict[str, float] = {}
+        for s in suspects:
+            least = min(self.explained(s, n) for n in shares)
+            if s.name not in named and least > best.get(s.name, 0.0):
+                best[s.name] = least
+        return tuple(sorted(best.items(), key=lambda item: -item[1])[:2])
+
+    def _pairs(self, name: str) -> list[Suspect]:
+        """Two faults of different slots that both have a say in tensor `name`."""
+        if name not in self.pairs:
+            able = [s for s in self.singles if self._matters(s, name)]
+            self.pairs[name] = [Suspect(a.faults + b.faults, {**a.table, **b.table})
+                                for a, b in combinations(able, 2)
+                                if not a.table.keys() & b.table.keys() and a.faults != b.faults]
+        return self.pairs[name]
+
+    def _matters(self, suspect: Suspect, name: str) -> bool:
+        return bool(self._slots(name) & suspect.table.keys())
+
+    def explained(self, suspect: Suspect, name: str) -> float:
+        """Share of the squared difference; of the wrong entries, where some are not finite."""
+        key = (id(suspect), name)
+        if key not in self.known:
+            right, got = self.judge.make(name), self.judge.seen[name]
+            self.known[key] = (explained(right, got, self._with(suspect, name))
+                               if self._matters(suspect, name) else 0.0)
+        return self.known[key]
+
+    def _with(self, suspect: Suspect, name: str) -> np.ndarray:
+        """What the reference with the fault makes of it; NaN where the fault cannot even run."""
+        slots = SimpleNamespace(**{**vars(REFERENCE), **suspect.table})
+        try:
+            return np.asarray(self.judge.make(name, slots, {}), np.float64)
+        except (ValueError, IndexError):
+            return np.full(self.judge.seen[name].shape, np.nan)
+
+    def _spared(self, suspect: Suspect) -> list[str]:
+        """Right tensors that this fault would have spoilt."""
+        able = [n for n in self.right if self._matters(suspect, n)]
+        return [n for n in able if _spoils(self.judge, n, self._with(suspect, n))]
+
+    def _slots(self, name: str) -> set[str]:
+        """The slots that have a say in a tensor, found by watching which are taken."""
+        if name not in self.used:
+            watch = _Watch()
+            self.judge.make(name, watch, {})                                    # type: ignore[arg-type]
+            self.used[name] = watch.taken
+        return self.used[name]
+
+
+class _Watch:
+    """The reference's slots, noting which are taken."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def __getattr__(self, slot: str) -> Any:
+        self.taken.add(slot)
+        return getattr(REFERENCE, slot)
+
+
+def explained(right: Any, got: np.ndarray, faulty: np.ndarray) -> float:
+    """1 - |got - faulty|^2 / |got - right|^2; by count of wrong entries where not all are finite."""
+    right, got = np.asarray(right, np.float64), np.asarray(got, np.float64)
+    if faulty.shape != got.shape:
+        return 0.0
+    if np.isfinite(got).all() and np.isfinite(faulty).all():
+        rows = rows_largest(right)                         # small rows count as much as large ones
+        return 1 - _energy((got - faulty) / rows) / max(_energy((got - right) / rows), TINY)
+    was, left = (int(np.count_nonzero(~_close(x, got))) for x in (right, faulty))
+    return 1 - left / max(was, 1)
+
+
+def _energy(x: np.ndarray) -> float:
+    return float(np.sum(np.square(np.minimum(np.abs(x), 1e100))))
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return alike(a, b) | (np.isfinite(b) & (np.abs(a - b) <= 1e-3 * np.abs(b)))
+
+
+def _spoils(judge: Judge, name: str, faulty: np.ndarray) -> bool:
+    right = judge.make(name)
+    return faulty.shape != np.shape(right) or compare(name, right, faulty, judge.tolerance(name)).wrong > 0

@@ -1,0 +1,219 @@
+"""A Hugging Face folder: config.json and model.safetensors, in one file or in shards.
+
+Reads what public BitNets are published as: trits packed by rows (2B4T; the ternary LLaMAs and Falcons, whose
+weight_scale is the reciprocal), float masters (2B4T bf16, 1bitLLM), and plain LLaMAs. Headers are read and
+agreed with the config first; tensors then come one by one. docs/formats/hf.md is the specification.
+Port note: one name, weight_scale, two meanings. quantization_config.linear_class decides, not the values.
+Read after: formats/hf_config. Read next: info.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.config import ModelConfig
+from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.formats.hf_config import HfConfig, config_record, read_config
+from bitnet_ref.formats.safetensors_stream import (
+    FLOATS,
+    INDEX,
+    SINGLE,
+    Stored,
+    blocks,
+    read_header,
+    rows,
+    shards,
+)
+from bitnet_ref.model.params import Spec, param_specs
+from bitnet_ref.model.weights import Trits, Weights
+from bitnet_ref.pack.rosetta import pack_hf, unpack_hf
+from bitnet_ref.quant import absmean_ternary
+
+PACKED = ("multiply", "divide")
+ALIASES = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
+DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # tables that old files carry
+SCALE = "_scale"                     # of q_proj.weight: q_proj.weight_scale
+
+
+class Checkpoint(NamedTuple):
+    """An opened folder: `stored` by our names; `scales` of the packed matrices among them."""
+
+    config: HfConfig
+    specs: dict[str, Spec]
+    stored: dict[str, Stored]
+    scales: dict[str, Stored]
+
+
+class Disagreement(NamedTuple):
+    """A tensor, by its name in the file, that is not as the config has it."""
+
+    name: str
+    rule: str
+    got: str
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` looks like one: it holds weights under a name that transformers gives them."""
+    return (Path(path) / SINGLE).is_file() or (Path(path) / INDEX).is_file()
+
+
+def open_folder(path: str | Path) -> Checkpoint:
+    """Read config and headers, and agree them. Allocates nothing of a size that the files claim.
+
+    Raises CheckError for a damaged, foreign or unsupported folder.
+    """
+    folder = Path(path)
+    config, held = read_config(folder), headers(folder)
+    for d in disagreements(config, held):
+        raise CheckError(f"{d.name} {d.rule}; got {d.got}; "
+                         "for all faults of the folder run python -m bitnet_ref.conform hf")
+    specs = {s.name: s for s in param_specs(config.model)}
+    names = {s.name: file_name(s, held) for s in specs.values()}
+    scales = {n: held[names[n] + SCALE] for n, s in specs.items() if s.ternary and config.storage in PACKED}
+    return Checkpoint(config, specs, {ours: held[name] for ours, name in names.items()}, scales)
+
+
+def headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of every file by its name there. Raises CheckError as `read_header`; a name twice."""
+    held: dict[str, Stored] = {}
+    for file, promised in shards(folder).items():
+        found = read_header(file)
+        twice = sorted(set(held) & set(found))
+        check(not twice, "a tensor must be in one shard", f"{twice[:3]} in two", "download the shards again")
+        wrong = sorted(set(promised) ^ set(found)) if promised is not None else []
+        check(not wrong, f"{file.name} must hold what the index says",
+              f"a difference in {', '.join(wrong[:3])}"[:200], "download the shards and the index again")
+        held.update(found)
+    return held
+
+
+def file_name(spec: Spec, held: dict[str, Stored]) -> str:
+    """The name of a tensor in the file: Spec.hf_name, or 1bitLLM's for it."""
+    for ours, theirs in ALIASES.items():
+        if spec.hf_name not in held and ours in spec.hf_name:
+            other = spec.hf_name.replace(ours, theirs)
+            return other if other in held else spec.hf_name
+    return spec.hf_name
+
+
+def disagreements(config: HfConfig, held: dict[str, Stored]) -> Iterator[Disagreement]:
+    """Every tensor that is missing, superfluous, or of another shape or dtype than the config demands."""
+    cfg = config.model
+    if cfg.n_layers > len(held):                           # before a list of that length is made
+        yield Disagreement("the folder", f"must hold {cfg.n_layers} layers", f"{len(held)} tensors")
+        return
+    seen = {"lm_head.weight"} if cfg.tied_embeddings else set()     # superfluous then, but harmless
+    for spec in param_specs(cfg):
+        name = file_name(spec, held)
+        seen |= {name, name + SCALE} if spec.ternary and config.storage in PACKED else {name}
+        yield from _disagreement(name, spec, config.storage, held)
+    for name in held:
+        if name not in seen and not DERIVED.fullmatch(name):
+            yield Disagreement(name[:100], "must not be there: the config has no such tensor",
+                               f"{held[name].dtype} {held[name].shape}")
+
+
+def _disagreement(name: str, spec: Spec, storage: str, held: dict[str, Stored]) -> Iterator[Disagreement]:
+    shape, dtypes = spec.shape, list(FLOATS)
+    if spec.ternary and storage in PACKED:
+        if spec.shape[0] % 4:
+            yield Disagreement(name, "must have a multiple of 4 rows to be packed", str(spec.shape[0]))
+        shape, dtypes = (-(-spec.shape[0] // 4), spec.shape[1]), ["U8"]
+        scale = held.get(name + SCALE)
+        if scale is None or scale.dtype not in FLOATS or scale.shape not in ((), (1,)):
+            yield Disagreement(name + SCALE, f"must be {' or '.join(FLOATS)} of shape (1,)", _kind(scale))
+    t = held.get(name)
+    if t is None or t.dtype not in dtypes or t.shape != shape:
+        yield Disagreement(name, f"must be {' or '.join(dtypes)} of shape {shape}", _kind(t))
+
+
+def _kind(t: Stored | None) -> str:
+    return "none" if t is None else f"{t.dtype} {t.shape}"
+
+
+def tensors(checkpoint: Checkpoint, names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """(our name, array float32 or Trits) one by one, all or the named ones; nothing of the last is held."""
+    for name in checkpoint.stored if names is None else names:
+        yield name, tensor(checkpoint, name)
+
+
+def tensor(checkpoint: Checkpoint, name: str) -> np.ndarray | Trits:
+    """One tensor by our name: float32, or Trits whose scale multiplies. Raises CheckError: NaN, a code 3."""
+    t, spec, storage = checkpoint.stored[name], checkpoint.specs[name], checkpoint.config.storage
+    if spec.ternary and storage in PACKED:
+        return Trits(_unpacked(name, t, spec.shape[0]), multiplier(checkpoint.scales[name], storage))
+    w = _finite(name, np.array(rows(t), np.float32))
+    return Trits(*absmean_ternary(w)) if spec.ternary else w
+
+
+def _unpacked(name: str, t: Stored, n_rows: int) -> np.ndarray:
+    try:
+        return unpack_hf(rows(t), n_rows)
+    except CheckError as e:
+        raise CheckError(f"{name}: {e}") from None
+
+
+def multiplier(scale: Stored, storage: str) -> np.float32:
+    """What a stored weight_scale means for trits: itself, or its reciprocal. Raises CheckError: no scale."""
+    value = np.float32(rows(scale).reshape(-1)[0])
+    check(bool(np.isfinite(value) and value > 0), "a weight_scale must be positive and finite", value,
+          f"download {scale.file.name} again")
+    return value if storage == "multiply" else 1 / value
+
+
+def _finite(name: str, x: np.ndarray) -> np.ndarray:
+    ok = bool(np.isfinite(x.min()) and np.isfinite(x.max()))                    # NaN passes through both
+    check(ok, f"{name} must be finite", "NaN or infinity", "download the checkpoint again")
+    return x
+
+
+def embedding_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
+    """ids int (T,)  ->  float32 (T, D).   Only these rows are read."""
+    return _finite("embedding", np.asarray(rows(checkpoint.stored["embedding"])[ids], np.float32))
+
+
+def head_rows(checkpoint: Checkpoint) -> Iterator[np.ndarray]:
+    """The output projection's rows in order, float32 (n, D) each, some MiB at a time."""
+    head = "embedding" if checkpoint.config.model.tied_embeddings else "head"
+    for block in blocks(checkpoint.stored[head], 1 << 26):
+        yield _finite(head, np.asarray(block, np.float32))
+
+
+def read(path: str | Path) -> tuple[ModelConfig, Weights]:
+    """The model of a folder, ready for Transformer(cfg, weights, ops). Floats are float32 in memory."""
+    checkpoint = open_folder(path)
+    cfg = checkpoint.config.model
+    weights = Weights(tensors(checkpoint))
+    if cfg.tied_embeddings:
+        weights["head"] = weights["embedding"]
+    return cfg, weights
+
+
+def write_packed(folder: str | Path, cfg: ModelConfig, weights: Weights, inverse_scale: bool = False) -> None:
+    """Write a folder that transformers reads: trits packed by rows, everything else, scales too, bfloat16.
+
+    `inverse_scale`: linear_class bitlinear, whose weight_scale divides. Raises CheckError for a layout that
+    Hugging Face has no class for, rows that are no multiple of 4, or a disk that refuses.
+    """
+    record, held = config_record(cfg, inverse_scale), {}
+    for spec in param_specs(cfg):
+        w = weights[spec.name]
+        if isinstance(w, Trits):
+            check(len(w.w_q) % 4 == 0, f"{spec.name} must have a multiple of 4 rows to be packed", len(w.w_q),
+                  "choose such widths")
+            held[spec.hf_name] = pack_hf(w.w_q)
+            scale = 1 / w.w_scale if inverse_scale else w.w_scale
+            held[spec.hf_name + SCALE] = np.array([scale], np.float32).astype(ml_dtypes.bfloat16)
+        else:
+            held[spec.hf_name] = np.ascontiguousarray(w.astype(ml_dtypes.bfloat16))
+    with whole_file(Path(folder) / SINGLE) as f:
+        f.write(save(held, {"format": "pt"}))              # transformers asks for this note
+    with whole_file(Path(folder) / "config.json") as f:
+        f.write(json.dumps(record, indent=1).encode())

@@ -1,0 +1,167 @@
+"""config.json of Hugging Face, read into a ModelConfig and written from one. A stranger's: all is checked.
+
+Besides the shape it says how the projections are stored, in words that do not say it: see STORAGES. What this
+project has no equivalent for (scaled RoPE, biases, other architectures) is refused by name, for a model that
+runs wrong is worse than one that does not run. Defaults for absent fields are those of transformers.
+Read after: formats/census. Read next: formats/hf.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet_ref.checks import check, lookup
+from bitnet_ref.config import ModelConfig, from_dict
+from bitnet_ref.formats.safetensors_stream import read_json
+
+STORAGES = {
+    "full": "floats, multiplied as they are (a LLaMA)",
+    "masters": "float masters, ternarised by absmean when read",
+    "multiply": "trits in bytes; weight_scale is the multiplier, mean|W| (autobitlinear)",
+    "divide": "trits in bytes; weight_scale is 1 / multiplier (bitlinear)",
+}
+
+
+class Architecture(NamedTuple):
+    """What a name in `architectures` implies. The rest: values of absent fields."""
+
+    norm: str
+    hidden_act: str
+    rms_norm_eps: float
+    rope_theta: float
+
+
+ARCHITECTURES = {
+    "BitNetForCausalLM": Architecture("sub", "relu2", 1e-5, 500000.0),          # 2B4T, in transformers
+    "BitnetForCausalLM": Architecture("sub", "silu", 1e-6, 10000.0),            # 1bitLLM, code of its own
+    "LlamaForCausalLM": Architecture("pre", "silu", 1e-6, 10000.0),
+}
+GLU = {"silu": "swiglu", "relu2": "relu2"}
+REFUSED = "use a checkpoint of the LLaMA / BitNet family without it"
+
+
+class HfConfig(NamedTuple):
+    """The model, how its projections are stored (one of STORAGES), and the id that begins a text, if any."""
+
+    model: ModelConfig
+    storage: str
+    bos: int | None
+
+
+def read_config(folder: str | Path) -> HfConfig:
+    """The config.json of a folder. Raises CheckError for what is damaged, absurd or not supported."""
+    file = Path(folder) / "config.json"
+    record = read_json(file)
+    check(isinstance(record, dict), f"{file} must hold a table", type(record).__name__,
+          "give a model's folder")
+    return parse_config(record)
+
+
+def parse_config(c: dict[str, Any]) -> HfConfig:
+    """The same of the table itself."""
+    names: Any = c.get("architectures")
+    check(isinstance(names, list) and len(names) == 1 and isinstance(names[0], str),
+          "config.json must name one architecture", repr(names)[:100], "give a model's config.json")
+    arch = lookup(ARCHITECTURES, names[0], "architectures in config.json")
+    _refuse_unknown_parts(c)
+    act: Any = c.get("hidden_act", arch.hidden_act)
+    check(isinstance(act, str), "hidden_act must be a name", repr(act)[:50], "correct config.json")
+    storage = _storage(c, names[0])
+    values = {
+        "vocab_size": _required(c, "vocab_size"), "d_model": _required(c, "hidden_size"),
+        "n_layers": _required(c, "num_hidden_layers"), "n_heads": _required(c, "num_attention_heads"),
+        "d_ff": _required(c, "intermediate_size"), "context": c.get("max_position_embeddings", 2048),
+        "norm": arch.norm, "glu": lookup(GLU, act, "hidden_act in config.json"),
+        "linear": "full" if storage == "full" else "ternary",
+        "tied_embeddings": c.get("tie_word_embeddings", False), "rope_theta": _rope_theta(c, arch.rope_theta),
+        "norm_eps": c.get("rms_norm_eps", arch.rms_norm_eps), "init_std": c.get("initializer_range", 0.02),
+    }
+    kv = c.get("num_key_value_heads")
+    values["n_kv_heads"] = values["n_heads"] if kv is None else kv
+    cfg = from_dict(ModelConfig, values, "config.json")
+    check(c.get("head_dim") in (None, cfg.head_dim), "head_dim must be hidden_size / num_attention_heads",
+          f"{c.get('head_dim')!r}, not {cfg.head_dim}", REFUSED)
+    return HfConfig(cfg, storage, _bos(c, cfg))
+
+
+def _required(c: dict[str, Any], name: str) -> Any:
+    check(name in c, f"config.json must have {name}", "none", "restore the field")
+    return c[name]
+
+
+def _refuse_unknown_parts(c: dict[str, Any]) -> None:
+    """What would change the numbers and has no equivalent here."""
+    for name in ("attention_bias", "mlp_bias", "use_bias", "qk_norm", "sliding_window", "use_qk_norm"):
+        check(not c.get(name), f"{name} must be off", repr(c.get(name))[:50], REFUSED)
+    for name, only in (("partial_rotary_factor", 1), ("weight_bits", 1), ("input_bits", 8)):
+        check(c.get(name) in (None, only), f"{name} must be {only}", repr(c.get(name))[:50], REFUSED)
+
+
+def _rope_theta(c: dict[str, Any], default: float) -> Any:
+    """The base, from either place in which transformers writes it; every kind of scaling is refused."""
+    theta = c.get("rope_theta", default)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = c.get(name)
+        if rope is None:
+            continue
+        check(isinstance(rope, dict), f"{name} must be a table or null", repr(rope)[:50],
+              "correct config.json")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        extra = sorted(set(map(str, rope)) - {"rope_type", "type", "rope_theta"})
+        check(kind == "default" and not extra, f"{name} must not scale the positions",
+              f"{kind!r} {', '.join(extra)}"[:100], REFUSED)
+        theta = rope.get("rope_theta", theta)
+    return theta
+
+
+def _storage(c: dict[str, Any], architecture: str) -> str:
+    """One of STORAGES."""
+    q = c.get("quantization_config")
+    if q is None:
+        # transformers would multiply by the masters of a BitNet as they are: fluent-looking wrong text
+        check(architecture != "BitNetForCausalLM", "a BitNetForCausalLM must have a quantization_config",
+              "none", 'restore it; for masters {"quant_method": "bitnet", "linear_class": "autobitlinear", '
+              '"quantization_mode": "online"}')
+        return "masters" if architecture == "BitnetForCausalLM" else "full"
+    check(isinstance(q, dict) and q.get("quant_method") == "bitnet",
+          "quantization_config must have quant_method bitnet", repr(q)[:100], REFUSED)
+    check(not q.get("use_rms_norm"), "use_rms_norm must be off", q.get("use_rms_norm"), REFUSED)
+    kept = q.get("modules_to_not_convert")
+    check(kept is None or kept == ["lm_head"], 'modules_to_not_convert must be null or ["lm_head"]',
+          repr(kept)[:100], REFUSED)
+    linear_class, mode = q.get("linear_class", "bitlinear"), q.get("quantization_mode", "offline")
+    check(linear_class in ("bitlinear", "autobitlinear"), "linear_class must be bitlinear or autobitlinear",
+          repr(linear_class)[:50], REFUSED)
+    check(mode in ("offline", "online"), "quantization_mode must be offline or online", repr(mode)[:50],
+          REFUSED)
+    if linear_class == "bitlinear":
+        return "divide"                                    # this class has no online mode
+    return "masters" if mode == "online" else "multiply"
+
+
+def _bos(c: dict[str, Any], cfg: ModelConfig) -> int | None:
+    bos = c.get("bos_token_id")
+    check(bos is None or (type(bos) is int and 0 <= bos < cfg.vocab_size),
+          f"bos_token_id must be null or an id below {cfg.vocab_size}", repr(bos)[:50], "correct config.json")
+    return bos
+
+
+def config_record(cfg: ModelConfig, inverse_scale: bool) -> dict[str, Any]:
+    """The config.json of packed weights of `cfg`. Raises CheckError for what Hugging Face cannot express."""
+    check(cfg.linear == "ternary" and cfg.head == "full" and cfg.norm in ("pre", "sub"),
+          "packed weights must be of linear = ternary, head = full, norm = pre or sub",
+          f"{cfg.linear}, {cfg.head}, {cfg.norm}", "Hugging Face has no class for others")
+    sub = cfg.norm == "sub"
+    linear_class = "bitlinear" if inverse_scale else "autobitlinear"
+    return {
+        "architectures": ["BitNetForCausalLM" if sub else "LlamaForCausalLM"],
+        "model_type": "bitnet" if sub else "llama",
+        "vocab_size": cfg.vocab_size, "hidden_size": cfg.d_model, "intermediate_size": cfg.d_ff,
+        "num_hidden_layers": cfg.n_layers, "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads, "max_position_embeddings": cfg.context,
+        "hidden_act": next(act for act, glu in GLU.items() if glu == cfg.glu),
+        "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_theta, "initializer_range": cfg.init_std,
+        "tie_word_embeddings": cfg.tied_embeddings, "torch_dtype": "bfloat16",
+        "bos_token_id": None, "eos_token_id": None,
+        "quantization_config": {"quant_method": "bitnet", "linear_class": linear_class,
+                                "quantization_mode": "offline"},
+    }
