@@ -20,7 +20,7 @@ SIBLINGS = {("model", "kernels")}                         # joined from above: T
 CORE = {"numpy", "ml_dtypes", "tqdm"}                     # light: any module may import them at its top
 # Imported by the module that needs them: at its top where the whole module is about them, else in a function.
 AT_TOP = {"numba": ("kernels.numba_cpu", "kernels.numba_cuda", "bench.ladders"), "tokenizers": ("data",),
-          "safetensors": ("formats", "conform"), "threadpoolctl": ("kernels", "bench"),
+          "safetensors": ("formats", "conform", "bench.golden"), "threadpoolctl": ("kernels", "bench"),
           "matplotlib": ("train.plots",)}
 TORCH = {"torch", "transformers"}
 
@@ -159,7 +159,12 @@ def test_torch_outside_the_library_makes_golden_files_or_is_an_oracle():
         if any(i.name.partition(".")[0] in TORCH for i in imports(ast.parse(source))):
             where = path.relative_to(ROOT).as_posix()
             oracle = where.startswith("tests/") and "mark.oracle" in source
-            assert where == "golden/make.py" or oracle, where
+            assert where.startswith("golden/") or oracle, where
+
+
+def test_the_oracles_share_no_code_with_the_library():
+    for path in (ROOT / "golden").glob("*.py"):
+        assert not [i.name for i in imports(ast.parse(path.read_text(encoding="utf-8"))) if own(i.name)], path
 
 
 def test_importing_bitnet_ref_is_light():

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dtypes, dyadic, rows, seeds
@@ -45,6 +46,12 @@ def scalar_absmax_int8(row, dtype):
     absmax = max(max(abs(v) for v in row), near(1e-5))
     s = near(127 / absmax)
     return [max(-128, min(127, round(near(v * s)))) for v in row], near(absmax / 127)
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("quant")
 
 
 # --- against the scalar twin --------------------------------------------------------------------------------

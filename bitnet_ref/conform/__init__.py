@@ -9,5 +9,5 @@
     export verdict         the verbs `export DIR` and `DIR`
     checkpoint dump        the verbs `hf` and `dump`: real checkpoints
 
-Read after: bench/page. Read next: conform/probes.
+Read after: bench/golden. Read next: conform/probes.
 """

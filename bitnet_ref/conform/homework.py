@@ -50,10 +50,10 @@ def bfloat16(x: Any) -> np.ndarray:
 def _weights(seed: int, model: str) -> Weights:
     """Trits in the proportions of trained models, scales that keep activations near one, gains around one."""
     cfg, table = MODELS[model], Weights()
-    for i, spec in enumerate(param_specs(cfg)):
-        rng = np.random.Generator(np.random.Philox(key=[seed, (sorted(MODELS).index(model) + 1) << 32 | i]))
+    for spec in param_specs(cfg):
+        rng = draw(seed, model, spec.name)
         if spec.ternary:
-            w_q = rng.choice(np.array([-1, 0, 1], np.int8), spec.shape, p=[0.35, 0.4, 0.25])
+            w_q = rng.choice(np.array([-1, 0, 1], np.int8), spec.shape, p=[0.32, 0.4, 0.28])
             scale = bfloat16(rng.uniform(0.9, 1.4) / np.sqrt(0.6 * spec.shape[1]))
             # A file of the inverse family stores a bfloat16 reciprocal: the multiplier is its reciprocal.
             scale = np.float32(1) / bfloat16(1 / scale) if INVERSE[model] else scale

@@ -18,7 +18,7 @@ Array = np.ndarray
 class Hyper(NamedTuple):
     """Of the homework's two optimiser steps."""
 
-    lr: float = 0.01
+    lr: float = 0.05
     decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95

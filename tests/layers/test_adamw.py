@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,12 @@ def run(p, grads, rates, decay, **betas):
     for t, (g, lr) in enumerate(zip(grads, rates), start=1):
         adamw_(p, g, m, v, t, lr, decay, **betas)
     return p, m, v
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("adamw")
 
 
 # --- property -----------------------------------------------------------------------------------------------

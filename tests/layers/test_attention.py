@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,12 @@ def by_hand(q, k, v):
         o[b, t, h] = sum(math.exp(score) / total * v[b, s, kv] for score, s in zip(scores, seen))
         lse[b, t, h] = math.log(total)
     return o, lse
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("attention")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ frozen at the evaluation point, x_hat = n + r_x and w_hat = w + r_w, which is wh
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from strategies import seeds
@@ -41,6 +42,12 @@ def backward(dy, x, w, g=None):
     dg, dw = None if g is None else np.zeros_like(g), np.zeros_like(w)
     dx = bitlinear_backward(dy, x, g, *bitlinear(x, g, w)[1:], dg, dw)
     return {"x": dx, "w": dw} if g is None else {"x": dx, "w": dw, "g": dg}
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("bitlinear")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

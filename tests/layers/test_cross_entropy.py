@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,12 @@ TARGETS = np.array([0, 3, 6, 3])
 
 def example(rng, dtype=np.float64):
     return rng.normal(0, 2, (4, 7)).astype(dtype)
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("cross_entropy")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

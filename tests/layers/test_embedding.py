@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from strategies import seeds
@@ -10,6 +11,12 @@ from bitnet_ref import layers
 from bitnet_ref.layers import embedding, embedding_backward
 
 IDS = np.array([[3, 1, 3], [0, 3, 6]])              # 3 occurs thrice, 2, 4 and 5 never
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("embedding")
+
 
 # --- derivative ---------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from strategies import seeds
@@ -13,6 +14,12 @@ from bitnet_ref.layers import relu2, relu2_backward, swiglu, swiglu_backward
 
 PAIRS = {"swiglu": (swiglu, swiglu_backward), "relu2": (relu2, relu2_backward)}
 EACH = pytest.mark.parametrize("name", PAIRS)
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("glu")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

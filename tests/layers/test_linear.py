@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 
 from bitnet_ref import layers
@@ -17,6 +18,12 @@ def example(rng, dtype=np.float64, lead=(2, 3)):
 def backward(dy, x, w):
     dw = np.zeros_like(w)
     return {"x": linear_backward(dy, x, w, dw), "w": dw}
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("linear")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

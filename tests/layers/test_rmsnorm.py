@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,12 @@ def backward(dy, x, g=None):
 
 def example(rng, dtype=np.float64, shape=(2, 3, 7)):
     return {"x": rng.normal(size=shape).astype(dtype), "g": rng.normal(1, 0.5, shape[-1]).astype(dtype)}
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("rmsnorm")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from against_golden import golden_test
 from derivative import array_error, gradient_errors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,12 @@ from bitnet_ref.layers.rope import rope_table
 
 def table(T=5, head_dim=6, theta=100.0, dtype=np.float64, start=0):
     return rope_table(np.arange(start, start + T), head_dim, theta, dtype)
+
+
+# --- golden ---------------------------------------------------------------------------------------------
+
+
+test_golden = golden_test("rope")
 
 
 # --- derivative ---------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""The second oracle: whole models in `transformers`, which others wrote.
+
+BitNetForCausalLM is the layout `sub`. LlamaForCausalLM whose linear layers transformers' own
+`replace_with_bitnet_linear` has replaced is `pre`; with its option use_rms_norm, and the block norms taken
+out, it is `inner`. LlamaForCausalLM as it stands is the full-precision twin. Its quantisers compute in
+float32, so it is compared with the float32 cases.
+"""
+
+import numpy as np
+import oracle
+import torch
+from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.bitnet import replace_with_bitnet_linear
+from transformers.utils.quantization_config import BitNetQuantConfig
+
+PROJECTIONS = {"attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj", "attn.wv": "self_attn.v_proj",
+               "attn.wo": "self_attn.o_proj", "ffn.w_gate": "mlp.gate_proj", "ffn.w_up": "mlp.up_proj",
+               "ffn.w_down": "mlp.down_proj"}
+NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+         "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
+
+
+def why_not(shape):
+    """Why transformers cannot express this model; "" where it can."""
+    return "transformers has no ternary head" if shape.head == "ternary" else ""
+
+
+def build(shape):
+    """The transformers model of `shape`, float32, untrained."""
+    common = {"vocab_size": shape.vocab, "hidden_size": shape.width, "intermediate_size": shape.ffn,
+              "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+              "num_key_value_heads": shape.kv_heads, "hidden_act": {"swiglu": "silu", "relu2": "relu2"}[shape.glu],
+              "rms_norm_eps": shape.eps, "tie_word_embeddings": shape.tied, "attn_implementation": "eager",
+              "rope_parameters": {"rope_type": "default", "rope_theta": shape.theta},
+              "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sub = shape.norm == "sub"
+    model = (BitNetForCausalLM(BitNetConfig(**common)) if sub else LlamaForCausalLM(LlamaConfig(**common)))
+    if shape.linear == "ternary":
+        how = BitNetQuantConfig(linear_class="autobitlinear", quantization_mode="online",
+                                use_rms_norm=shape.norm == "inner", rms_norm_eps=shape.eps)
+        replace_with_bitnet_linear(model, modules_to_not_convert=["lm_head"], quantization_config=how)
+        for layer in model.model.layers:
+            for path in PROJECTIONS.values():
+                layer.get_submodule(path).to_empty(device="cpu")    # they were made without memory
+    if shape.norm == "inner":
+        for layer in model.model.layers:
+            layer.input_layernorm = layer.post_attention_layernorm = torch.nn.Identity()
+    return model.float().eval()
+
+
+def parameter(model, name):
+    """The module's parameter that we call `name`; (None for the gains that `inner` has not)."""
+    inner = model.model
+    if name in ("embedding", "head", "final_norm"):
+        return {"embedding": inner.embed_tokens, "head": model.lm_head, "final_norm": inner.norm}[name].weight
+    _, layer, rest = name.split(".", 2)
+    if rest.endswith("_norm") and rest.removesuffix("_norm") in PROJECTIONS:
+        path = PROJECTIONS[rest.removesuffix("_norm")] + ".rms_norm"
+    else:
+        path = PROJECTIONS.get(rest) or NORMS[rest]
+    return inner.layers[int(layer)].get_submodule(path).weight
+
+
+def run(shape, params, ids, targets):
+    """{"out.logits", "out.loss", "out.hidden0".., "grad.<name>"} as the first oracle names them."""
+    model = build(shape)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)                                   # gains that the first oracle does not have
+        for name, t in params.items():
+            parameter(model, name).copy_(t)
+    out = model(ids, output_hidden_states=True)
+    flat = out.logits.reshape(-1, shape.vocab)
+    loss = torch.nn.functional.cross_entropy(flat, targets.reshape(-1))
+    loss.backward()
+    found = {"out.logits": out.logits, "out.loss": loss}
+    streams = _streams(model, ids)
+    found |= {f"out.hidden{i}": h for i, h in enumerate(streams)}
+    found |= {f"grad.{name}": parameter(model, name).grad for name in params}
+    return {n: t.detach().numpy() for n, t in found.items()}
+
+
+def _streams(model, ids):
+    """The stream at entry, after each block, and after the final norm."""
+    seen = []
+    hooks = [layer.register_forward_hook(lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+             for layer in model.model.layers]
+    hooks.append(model.model.norm.register_forward_hook(lambda _, args, out: seen.append(out)))
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return [model.model.embed_tokens(ids), *seen]
+
+
+def packed(w_q):
+    """uint8: transformers' own packing (it adds to its argument in place: a copy)."""
+    from transformers.integrations.bitnet import pack_weights
+
+    return pack_weights(torch.from_numpy(w_q.astype(np.int8).copy())).numpy()
+
+
+def unpacked(data):
+    """int8: transformers' own unpacking."""
+    from transformers.integrations.bitnet import unpack_weights
+
+    return unpack_weights(torch.from_numpy(data.copy()), torch.float32).to(torch.int8).numpy()
+
+
+def offline_products(x, data, w_q, multiplier):
+    """y of the two packed classes: AutoBitLinear multiplies by weight_scale, BitLinear divides by it."""
+    from transformers.integrations.bitnet import AutoBitLinear, BitLinear
+
+    auto = AutoBitLinear(w_q.shape[1], w_q.shape[0], bias=False, online_quant=False, dtype=torch.float32)
+    auto.weight.data = torch.from_numpy(w_q.astype(np.float32))
+    auto.weight_scale.fill_(float(multiplier))
+    divides = BitLinear(w_q.shape[1], w_q.shape[0], bias=False, dtype=torch.float32)
+    divides.weight.copy_(torch.from_numpy(data.copy()))
+    divides.weight_scale.fill_(float(np.float32(1) / np.float32(multiplier)))
+    with torch.no_grad():
+        given = torch.from_numpy(x)
+        return auto(given).numpy(), divides(given).numpy()
+
+
+def confirms(shape):
+    """Which class stands for this model, for the manifest."""
+    if shape.linear == "full":
+        return "LlamaForCausalLM"
+    return "BitNetForCausalLM, online" if shape.norm == "sub" else "LlamaForCausalLM + replace_with_bitnet_linear"
+
+
+assert oracle.FLOOR == 1e-5

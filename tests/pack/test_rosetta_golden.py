@@ -1,0 +1,34 @@
+"""pack/rosetta against bytes that another program wrote, element by element (golden/models.py)."""
+
+import numpy as np
+import pytest
+
+from bitnet_ref.bench.golden import error, read
+from bitnet_ref.layers import absmax_int8, prepare, ternary_linear
+from bitnet_ref.pack import rosetta
+
+HELD = read("rosetta.safetensors")
+SHAPES = sorted({n.split("/")[0] for n in HELD if n[0].isdigit()})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hf(shape):
+    w_q, packed = HELD[f"{shape}/w_q"], HELD[f"{shape}/hf"]
+    assert np.array_equal(rosetta.pack_hf(w_q), packed)
+    assert np.array_equal(rosetta.unpack_hf(packed, len(w_q)), w_q)
+
+
+@pytest.mark.parametrize("layout", rosetta.I2S)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if f"{s}/i2s_128" in HELD])
+def test_i2s(shape, layout):
+    w_q, scale, data = (HELD[f"{shape}/{n}"] for n in ("w_q", "w_scale", f"i2s_{layout}"))
+    assert np.array_equal(rosetta.pack_i2s(w_q, scale, layout), data)
+    unpacked, stored = rosetta.unpack_i2s(data, w_q.shape, layout)
+    assert np.array_equal(unpacked, w_q)
+    assert stored == scale
+
+
+def test_the_product_of_unpacked_trits(tol):
+    w_q = rosetta.unpack_hf(HELD["8x128/hf"], 8)
+    y = ternary_linear(*absmax_int8(HELD["products/x"]), prepare(w_q, HELD["8x128/w_scale"]))
+    assert error(y, HELD["products/y"]) <= tol["float32"]
