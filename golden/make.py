@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-os.environ["TORCHDYNAMO_DISABLE"] = "1"                   # transformers' quantisers are compiled otherwise
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # transformers' quantisers are compiled otherwise
 
 try:
     import cases
@@ -30,13 +30,15 @@ try:
     from safetensors.torch import load as load_torch
     from safetensors.torch import save as save_torch
 except ModuleNotFoundError as e:
-    sys.exit(f"error: torch and transformers must be installed; got no {e.name}; python -m pip install '.[oracle]'")
+    sys.exit(
+        f"error: torch and transformers must be installed; got no {e.name}; python -m pip install '.[oracle]'"
+    )
 
 HERE = Path(__file__).resolve().parent
-BUDGET = 5 << 20                                           # bytes of all .safetensors
+BUDGET = 5 << 20  # bytes of all .safetensors
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "model float64": 1e-12, "model float32": 1e-5}
-GREEDY = 300                                               # characters of greedy.txt beyond the prompt
+GREEDY = 300  # characters of greedy.txt beyond the prompt
 
 
 class Disagreement(Exception):
@@ -44,12 +46,14 @@ class Disagreement(Exception):
 
 
 def worst(ours, theirs, where):
-    """The largest error relative to the largest value, over the tensors that both have. Integers must be equal."""
+    """The largest error relative to the largest value, of the tensors in both. Integers must be equal."""
     found = 0.0
     for name in ours.keys() & theirs.keys():
         a, b = np.asarray(ours[name]), np.asarray(theirs[name])
         if a.shape != b.shape or not np.isfinite(np.asarray([a, b], np.float64)).all():
-            raise Disagreement(f"{where} {name}: shapes {a.shape} and {b.shape}, or values that are not finite")
+            raise Disagreement(
+                f"{where} {name}: shapes {a.shape} and {b.shape}, or values that are not finite"
+            )
         if a.dtype.kind in "iu" and not np.array_equal(a, b.astype(a.dtype)):
             raise Disagreement(f"{where} {name}: {np.count_nonzero(a != b)} integers differ")
         a, b = a.astype(np.float64), b.astype(np.float64)
@@ -78,10 +82,19 @@ def ops():
             if case.second and not (case.second_is_float32 and name == "float64"):
                 theirs = cases.evaluate(case.second, case, dtype)
                 agreed[name] = agree(found, theirs, TOLERANCE[name], f"{case.stem}/{case.name}/{name}")
-        entries.append({"file": f"{case.stem}.safetensors", "case": case.name, "about": case.about,
-                        "tags": case.tags, "constants": case.constants, "tolerance": {n: TOLERANCE[n] for n in DTYPES},
-                        "second oracle": "PyTorch's own function, or transformers' module" if agreed else None,
-                        "why not": case.why_no_second, "agreed to": agreed})
+        entries.append(
+            {
+                "file": f"{case.stem}.safetensors",
+                "case": case.name,
+                "about": case.about,
+                "tags": case.tags,
+                "constants": case.constants,
+                "tolerance": {n: TOLERANCE[n] for n in DTYPES},
+                "second oracle": "PyTorch's own function, or transformers' module" if agreed else None,
+                "why not": case.why_no_second,
+                "agreed to": agreed,
+            }
+        )
     return files, entries
 
 
@@ -99,15 +112,28 @@ def whole_models():
             table |= {f"{name}/{d}/{n}": a for n, a in outs.items()}
         agreed, why = {}, second.why_not(shape)
         if not why:
-            theirs = second.run(shape, {n: torch.from_numpy(p) for n, p in params.items()}, torch.from_numpy(ids),
-                                torch.from_numpy(targets))
+            theirs = second.run(
+                shape,
+                {n: torch.from_numpy(p) for n, p in params.items()},
+                torch.from_numpy(ids),
+                torch.from_numpy(targets),
+            )
             agreed["float32"] = agree(found["float32"], theirs, TOLERANCE["model float32"], name)
-        entries.append({"file": f"model_{shape.norm}.safetensors", "case": name,
-                        "about": "logits, loss, stream between blocks, every gradient", "tags": "BK.1 TR.1",
-                        "model": shape._asdict(), "seed": seed, "margin": margin if math.isfinite(margin) else None,
-                        "tolerance": {d: TOLERANCE[f"model {d}"] for d in DTYPES},
-                        "second oracle": None if why else f"transformers {second.confirms(shape)}", "why not": why,
-                        "agreed to": agreed})
+        entries.append(
+            {
+                "file": f"model_{shape.norm}.safetensors",
+                "case": name,
+                "about": "logits, loss, stream between blocks, every gradient",
+                "tags": "BK.1 TR.1",
+                "model": shape._asdict(),
+                "seed": seed,
+                "margin": margin if math.isfinite(margin) else None,
+                "tolerance": {d: TOLERANCE[f"model {d}"] for d in DTYPES},
+                "second oracle": None if why else f"transformers {second.confirms(shape)}",
+                "why not": why,
+                "agreed to": agreed,
+            }
+        )
     return files, entries
 
 
@@ -115,11 +141,23 @@ def training():
     """(files, manifest entries, train10.json)."""
     tensors, record = models.train10()
     about = "ten AdamW steps, two-stage schedule, float64: initial and final parameters, both moments"
-    return {"train10": tensors}, [{
-        "file": "train10.safetensors", "case": "train10", "about": about, "tags": "SC.1 SC.3 SC.4 OP.1 OP.2 OP.3 AW.1",
-        "seed": models.TRAIN_SEED, "tolerance": {"float64": 1e-9}, "second oracle": None, "agreed to": {},
-        "why not": "transformers computes its quantisers in float32; its model and torch's AdamW are confirmed apart"
-    }], record
+    return (
+        {"train10": tensors},
+        [
+            {
+                "file": "train10.safetensors",
+                "case": "train10",
+                "about": about,
+                "tags": "SC.1 SC.3 SC.4 OP.1 OP.2 OP.3 AW.1",
+                "seed": models.TRAIN_SEED,
+                "tolerance": {"float64": 1e-9},
+                "second oracle": None,
+                "agreed to": {},
+                "why not": "transformers quantises in float32; its model and torch's AdamW agree apart",
+            }
+        ],
+        record,
+    )
 
 
 def other_files():
@@ -133,20 +171,30 @@ def other_files():
                 raise Disagreement(f"rosetta {name}: transformers packs otherwise")
             if len(w_q) % 4 == 0 and not np.array_equal(second.unpacked(data), w_q):
                 raise Disagreement(f"rosetta {name}: transformers unpacks otherwise")
-    products = second.offline_products(found["products/x"], found["8x128/hf"], found["8x128/w_q"],
-                                       found["8x128/w_scale"])
+    products = second.offline_products(
+        found["products/x"], found["8x128/hf"], found["8x128/w_q"], found["8x128/w_scale"]
+    )
     error = max(agree({"y": found["products/y"]}, {"y": y}, 2e-6, "rosetta products") for y in products)
-    return {"rosetta": found}, [{
-        "file": "rosetta.safetensors", "case": "rosetta", "tags": "",
-        "about": "trits and the bytes that hold them: Hugging Face's rows, three I2_S layouts; y = x w of 8x128",
-        "tolerance": {"float32": 2e-6}, "second oracle": "transformers pack_weights, unpack_weights, AutoBitLinear "
-        "offline, BitLinear", "agreed to": {"float32": error}, "why not": "I2_S: no Python code of others exists"}]
+    return {"rosetta": found}, [
+        {
+            "file": "rosetta.safetensors",
+            "case": "rosetta",
+            "tags": "",
+            "about": "trits and the bytes that hold them: Hugging Face's rows, three I2_S layouts; a product",
+            "tolerance": {"float32": 2e-6},
+            "second oracle": "transformers pack_weights, unpack_weights, AutoBitLinear offline, BitLinear",
+            "agreed to": {"float32": error},
+            "why not": "I2_S: no Python code of others exists",
+        }
+    ]
 
 
 def tiny(retrain):
     """(safetensors bytes, config.json, greedy text, manifest entry) of the trained model."""
     file = HERE / "tiny" / "model.safetensors"
-    data = file.read_bytes() if file.exists() and not retrain else save_torch(_packed_tiny(models.train_tiny()))
+    data = (
+        file.read_bytes() if file.exists() and not retrain else save_torch(_packed_tiny(models.train_tiny()))
+    )
     params = _unpacked_tiny(load_torch(data))
     text, lead = models.greedy(lambda ids: oracle.Model(models.TINY, params).logits(ids), GREEDY)
     theirs = second.build(models.TINY)
@@ -156,13 +204,24 @@ def tiny(retrain):
     other, _ = models.greedy(lambda ids: theirs(ids).logits, GREEDY)
     if other != text:
         raise Disagreement("tiny: the oracles write different texts")
-    if text != models.TEXT[:len(text)]:
+    if text != models.TEXT[: len(text)]:
         raise Disagreement(f"tiny: the model has not learnt its text: {text!r}")
-    return data, _tiny_config(), text, {
-        "file": "tiny/model.safetensors", "case": "tiny", "tags": "", "tolerance": {},
-        "about": f"a model of the 2B4T shape that knows a text by heart; greedy.txt continues {models.PROMPT!r}",
-        "margin": lead, "second oracle": "transformers BitNetForCausalLM, online", "agreed to": {"text": "equal"},
-        "why not": ""}
+    return (
+        data,
+        _tiny_config(),
+        text,
+        {
+            "file": "tiny/model.safetensors",
+            "case": "tiny",
+            "tags": "",
+            "tolerance": {},
+            "about": f"a model of the 2B4T shape that knows a text by heart; greedy.txt is what it says",
+            "margin": lead,
+            "second oracle": "transformers BitNetForCausalLM, online",
+            "agreed to": {"text": "equal"},
+            "why not": "",
+        },
+    )
 
 
 HF = {**second.PROJECTIONS, **second.NORMS}
@@ -190,14 +249,15 @@ def _packed_tiny(params):
 
 
 def _unpacked_tiny(held):
-    """Float32 parameters whose absmean ternarisation gives the stored trits and scale again: +-s and 0, with a
-    magnitude such that the mean is the stored scale.
+    """Float32 parameters whose absmean ternarisation gives the stored trits and scale again.
+
+    They are +-s and 0, with s such that the mean magnitude is the stored scale.
     """
     params = {}
     for name, size in oracle.tensor_shapes(models.TINY).items():
         t = held[_hf_name(name)]
         if t.dtype == torch.uint8:
-            w_q = torch.from_numpy(second.unpacked(t.numpy())).float()[:size[0]]
+            w_q = torch.from_numpy(second.unpacked(t.numpy())).float()[: size[0]]
             scale = held[_hf_name(name) + "_scale"].float()
             params[name] = w_q * (scale / w_q.abs().mean())
         else:
@@ -207,13 +267,29 @@ def _unpacked_tiny(held):
 
 def _tiny_config():
     s = models.TINY
-    return {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "vocab_size": s.vocab,
-            "hidden_size": s.width, "intermediate_size": s.ffn, "num_hidden_layers": s.layers,
-            "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads, "hidden_act": "relu2",
-            "rms_norm_eps": s.eps, "rope_theta": s.theta, "max_position_embeddings": 512, "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16", "bos_token_id": None, "eos_token_id": None,
-            "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
-                                    "quantization_mode": "offline"}}
+    return {
+        "architectures": ["BitNetForCausalLM"],
+        "model_type": "bitnet",
+        "vocab_size": s.vocab,
+        "hidden_size": s.width,
+        "intermediate_size": s.ffn,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "hidden_act": "relu2",
+        "rms_norm_eps": s.eps,
+        "rope_theta": s.theta,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+        },
+    }
 
 
 def everything(retrain):
@@ -227,21 +303,43 @@ def everything(retrain):
     tables |= files
     data, config, text, entry = tiny(retrain)
     entries += [*more, entry]
-    made = {f"{stem}.safetensors": save({n: np.ascontiguousarray(a).reshape(np.shape(a)) for n, a in table.items()},
-                                        _metadata(stem, entries)) for stem, table in tables.items()}
-    made |= {"tiny/model.safetensors": data, "tiny/config.json": _json(config), "greedy.txt": text.encode(),
-             "train10.json": _json(record)}
-    made["manifest.json"] = _json({"torch": torch.__version__, "transformers": transformers.__version__,
-                                   "cases": entries})
+    made = {
+        f"{stem}.safetensors": in_order(
+            save({n: np.asarray(a, order="C") for n, a in table.items()}, _metadata(stem, entries))
+        )
+        for stem, table in tables.items()
+    }
+    made |= {
+        "tiny/model.safetensors": data,
+        "tiny/config.json": _json(config),
+        "greedy.txt": text.encode(),
+        "train10.json": _json(record),
+    }
+    made["manifest.json"] = _json(
+        {"torch": torch.__version__, "transformers": transformers.__version__, "cases": entries}
+    )
     return made, entries, tables
 
 
 def _metadata(stem, entries):
     own = [e for e in entries if e["file"] == f"{stem}.safetensors"]
-    return {"made by": "golden/make.py", "torch": torch.__version__, "transformers": transformers.__version__,
-            "tags": " ".join(sorted({t for e in own for t in e["tags"].split()})),
-            "tolerance": json.dumps(own[0]["tolerance"]), "cases": json.dumps({e["case"]: e["about"] for e in own}),
-            "seeds": json.dumps({e["case"]: e["seed"] for e in own if "seed" in e})}
+    return {
+        "made by": "golden/make.py",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tags": " ".join(sorted({t for e in own for t in e["tags"].split()})),
+        "tolerance": json.dumps(own[0]["tolerance"]),
+        "cases": json.dumps({e["case"]: e["about"] for e in own}),
+        "seeds": json.dumps({e["case"]: e["seed"] for e in own if "seed" in e}),
+    }
+
+
+def in_order(data):
+    """The same file with its header's names sorted: the library writes them in another order every time."""
+    n = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + n]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + n :]
 
 
 def _json(value):
@@ -252,10 +350,14 @@ def table(entries):
     """The table of cases for README.md."""
     lines = ["| file | case | second oracle | agreed to | margin |", "|---|---|---|---|---|"]
     for e in entries:
-        agreed = ", ".join(f"{d} {v:.0e}" if isinstance(v, float) else f"{d} {v}" for d, v in e["agreed to"].items())
+        agreed = ", ".join(
+            f"{d} {v:.0e}" if isinstance(v, float) else f"{d} {v}" for d, v in e["agreed to"].items()
+        )
         margin = f"{e['margin']:.1e}" if e.get("margin") else ""
-        lines.append(f"| {e['file']} | {e['case']} | {e['second oracle'] or 'none: ' + e['why not']} | {agreed} | "
-                     f"{margin} |")
+        lines.append(
+            f"| {e['file']} | {e['case']} | {e['second oracle'] or 'none: ' + e['why not']} | {agreed} | "
+            f"{margin} |"
+        )
     return "\n".join(lines)
 
 
@@ -289,22 +391,28 @@ def check(made, entries, tables):
             raise Disagreement(f"{stem}: other tensors are stored: {sorted(stored.keys() ^ new.keys())[:3]}")
         for name, a in new.items():
             whole = stem.startswith(("model", "train"))
-            allowed = (1e-5 if whole else 2e-6) if "/float32/" in name else 1e-9 if stem == "train10" else 1e-12
+            allowed = (
+                (1e-5 if whole else 2e-6) if "/float32/" in name else 1e-9 if stem == "train10" else 1e-12
+            )
             largest = max(largest, agree({name: stored[name]}, {name: a}, allowed, stem) / allowed)
     if (HERE / "greedy.txt").read_bytes() != made["greedy.txt"]:
         raise Disagreement("greedy.txt: the stored model writes another text")
     confirmed = sum(bool(e["second oracle"]) for e in entries)
-    print(f"{len(entries)} cases regenerated, {confirmed} confirmed by a second oracle; "
-          f"stored tensors within {largest:.1%} of the tolerance")
+    print(
+        f"{len(entries)} cases regenerated, {confirmed} confirmed by a second oracle; "
+        f"stored tensors within {largest:.1%} of the tolerance"
+    )
 
 
 def main():
     """Write, or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="compare with what is stored; write nothing")
     parser.add_argument("--retrain", action="store_true", help="train the tiny model anew")
     args = parser.parse_args()
-    torch.set_num_threads(1)                               # the same sums on every number of cores
+    torch.set_num_threads(1)  # the same sums on every number of cores
     try:
         made, entries, tables = everything(args.retrain and not args.check)
         if args.check:

@@ -17,9 +17,11 @@ BATCH, TOKENS = 2, 5
 
 
 def shapes():
-    """{case name: Shape}: 3 norms x 2 units x tied or not x 3 groupings, then the rest of what a config can say."""
+    """{case name: Shape}: 3 norms x 2 units x tied or not x 3 groupings, then what else a config can say."""
     found = {}
-    for norm, glu, tied, kv in itertools.product(("pre", "sub", "inner"), ("swiglu", "relu2"), (True, False), (4, 2, 1)):
+    for norm, glu, tied, kv in itertools.product(
+        ("pre", "sub", "inner"), ("swiglu", "relu2"), (True, False), (4, 2, 1)
+    ):
         name = f"{norm}_{glu}_{'tied' if tied else 'untied'}_gqa{4 // kv}"
         found[name] = Shape(norm=norm, glu=glu, tied=tied, kv_heads=kv)
     for glu in ("swiglu", "relu2"):
@@ -80,8 +82,18 @@ def run(shape, params, ids, targets, dtype):
 
 # ---- ten steps of training -------------------------------------------------------------------------------
 
-TRAIN = {"steps": 10, "warmup": 2, "lr": 0.02, "lr_stage2": 2 / 3, "lr_end": 1 / 50, "weight_decay": 0.1,
-         "beta1": 0.9, "beta2": 0.95, "adam_eps": 1e-8, "max_norm": 1.0}
+TRAIN = {
+    "steps": 10,
+    "warmup": 2,
+    "lr": 0.02,
+    "lr_stage2": 2 / 3,
+    "lr_end": 1 / 50,
+    "weight_decay": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "adam_eps": 1e-8,
+    "max_norm": 1.0,
+}
 TRAIN_SHAPE, TRAIN_SEED = Shape(norm="sub", glu="relu2", tied=True, kv_heads=2), 11
 
 
@@ -96,17 +108,38 @@ def train10():
         ids, targets = rng.integers(0, TRAIN_SHAPE.vocab, (2, BATCH, TOKENS))
         given = {n: p.clone().requires_grad_() for n, p in now.items()}
         logits = oracle.Model(TRAIN_SHAPE, given).logits(torch.from_numpy(ids))
-        loss, _ = oracle.cross_entropy(logits.reshape(-1, TRAIN_SHAPE.vocab), torch.from_numpy(targets).reshape(-1))
+        loss, _ = oracle.cross_entropy(
+            logits.reshape(-1, TRAIN_SHAPE.vocab), torch.from_numpy(targets).reshape(-1)
+        )
         grads = dict(zip(given, torch.autograd.grad(loss, list(given.values()))))
         norm = math.sqrt(sum(float((g * g).sum()) for g in grads.values()))
         factor = t["max_norm"] / norm if norm > t["max_norm"] else 1.0
-        lr, wd = oracle.two_stage(step, t["steps"], t["warmup"], t["lr"], t["lr_stage2"], t["lr_end"],
-                                  t["weight_decay"])
+        lr, wd = oracle.two_stage(
+            step, t["steps"], t["warmup"], t["lr"], t["lr_stage2"], t["lr_end"], t["weight_decay"]
+        )
         for n in now:
-            now[n], m[n], v[n] = oracle.adamw(now[n], grads[n] * factor, m[n], v[n], step + 1, lr,
-                                              wd if now[n].ndim == 2 else 0.0, t["beta1"], t["beta2"], t["adam_eps"])
-        steps.append({"ids": ids.tolist(), "targets": targets.tolist(), "lr": lr, "weight_decay": wd,
-                      "loss": float(loss.detach()), "gradient_norm": norm})
+            now[n], m[n], v[n] = oracle.adamw(
+                now[n],
+                grads[n] * factor,
+                m[n],
+                v[n],
+                step + 1,
+                lr,
+                wd if now[n].ndim == 2 else 0.0,
+                t["beta1"],
+                t["beta2"],
+                t["adam_eps"],
+            )
+        steps.append(
+            {
+                "ids": ids.tolist(),
+                "targets": targets.tolist(),
+                "lr": lr,
+                "weight_decay": wd,
+                "loss": float(loss.detach()),
+                "gradient_norm": norm,
+            }
+        )
     tensors = {f"initial.{n}": p for n, p in params.items()}
     for kind, table in (("final", now), ("first_moment", m), ("second_moment", v)):
         tensors |= {f"{kind}.{n}": p.numpy() for n, p in table.items()}
@@ -117,7 +150,7 @@ def train10():
 
 
 def rosetta():
-    """{name: array}: trits and the bytes that hold them, written element by element; products of HF's two kinds."""
+    """{name: array}: trits and the bytes that hold them, written element by element; a product."""
     rng, found = np.random.default_rng(12), {}
     for rows, columns in ((8, 128), (12, 64), (6, 10), (5, 3)):
         w_q = rng.choice(np.array([-1, 0, 1], np.int8), (rows, columns))
@@ -167,10 +200,21 @@ def _tail(scale):
 
 # ---- a tiny trained model --------------------------------------------------------------------------------
 
-TINY = Shape(vocab=128, width=64, layers=2, heads=4, kv_heads=2, ffn=128, norm="sub", glu="relu2", tied=True,
-             theta=500000.0)
+TINY = Shape(
+    vocab=128,
+    width=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    ffn=128,
+    norm="sub",
+    glu="relu2",
+    tied=True,
+    theta=500000.0,
+)
 PROMPT = "A trit "
-TEXT = """A trit is a digit with three values: minus one, zero and plus one. A matrix of trits needs no multiplication:
+TEXT = """\
+A trit is a digit with three values: minus one, zero and plus one. A matrix of trits needs no multiplication:
 add where it says plus, subtract where it says minus, and skip the rest. The scale is one number for the whole
 matrix, the mean of what was there before rounding. Training keeps a shadow of every weight in full precision,
 and rounds it anew at each step, so that many small pushes can turn a trit over.
@@ -181,18 +225,24 @@ def train_tiny(steps=400, tokens=320, batch=4):
     """Parameters of a model that has learnt TEXT by heart; a token is a character."""
     torch.manual_seed(0)
     ids = torch.tensor([ord(c) for c in TEXT])
-    params = {n: (torch.ones(s) if len(s) == 1 else 0.1 * torch.randn(s)).requires_grad_()
-              for n, s in oracle.tensor_shapes(TINY).items()}
-    opt = torch.optim.AdamW([{"params": [p for p in params.values() if p.ndim == 2], "weight_decay": 0.1},
-                             {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}],
-                            betas=(0.9, 0.95))
+    params = {
+        n: (torch.ones(s) if len(s) == 1 else 0.1 * torch.randn(s)).requires_grad_()
+        for n, s in oracle.tensor_shapes(TINY).items()
+    }
+    opt = torch.optim.AdamW(
+        [
+            {"params": [p for p in params.values() if p.ndim == 2], "weight_decay": 0.1},
+            {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+    )
     for step in range(steps):
         lr, wd = oracle.two_stage(step, steps, 20, 1e-2, 2 / 3, 1 / 50, 0.1)
         for group in opt.param_groups:
             group["lr"], group["weight_decay"] = lr, wd if group["weight_decay"] else 0.0
         starts = torch.randint(0, len(ids) - tokens, (batch,))
-        starts[0] = 0                                      # where the greedy text begins, too
-        rows = torch.stack([ids[a:a + tokens + 1] for a in starts])
+        starts[0] = 0  # where the greedy text begins, too
+        rows = torch.stack([ids[a : a + tokens + 1] for a in starts])
         logits = oracle.Model(TINY, params).logits(rows[:, :-1])
         loss, _ = oracle.cross_entropy(logits.reshape(-1, TINY.vocab), rows[:, 1:].reshape(-1))
         opt.zero_grad()
@@ -203,7 +253,7 @@ def train_tiny(steps=400, tokens=320, batch=4):
 
 
 def greedy(logits_of, tokens):
-    """The text that follows PROMPT, taking the likeliest character; and the smallest lead of one over the next."""
+    """PROMPT and what follows, taking the likeliest character; the smallest lead of one over the next."""
     ids, lead = [ord(c) for c in PROMPT], math.inf
     for _ in range(tokens):
         with torch.no_grad():

@@ -124,18 +124,34 @@ def adamw(p, g, m, v, step, lr, decay, beta1, beta2, eps):
 
 # ---- whole models ----------------------------------------------------------------------------------------
 
-MATRICES = {"attn.wq": "qkv", "attn.wk": "qkv", "attn.wv": "qkv", "attn.wo": "out", "ffn.w_gate": "gate_up",
-            "ffn.w_up": "gate_up", "ffn.w_down": "down"}
-GAINS = {"pre": {"qkv": "attn_norm", "gate_up": "ffn_norm"},
-         "sub": {"qkv": "attn_norm", "out": "attn_sub_norm", "gate_up": "ffn_norm", "down": "ffn_sub_norm"},
-         "inner": {}}
+MATRICES = {
+    "attn.wq": "qkv",
+    "attn.wk": "qkv",
+    "attn.wv": "qkv",
+    "attn.wo": "out",
+    "ffn.w_gate": "gate_up",
+    "ffn.w_up": "gate_up",
+    "ffn.w_down": "down",
+}
+GAINS = {
+    "pre": {"qkv": "attn_norm", "gate_up": "ffn_norm"},
+    "sub": {"qkv": "attn_norm", "out": "attn_sub_norm", "gate_up": "ffn_norm", "down": "ffn_sub_norm"},
+    "inner": {},
+}
 
 
 def tensor_shapes(s):
     """{name: shape} of every parameter, by the names of docs/model.md."""
     D, F, KV = s.width, s.ffn, s.kv_heads * (s.width // s.heads)
-    sizes = {"attn.wq": (D, D), "attn.wk": (KV, D), "attn.wv": (KV, D), "attn.wo": (D, D),
-             "ffn.w_gate": (F, D), "ffn.w_up": (F, D), "ffn.w_down": (D, F)}
+    sizes = {
+        "attn.wq": (D, D),
+        "attn.wk": (KV, D),
+        "attn.wv": (KV, D),
+        "attn.wo": (D, D),
+        "ffn.w_gate": (F, D),
+        "ffn.w_up": (F, D),
+        "ffn.w_down": (D, F),
+    }
     shapes = {"embedding": (s.vocab, D)}
     for l in range(s.layers):
         for name, place in MATRICES.items():

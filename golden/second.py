@@ -13,11 +13,21 @@ from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForC
 from transformers.integrations.bitnet import replace_with_bitnet_linear
 from transformers.utils.quantization_config import BitNetQuantConfig
 
-PROJECTIONS = {"attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj", "attn.wv": "self_attn.v_proj",
-               "attn.wo": "self_attn.o_proj", "ffn.w_gate": "mlp.gate_proj", "ffn.w_up": "mlp.up_proj",
-               "ffn.w_down": "mlp.down_proj"}
-NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-         "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
+PROJECTIONS = {
+    "attn.wq": "self_attn.q_proj",
+    "attn.wk": "self_attn.k_proj",
+    "attn.wv": "self_attn.v_proj",
+    "attn.wo": "self_attn.o_proj",
+    "ffn.w_gate": "mlp.gate_proj",
+    "ffn.w_up": "mlp.up_proj",
+    "ffn.w_down": "mlp.down_proj",
+}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+}
 
 
 def why_not(shape):
@@ -27,21 +37,35 @@ def why_not(shape):
 
 def build(shape):
     """The transformers model of `shape`, float32, untrained."""
-    common = {"vocab_size": shape.vocab, "hidden_size": shape.width, "intermediate_size": shape.ffn,
-              "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-              "num_key_value_heads": shape.kv_heads, "hidden_act": {"swiglu": "silu", "relu2": "relu2"}[shape.glu],
-              "rms_norm_eps": shape.eps, "tie_word_embeddings": shape.tied, "attn_implementation": "eager",
-              "rope_parameters": {"rope_type": "default", "rope_theta": shape.theta},
-              "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    common = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "hidden_act": {"swiglu": "silu", "relu2": "relu2"}[shape.glu],
+        "rms_norm_eps": shape.eps,
+        "tie_word_embeddings": shape.tied,
+        "attn_implementation": "eager",
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.theta},
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     sub = shape.norm == "sub"
-    model = (BitNetForCausalLM(BitNetConfig(**common)) if sub else LlamaForCausalLM(LlamaConfig(**common)))
+    model = BitNetForCausalLM(BitNetConfig(**common)) if sub else LlamaForCausalLM(LlamaConfig(**common))
     if shape.linear == "ternary":
-        how = BitNetQuantConfig(linear_class="autobitlinear", quantization_mode="online",
-                                use_rms_norm=shape.norm == "inner", rms_norm_eps=shape.eps)
+        how = BitNetQuantConfig(
+            linear_class="autobitlinear",
+            quantization_mode="online",
+            use_rms_norm=shape.norm == "inner",
+            rms_norm_eps=shape.eps,
+        )
         replace_with_bitnet_linear(model, modules_to_not_convert=["lm_head"], quantization_config=how)
         for layer in model.model.layers:
             for path in PROJECTIONS.values():
-                layer.get_submodule(path).to_empty(device="cpu")    # they were made without memory
+                layer.get_submodule(path).to_empty(device="cpu")  # they were made without memory
     if shape.norm == "inner":
         for layer in model.model.layers:
             layer.input_layernorm = layer.post_attention_layernorm = torch.nn.Identity()
@@ -66,7 +90,7 @@ def run(shape, params, ids, targets):
     model = build(shape)
     with torch.no_grad():
         for p in model.parameters():
-            p.fill_(1.0)                                   # gains that the first oracle does not have
+            p.fill_(1.0)  # gains that the first oracle does not have
         for name, t in params.items():
             parameter(model, name).copy_(t)
     out = model(ids, output_hidden_states=True)
@@ -83,8 +107,12 @@ def run(shape, params, ids, targets):
 def _streams(model, ids):
     """The stream at entry, after each block, and after the final norm."""
     seen = []
-    hooks = [layer.register_forward_hook(lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
-             for layer in model.model.layers]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in model.model.layers
+    ]
     hooks.append(model.model.norm.register_forward_hook(lambda _, args, out: seen.append(out)))
     with torch.no_grad():
         model(ids)
@@ -126,7 +154,11 @@ def confirms(shape):
     """Which class stands for this model, for the manifest."""
     if shape.linear == "full":
         return "LlamaForCausalLM"
-    return "BitNetForCausalLM, online" if shape.norm == "sub" else "LlamaForCausalLM + replace_with_bitnet_linear"
+    return (
+        "BitNetForCausalLM, online"
+        if shape.norm == "sub"
+        else "LlamaForCausalLM + replace_with_bitnet_linear"
+    )
 
 
 assert oracle.FLOOR == 1e-5

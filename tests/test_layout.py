@@ -82,7 +82,7 @@ def test_tests_mirror_packages():
 
 
 def test_each_layer_has_golden_tensors():
-    beyond = {"model_pre", "model_sub", "model_inner", "train10", "rosetta"}    # of more than one op, or of files
+    beyond = {"model_pre", "model_sub", "model_inner", "train10", "rosetta"}    # of more than one op
     assert stems("golden", "*.safetensors") == LAYERS | BESIDE_THE_LAYERS | beyond
 
 

@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 def folder() -> Path:
-    """golden/: inside the package when installed, beside it in a clone. Raises CheckError if it is not there."""
+    """golden/: inside the package when installed, beside it in a clone. Raises CheckError if absent."""
     package = Path(__file__).resolve().parents[1]
     for place in (package / "golden", package.parent / "golden"):
         if (place / "manifest.json").is_file():
@@ -83,13 +83,13 @@ def errors(case: Case, stem: str, dtype: str, ops: Any) -> dict[str, float]:
     with np.errstate(all="ignore"):
         ours = run(inputs, case.entry.get("constants", case.entry), ops)
     theirs = case.part(f"{dtype}/")
-    check(ours.keys() == theirs.keys(), f"{stem} {case.entry['case']} must give {sorted(theirs)}", sorted(ours),
-          "bring bench/golden.py and golden/ together")
+    check(ours.keys() == theirs.keys(), f"{stem} {case.entry['case']} must give {sorted(theirs)}",
+          sorted(ours), "bring bench/golden.py and golden/ together")
     return {name: error(ours[name], theirs[name]) for name in theirs}
 
 
 def error(ours: Any, theirs: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite for other shapes, or integers that differ."""
+    """Largest difference relative to the largest value; infinite for other shapes or integers."""
     ours = np.asarray(ours)
     if ours.shape != theirs.shape or (theirs.dtype == np.int8 and not np.array_equal(ours, theirs)):
         return np.inf
@@ -166,7 +166,8 @@ def _cross_entropy(i: Table, c: Table, ops: Any) -> Table:
 
 
 def _adamw(i: Table, c: Table, ops: Any) -> Table:
-    p, m, v, found = i["p"].copy(), np.zeros_like(i["p"]), np.zeros_like(i["p"]), {}
+    p, m, v = i["p"].copy(), np.zeros_like(i["p"]), np.zeros_like(i["p"])
+    found: Table = {}
     for step in (1, 2, 3):
         ops.adamw_(p, i[f"g{step}"], m, v, step, c["lr"], c["decay"], c["beta1"], c["beta2"], c["eps"])
         found |= {f"out.p{step}": p.copy(), f"out.m{step}": m.copy(), f"out.v{step}": v.copy()}

@@ -152,7 +152,7 @@ def _slack(node: Node, inputs: list[Any], right: np.ndarray) -> np.ndarray:
 
 
 def compare(name: str, right: Any, got: np.ndarray, tolerance: float, slack: Any = 0.0) -> Verdict:
-    """`got` beside `right` (equal shapes), with a tolerance relative to each row's largest value; and slack."""
+    """`got` beside `right` (equal shapes), the tolerance relative to each row's largest value; and slack."""
     right, got = np.asarray(right, np.float64), np.asarray(got, np.float64)
     with np.errstate(all="ignore"):
         off = np.where(alike(right, got), 0.0, np.abs(right - got))

@@ -16,7 +16,7 @@ test_inner = golden_test("model_inner", "float32_model")
 
 
 def test_train10(backends, tol):
-    """Ten steps of forward, backward, clipping, schedule and AdamW, in float64; all parameters and moments."""
+    """Ten steps of forward, backward, clipping, schedule and AdamW, in float64; parameters, moments."""
     found = golden.train10(backends)
     assert len(found) == 4 * 10 + 3 * (1 + 2 * 11 + 1)
     assert {name: e for name, e in found.items() if not e <= tol["float64"]} == {}
