@@ -2,7 +2,7 @@
 
 Inputs are exact in float32, so both dtypes see the same numbers. A case is a function of its inputs; autograd
 gives the gradients for the upstream gradient in `in.d<output>`. The second opinion at this level is PyTorch's
-own functions and transformers' modules, where they have the op.
+own functions and transformers' modules, where they have the op; `by` names them.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ class Case(NamedTuple):
     wrt: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
     second: Callable[..., dict[str, torch.Tensor]] | None = None
+    by: str = ""  # whose code `second` calls
     why_no_second: str = ""
     second_is_float32: bool = False  # it casts inside
     constants: dict[str, Any] = {}  # noqa: RUF012  (never changed)
@@ -111,6 +112,7 @@ def _embedding():
             lambda ids, w: {"y": w[ids]},
             ("w",),
             second=lambda ids, w: {"y": F.embedding(ids, w)},
+            by="torch.nn.functional.embedding",
         )
 
 
@@ -138,6 +140,7 @@ def _rmsnorm():
                 run,
                 ("x", "g") if gain else ("x",),
                 second=second,
+                by="torch.nn.functional.rms_norm",
             )
 
 
@@ -171,6 +174,7 @@ def _rope():
             lambda x, positions, theta=theta: {"y": oracle.rope(x, positions, theta)},
             ("x",),
             second=second,
+            by="transformers apply_rotary_pos_emb, given the angles",
             constants={"theta": theta},
         )
 
@@ -211,6 +215,7 @@ def _attention():
             run,
             ("q", "k", "v"),
             second=second,
+            by="torch.nn.functional.scaled_dot_product_attention",
         )
 
 
@@ -233,6 +238,7 @@ def _glu():
                 lambda gate, up, ours=ours: {"y": ours(gate, up)},
                 ("gate", "up"),
                 second=second,
+                by=f"torch.nn.functional.{'silu' if unit == 'swiglu' else 'relu'}",
                 constants={"unit": unit},
             )
 
@@ -248,6 +254,7 @@ def _linear():
             lambda x, w: {"y": x @ w.T},
             ("x", "w"),
             second=lambda x, w: {"y": F.linear(x, w)},
+            by="torch.nn.functional.linear",
         )
 
 
@@ -269,8 +276,8 @@ def _quant():
             {"x": x.astype(np.float32)},
             _absmax,
             codes=("x_q",),
-            second=_act_quant,
-            second_is_float32=True,
+            second=_activation_quant,
+            by="transformers BitLinear.activation_quant",
         )
     weights = {
         "ties": np.array([[0.5, -0.5, 1.5, -1.5], [0.25, -2.0, 1.75, -0.25], [1.0, -1.0, 0.5, 1.25]]),
@@ -298,6 +305,7 @@ def _quant():
                 run,
                 codes=("w_q",),
                 second=_weight_quant if rule == "official" else None,
+                by="transformers WeightQuant",
                 second_is_float32=True,
                 why_no_second="" if rule == "official" else "only the official rule is implemented elsewhere",
                 constants={"rule": rule},
@@ -309,18 +317,21 @@ def _absmax(x):
     return {"x_q": x_q, "x_scale": 1 / s}
 
 
-def _act_quant(x):
-    """transformers' ActQuant gives codes / scale: the codes are recovered with the official scale."""
-    from transformers.integrations.bitnet import ActQuant
+def _activation_quant(x):
+    """The one place where transformers shows codes and scale."""
+    from transformers.integrations.bitnet import BitLinear
 
-    s = 127 / x.float().abs().max(dim=-1, keepdim=True).values.clamp(min=1e-5)
-    return {"x_q": (ActQuant.apply(x).float() * s).round()}
+    x_q, s = BitLinear(x.shape[-1], 4, bias=False).activation_quant(x)
+    return {"x_q": x_q, "x_scale": 1 / s}
 
 
 def _weight_quant(w):
+    """WeightQuant gives trits times their scale: the scale shows unless all trits are 0."""
     from transformers.integrations.bitnet import WeightQuant
 
-    return {"w_q": WeightQuant.apply(w).sign()}
+    product = WeightQuant.apply(w)
+    found = {"w_q": product.sign()}
+    return {**found, "w_scale": product.abs().max()} if product.any() else found
 
 
 def _bitlinear():
@@ -338,7 +349,8 @@ def _bitlinear():
         )
         del layer.weight, layer.rms_norm.weight
         layer.weight, layer.rms_norm.weight = w, torch.ones_like(x[0]) if g is None else g
-        return {"y": layer(x)}
+        codes = _activation_quant(layer.rms_norm(x).detach()) | _weight_quant(w.detach())
+        return {"y": layer(x), **codes}
 
     sizes = {"odd": (5, 7, 9), "single_token": (1, 4, 6), "single_feature": (3, 2, 1), "hard": (5, 6, 8)}
     for name, (M, N, K) in sizes.items():
@@ -355,6 +367,7 @@ def _bitlinear():
                 ("x", "w", "g") if gain else ("x", "w"),
                 ("x_q", "w_q"),
                 second,
+                by="transformers AutoBitLinear, online, with its norm",
                 second_is_float32=True,
                 constants={"seed": seed},
             )
@@ -372,7 +385,8 @@ def _bitlinear():
             "w_scale": np.array(0.25, np.float32),
         },
         _integer_product,
-        second=_integer_second,
+        second=_packed_product,
+        by="transformers BitLinear, packed",
     )
 
 
@@ -404,8 +418,14 @@ def _integer_product(x_q, x_scale, w_q, w_scale):
     return {"y": acc.to(x_scale.dtype) * x_scale * w_scale}
 
 
-def _integer_second(x_q, x_scale, w_q, w_scale):
-    return {"y": (x_q @ w_q.T) * (x_scale * w_scale)}
+def _packed_product(x_q, x_scale, w_q, w_scale):
+    """Two rows pack into four. The scales are powers of two: it finds the same codes, and rounds nothing."""
+    from transformers.integrations.bitnet import BitLinear, pack_weights
+
+    layer = BitLinear(w_q.shape[1], 4, bias=False, dtype=x_scale.dtype)
+    layer.weight.copy_(pack_weights(w_q.to(torch.int8)))
+    layer.weight_scale.fill_(1 / w_scale)
+    return {"y": layer(x_q * x_scale)[:, : len(w_q)]}
 
 
 def _cross_entropy():
@@ -427,6 +447,7 @@ def _cross_entropy():
             run,
             ("logits",),
             second=lambda logits, targets: {"loss": F.cross_entropy(logits, targets)},
+            by="torch.nn.functional.cross_entropy",
         )
 
 
@@ -464,5 +485,6 @@ def _adamw():
             {"p": normal(94, 11), **grads},
             run,
             second=second,
+            by="torch.optim.AdamW",
             constants=constants,
         )

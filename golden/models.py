@@ -146,6 +146,16 @@ def train10():
     return tensors, {"model": TRAIN_SHAPE._asdict(), "train": TRAIN, "steps": steps}
 
 
+def named(prefix, tensors):
+    """Those whose names begin so, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def figures(record):
+    """{"loss": (steps,), ...}: what train10.json says of the steps."""
+    return {n: np.array([step[n] for step in record["steps"]]) for n in record["steps"][0]}
+
+
 # ---- other projects' files -------------------------------------------------------------------------------
 
 
@@ -164,6 +174,8 @@ def rosetta():
                 found[at + f"i2s_{layout}"] = np.append(_i2s(w_q, layout), _tail(scale))
     x = rng.normal(size=(3, 128)).astype(np.float32)
     found["products/x"] = x
+    found["products/weight_scale_autobitlinear"] = found["8x128/w_scale"]
+    found["products/weight_scale_bitlinear"] = np.array(1 / found["8x128/w_scale"], np.float32)
     x_q, s = oracle.activation_codes(torch.from_numpy(x).double())
     acc = x_q @ torch.from_numpy(found["8x128/w_q"]).double().T
     found["products/y"] = (acc / s * float(found["8x128/w_scale"])).numpy()

@@ -2,8 +2,8 @@
 
 BitNetForCausalLM is the layout `sub`. LlamaForCausalLM whose linear layers transformers' own
 `replace_with_bitnet_linear` has replaced is `pre`; with its option use_rms_norm, and the block norms taken
-out, it is `inner`. LlamaForCausalLM as it stands is the full-precision twin. Its quantisers compute in
-float32, so it is compared with the float32 cases.
+out, it is `inner`. Either class as it stands, its linear layers not replaced, is a full-precision twin. The
+quantisers compute in float32, so it is compared with the float32 cases.
 """
 
 import numpy as np
@@ -85,14 +85,20 @@ def parameter(model, name):
     return inner.layers[int(layer)].get_submodule(path).weight
 
 
-def run(shape, params, ids, targets):
-    """{"out.logits", "out.loss", "out.hidden0".., "grad.<name>"} as the first oracle names them."""
+def filled(shape, params):
+    """The transformers model of `shape` with these parameters."""
     model = build(shape)
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1.0)  # gains that the first oracle does not have
         for name, t in params.items():
             parameter(model, name).copy_(t)
+    return model
+
+
+def run(shape, params, ids, targets):
+    """{"out.logits", "out.loss", "out.hidden0".., "grad.<name>"} as the first oracle names them."""
+    model = filled(shape, params)
     out = model(ids, output_hidden_states=True)
     flat = out.logits.reshape(-1, shape.vocab)
     loss = torch.nn.functional.cross_entropy(flat, targets.reshape(-1))
@@ -102,6 +108,34 @@ def run(shape, params, ids, targets):
     found |= {f"out.hidden{i}": h for i, h in enumerate(streams)}
     found |= {f"grad.{name}": parameter(model, name).grad for name in params}
     return {n: t.detach().numpy() for n, t in found.items()}
+
+
+def train(shape, params, t, steps):
+    """({"final.<name>", moments}, {"loss", "gradient_norm"}) of torch.optim.AdamW and clip_grad_norm_ on the
+    transformers model, float64 but for its quantisers. The rates are those of `steps`.
+    """
+    model = filled(shape, params).double()
+    ours = {name: parameter(model, name) for name in params}
+    with torch.no_grad():
+        for name, p in params.items():
+            ours[name].copy_(p)
+    groups = [{"params": [p for p in ours.values() if p.ndim == n]} for n in (2, 1)]
+    opt = torch.optim.AdamW(groups, betas=(t["beta1"], t["beta2"]), eps=t["adam_eps"])
+    seen = {"loss": [], "gradient_norm": []}
+    for step in steps:
+        opt.param_groups[0] |= {"lr": step["lr"], "weight_decay": step["weight_decay"]}
+        opt.param_groups[1] |= {"lr": step["lr"], "weight_decay": 0.0}
+        logits = model(torch.tensor(step["ids"])).logits.reshape(-1, shape.vocab)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(step["targets"]).reshape(-1))
+        opt.zero_grad()
+        loss.backward()
+        seen["gradient_norm"].append(float(torch.nn.utils.clip_grad_norm_(ours.values(), t["max_norm"])))
+        seen["loss"].append(float(loss.detach()))
+        opt.step()
+    found = {f"final.{n}": p.detach() for n, p in ours.items()}
+    found |= {f"first_moment.{n}": opt.state[p]["exp_avg"] for n, p in ours.items()}
+    found |= {f"second_moment.{n}": opt.state[p]["exp_avg_sq"] for n, p in ours.items()}
+    return {n: p.numpy() for n, p in found.items()}, {n: np.array(a) for n, a in seen.items()}
 
 
 def _streams(model, ids):
@@ -135,7 +169,7 @@ def unpacked(data):
     return unpack_weights(torch.from_numpy(data.copy()), torch.float32).to(torch.int8).numpy()
 
 
-def offline_products(x, data, w_q, multiplier):
+def offline_products(x, data, w_q, multiplier, divisor):
     """y of the two packed classes: AutoBitLinear multiplies by weight_scale, BitLinear divides by it."""
     from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
@@ -144,7 +178,7 @@ def offline_products(x, data, w_q, multiplier):
     auto.weight_scale.fill_(float(multiplier))
     divides = BitLinear(w_q.shape[1], w_q.shape[0], bias=False, dtype=torch.float32)
     divides.weight.copy_(torch.from_numpy(data.copy()))
-    divides.weight_scale.fill_(float(np.float32(1) / np.float32(multiplier)))
+    divides.weight_scale.fill_(float(divisor))
     with torch.no_grad():
         given = torch.from_numpy(x)
         return auto(given).numpy(), divides(given).numpy()
@@ -153,7 +187,7 @@ def offline_products(x, data, w_q, multiplier):
 def confirms(shape):
     """Which class stands for this model, for the manifest."""
     if shape.linear == "full":
-        return "LlamaForCausalLM"
+        return "LlamaForCausalLM" if shape.norm == "pre" else "BitNetForCausalLM, its linear layers plain"
     return (
         "BitNetForCausalLM, online"
         if shape.norm == "sub"

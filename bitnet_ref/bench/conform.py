@@ -36,7 +36,9 @@ Port = Callable[..., dict[str, tuple[tuple[int, ...], Any]]]
 
 
 class Trial(NamedTuple):
-    """A port with faults before the judge. `ranked`: every name in the report, the causes first."""
+    """A port with faults before the judge. `ranked`: every name in the report, the causes first; a pair is one
+    name, "a + b". `found`: each fault in a cause.
+    """
 
     planted: tuple[str, ...]
     seed: int
@@ -71,9 +73,10 @@ def trial(port: Port, folder: Path, planted: tuple[str, ...]) -> Trial:
     began = time.perf_counter()
     found = judged(port, folder, planted)
     seconds = time.perf_counter() - began
-    causes = [f.name for c in found.causes for f in c.suspect.faults]
+    causes = [c.suspect.name for c in found.causes]
     others = [n for c in found.causes for n in (*c.like, *(name for name, _ in c.next))]
-    return Trial(planted, seed, tuple(dict.fromkeys(causes + others)), frozenset(causes),
+    return Trial(planted, seed, tuple(dict.fromkeys(causes + others)),
+                 frozenset(f.name for c in found.causes for f in c.suspect.faults),
                  max((v.share for v in found.verdicts), default=0.0), seconds)
 
 

@@ -2,8 +2,8 @@
 and the fault that comes nearest to what the port got is named.
 
 A fault explains 1 - |port - fault|^2 / |port - right|^2 of a tensor. Causes are chosen greedily: the fault
-that explains most of what is still unexplained, then the next; where no single one is enough, pairs that act
-on the same tensor. Between equals, the one wins that would not have spoilt tensors that are right.
+that explains most of what is still unexplained, then the next; where no single one explains a tensor to
+within the tolerance, pairs that act on it. Between equals, the one wins that spares what is right.
 Read after: conform/judge. Read next: conform/read.
 """
 
@@ -20,8 +20,9 @@ from bitnet_ref.conform.judge import BAD, OK, Judge, Verdict, alike, compare, ro
 
 Table = dict[str, Callable[..., Any]]
 ENOUGH = 0.9                  # of the squared difference: below it a fault is not named as the cause
-NEARLY_ALL = 0.9999           # below it, a pair is tried
+MUCH_BETTER = 100             # a pair that is not exact must leave so many times less than the best single
 EQUAL = 1e-6                  # two suspects whose shares are nearer than this cannot be told apart
+CLEARLY = 3.0                 # tolerances: that a fault would change less than this is no evidence against it
 TINY = float(np.finfo(np.float64).tiny)
 AT_ONCE = 40                  # wrong tensors looked at for causes; more say nothing new
 
@@ -78,25 +79,28 @@ class _Court:
         self.singles = [Suspect((f,), table) for f in catalogue() for table in f.variants]
         self.used: dict[str, set[str]] = {}
         self.known: dict[tuple[int, str], float] = {}
+        self.within: dict[tuple[int, str], bool] = {}
+        self.exactly: dict[str, bool] = {}
         self.pairs: dict[str, list[Suspect]] = {}
 
     def best(self, left: list[str]) -> Cause | None:
-        """The suspect that explains most of `left`, alone; a pair where one alone leaves too much."""
+        """The suspect that explains most of `left`, alone; a pair where one alone leaves something over."""
         single = self._first(self.singles, left)
-        hardest = next(iter(single.explains if single else left))
-        if single and min(single.explains.values()) >= NEARLY_ALL:
+        rest = [n for n in (single.explains if single else left)
+                if not (single and self.exact(single.suspect, n))]
+        if not rest:
             return single
-        pair = self._first(self._pairs(hardest), left)
-        if single is None or pair is None:
-            return pair or single
-        unexplained = 1 - single.explains[hardest]
-        better = hardest in pair.explains and 1 - pair.explains[hardest] < unexplained / 100
-        return pair if better else single
+        left_over = 1 - (single.explains[rest[0]] if single else 0)
+        pairs = [p for p in self._pairs(rest[0]) if self.exact(p, rest[0])
+                 or 1 - self.explained(p, rest[0]) < left_over / MUCH_BETTER]
+        return self._first(pairs, left) or single
 
     def _first(self, suspects: list[Suspect], left: list[str]) -> Cause | None:
+        """Near is not enough where some single fault is exact."""
         ranked = []
         for suspect in suspects:
-            shares = {n: e for n in left if (e := self.explained(suspect, n)) >= ENOUGH}
+            shares = {n: e for n in left if (e := self.explained(suspect, n)) >= ENOUGH
+                      and (self.exact(suspect, n) or not self._has_exact(n))}
             if shares:
                 ranked.append((sum(shares.values()), suspect, shares))
         if not ranked:
@@ -140,13 +144,35 @@ class _Court:
                                if self._matters(suspect, name) else 0.0)
         return self.known[key]
 
+    def exact(self, suspect: Suspect, name: str) -> bool:
+        """Whether the port's tensor is within the tolerance of what the fault makes of its inputs."""
+        if self.explained(suspect, name) < ENOUGH:
+            return False
+        key = (id(suspect), name)
+        if key not in self.within:
+            made, got = self._with(suspect, name), self.judge.seen[name]
+            self.within[key] = not compare(name, made, got, self.judge.tolerance(name)).wrong
+        return self.within[key]
+
+    def _has_exact(self, name: str) -> bool:
+        if name not in self.exactly:
+            self.exactly[name] = any(self.exact(s, name) for s in self.singles)
+        return self.exactly[name]
+
     def _with(self, suspect: Suspect, name: str) -> np.ndarray:
-        """What the reference with the fault makes of it; NaN where the fault cannot even run."""
-        slots = SimpleNamespace(**{**vars(REFERENCE), **suspect.table})
+        """What the reference with the fault makes of it; NaN where the fault cannot even run.
+
+        Of wrong codes, whose precision is not known, what is nearer: rounded from float32 or from float64.
+        """
+        got = self.judge.seen[name]
+        slots = SimpleNamespace(**{**vars(REFERENCE), **suspect.table, "got": got})
+        wrong_codes = self.judge.nodes[name].codes and name in self.judge.wrong
         try:
-            return np.asarray(self.judge.make(name, slots, {}), np.float64)
+            made = [np.asarray(self.judge.make(name, slots, {}, wide), np.float64)
+                    for wide in ((False, True) if wrong_codes else (name in self.judge.wide,))]
         except (ValueError, IndexError):
-            return np.full(self.judge.seen[name].shape, np.nan)
+            return np.full(got.shape, np.nan)
+        return max(made, key=lambda m: explained(self.judge.make(name), got, m)) if wrong_codes else made[0]
 
     def _spared(self, suspect: Suspect) -> list[str]:
         """Right tensors that this fault would have spoilt."""
@@ -196,4 +222,5 @@ def _close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _spoils(judge: Judge, name: str, faulty: np.ndarray) -> bool:
     right = judge.make(name)
-    return faulty.shape != np.shape(right) or compare(name, right, faulty, judge.tolerance(name)).wrong > 0
+    return (faulty.shape != np.shape(right)
+            or compare(name, right, faulty, judge.tolerance(name)).share > CLEARLY)

@@ -7,6 +7,7 @@ Read after: conform/picture. Read next: conform/verdict.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -85,6 +86,7 @@ def contents(work: Homework, kind: str, i2s: str) -> dict[str, Any]:
     nodes = graph(layout)
     return {
         "format": FORMAT, "version": VERSION, "seed": work.seed, "for": kind, "layout": layout,
+        "fingerprint": fingerprint(work, layout),
         "models": {m: {"folder": m, "ids": work.ids[m].tolist(),
                        "weight_scale": "inverse: w = w_q / weight_scale" if INVERSE[m] and kind == "hf"
                        else "multiplier: w = w_q * scale", "config": _shape(m)} for m in MODELS},
@@ -93,6 +95,14 @@ def contents(work: Homework, kind: str, i2s: str) -> dict[str, Any]:
                   "about": n.about, "from": list(n.inputs)}
                  for n, shape in zip(nodes, shapes(nodes, work, layout))],
     }
+
+
+def fingerprint(work: Homework, layout: str) -> str:
+    """SHA-256 of everything that is given: a judge of another release would draw other numbers."""
+    digest = hashlib.sha256(repr(Hyper()).encode())
+    for name, t in sorted(leaves(work, layout).items()):
+        digest.update(f"{name} {np.shape(t)}".encode() + np.asarray(t, order="C").tobytes())
+    return digest.hexdigest()
 
 
 def a_line_each(found: dict[str, Any]) -> str:
@@ -120,7 +130,7 @@ def shapes(nodes: list[Node], work: Homework, layout: str) -> list[tuple[int, ..
 
 
 def read_list(folder: Path) -> tuple[int, str]:
-    """(seed, layout) of an exported homework. Raises CheckError: not one, damaged, or of another version."""
+    """(seed, layout) of an exported homework. Raises CheckError: not one, damaged, or of another release."""
     file = folder / LIST
     check(file.is_file(), f"{folder} must hold {LIST}", "none", "give the folder that `conform export` wrote")
     try:
@@ -138,7 +148,11 @@ def read_list(folder: Path) -> tuple[int, str]:
     seed, layout = found.get("seed"), found.get("layout")
     check(type(seed) is int and 0 <= seed < 1 << 63, f"{file} must have a seed", repr(seed),
           "export it again")
-    return seed, lookup(("plain", "hf", *rosetta.I2S), str(layout), f"the layout in {file}")
+    lookup(("plain", "hf", *rosetta.I2S), str(layout), f"the layout in {file}")
+    check(found.get("fingerprint") == fingerprint(homework(seed), layout),
+          f"{file} must be of this release's homework", f"fingerprint {str(found.get('fingerprint'))[:12]}",
+          "export it again; another release drew other numbers")
+    return seed, layout
 
 
 def page(name: str) -> Path:

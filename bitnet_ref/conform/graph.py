@@ -26,7 +26,8 @@ REFERENCE = SimpleNamespace(**op.REFERENCE, **train.TRAINING)
 class Node(NamedTuple):
     """One tensor. `codes`: made by rounding, whole numbers. `about`: what it is, for ports to read.
 
-    `inputs`: names of other nodes or of leaves (what the homework gives). `make(slots, *inputs)`.
+    `inputs`: names of other nodes or of leaves (what the homework gives). `make(slots, *inputs, *hints)`;
+    hints are tensors that only a faulty port reads here.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Node(NamedTuple):
     inputs: tuple[str, ...]
     make: Callable[..., Any]
     codes: bool = False
+    hints: tuple[str, ...] = ()
 
 
 def leaves(work: Homework, layout: str) -> dict[str, Any]:
@@ -86,9 +88,10 @@ def weight(name: str, shape: tuple[int, int], layout: str, inverse: bool) -> lis
                  lambda s, stored: s.stored_scale(stored, inverse))]
 
 
-def product(y: str, x: str, w: str, about: str) -> Node:
-    """y = BitLinear of the quantised x with weight w."""
-    return Node(y, about, (f"{x}.x_q", f"{x}.x_scale", f"{w}.w_q", f"{w}.w_scale"), op.product)
+def product(y: str, x: str, w: str, about: str, hints: bool = True) -> Node:
+    """y = the quantised x times weight w. A port that does not quantise reads x itself."""
+    return Node(y, about, (f"{x}.x_q", f"{x}.x_scale", f"{w}.w_q", f"{w}.w_scale"), op.product,
+                hints=(x,) if hints else ())
 
 
 def model_nodes(model: str, cfg: ModelConfig, layout: str) -> Iterator[Node]:
@@ -107,7 +110,7 @@ def model_nodes(model: str, cfg: ModelConfig, layout: str) -> Iterator[Node]:
     yield _norm(at + "final_norm", x, at + "final_norm.gain", cfg)
     head = at + ("embedding" if cfg.tied_embeddings else "head")
     yield Node(at + "logits", "(T, V)", (at + "final_norm", head),
-               lambda s, x, table: x @ s.head(table, cfg.tied_embeddings).T)
+               lambda s, x, table: x @ s.head(table, cfg.tied_embeddings, s.got).T)
 
 
 def _norm(name: str, x: str, gain: str, cfg: ModelConfig) -> Node:
@@ -171,7 +174,8 @@ def _probes() -> Iterator[Node]:
         yield from quantised(f"quant.{probe}.x")
     for probe in ("ties", "offset", "small"):
         yield from ternary(f"ternary.{probe}.w")
-    yield product("product.worst.y", "product.worst", "product.worst", "the largest sums that int8 can make")
+    yield product("product.worst.y", "product.worst", "product.worst", "the largest sums that int8 can make",
+                  hints=False)
     for size in ("small", "large"):
         yield Node(f"rmsnorm.{size}.y", "RMSNorm, eps = 1e-5", (f"rmsnorm.{size}.x", "rmsnorm.g"),
                    lambda s, x, g: op.norm(s, x, g, 1e-5))

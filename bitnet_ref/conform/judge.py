@@ -45,6 +45,7 @@ class Judge:
         self.given, self.seen = given, seen
         self.right: dict[str, Any] = {}                    # what the reference makes of the port's inputs
         self.wrong: set[str] = set()                       # tensors found BAD so far, in dataflow order
+        self.wide: set[str] = set()                        # codes that the port rounded from float64
 
     def value(self, name: str, slots: Slots = REFERENCE, memo: dict[str, Any] | None = None) -> Any:
         """The port's tensor if it was dumped, else what `slots` make of it."""
@@ -52,15 +53,18 @@ class Judge:
             return self.seen[name]
         return self.given[name] if name in self.given else self.make(name, slots, memo)
 
-    def make(self, name: str, slots: Slots = REFERENCE, memo: dict[str, Any] | None = None) -> Any:
-        """What `slots` make of the port's inputs: codes in the precision of the input, floats in float64."""
+    def make(self, name: str, slots: Slots = REFERENCE, memo: dict[str, Any] | None = None,
+             wide: bool = False) -> Any:
+        """What `slots` make of the port's inputs: codes in the precision of the input (`wide`: in float64, if
+        that is how the port computes), floats in float64.
+        """
         if slots is REFERENCE:
             memo = self.right
         memo = {} if memo is None else memo
         if name not in memo:
             node = self.nodes[name]
-            inputs = [self.value(i, slots, memo) for i in node.inputs]
-            memo[name] = apply(node, slots, inputs)
+            inputs = [self.value(i, slots, memo) for i in (*node.inputs, *node.hints)]
+            memo[name] = apply(node, slots, [_float64(x) for x in inputs] if wide else inputs)
         return memo[name]
 
     def hidden(self, name: str) -> bool:
@@ -80,8 +84,8 @@ class Judge:
         if name not in self.seen:
             return Verdict(name, ABSENT)
         node, got = self.nodes[name], self.seen[name]
-        inputs = [self.value(i) for i in node.inputs]
-        if not all(np.isfinite(np.asarray(x, np.float64)).all() for x in inputs):
+        inputs = [self.value(i) for i in (*node.inputs, *node.hints)]
+        if not all(np.isfinite(np.asarray(x, np.float64)).all() for x in inputs[:len(node.inputs)]):
             return Verdict(name, UNJUDGED, size=got.size, note="an input of it is not finite")
         right = self.make(name)
         found = compare(name, right, got, self.tolerance(name))
@@ -97,11 +101,11 @@ class Judge:
 
     def _of_right_inputs(self, node: Node, found: Verdict) -> Verdict:
         """Perhaps only an input's dump is wrong (a scale's reciprocal), not what was computed with it."""
-        inputs = [self.make(i) if i in self.wrong else self.value(i) for i in node.inputs]
+        inputs = [self.make(i) if i in self.wrong else self.value(i) for i in (*node.inputs, *node.hints)]
         right = apply(node, REFERENCE, inputs)
         again = compare(node.name, right, self.seen[node.name], self.tolerance(node.name))
         names = ", ".join(i for i in node.inputs if i in self.wrong)
-        note = f"right for the right {names}: only its dump is wrong"
+        note = f"right for the right {names}: perhaps only its dump is wrong"
         return found if again.wrong else again._replace(note=note)
 
     def tolerance(self, name: str) -> float:
@@ -120,6 +124,7 @@ class Judge:
         in_wide = compare(node.name, wide, got, 0.0)
         if in_wide.wrong < found.wrong:
             found, self.right[node.name] = in_wide, wide
+            self.wide.add(node.name)
         if not found.wrong or self._is_given(node):
             return found                                   # a probe: its ties are there on purpose
         unrounded = SimpleNamespace(**{**vars(REFERENCE), "round": lambda z: z})

@@ -7,7 +7,6 @@ get wrong, and no smaller. T tokens stand in rows, there is no batch axis.
 Read after: conform/homework. Read next: conform/training_slots.
 """
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,8 +99,8 @@ def absmax(x: Array) -> Array:
 
 
 def scaled(x: Array, a: Array) -> Array:
-    """Multiply by the reciprocal scale; not yet rounded."""
-    return x * (127 / a)
+    """Multiply by the reciprocal scale; not yet rounded. Only a port without a floor meets a = 0."""
+    return x * np.where(a == 0, 0, 127 / a)
 
 
 def to_codes(s: Slots, z: Array) -> Array:
@@ -133,8 +132,10 @@ def accumulate(x_q: Array, w_q: Array) -> Array:
     return x_q.astype(np.float64) @ w_q.T.astype(np.float64)
 
 
-def product(s: Slots, x_q: Array, x_scale: Array, w_q: Array, w_scale: Any) -> Array:
+def product(s: Slots, x_q: Array, x_scale: Array, w_q: Array, w_scale: Any, x: Array | None = None) -> Array:
     """y = (x_q @ w_q.T) * (x_scale * w_scale).   ->  (T, N)"""
+    x_q, x_scale = s.operand(x_q, x_scale, x)
+    x_scale, w_scale = s.x_factor(x_scale), s.w_factor(w_scale)
     if np.size(x_scale) in (1, len(x_q)):                                       # one scale, or one per token
         return s.accumulate(x_q, w_q) * (np.reshape(x_scale, (-1, 1)) * w_scale)
     return s.accumulate(x_q * spread(x_scale, x_q.shape[-1]), w_q) * w_scale    # what wrong scales amount to
@@ -192,7 +193,7 @@ def mix(s: Slots, p: Array, v: Array) -> Array:
     return np.einsum("hts,shd->thd", p, s.share_heads(v, len(p) // v.shape[1])).reshape(len(v), -1)
 
 
-REFERENCE: dict[str, Callable[..., Any]] = {
+REFERENCE: dict[str, Any] = {
     "bit_fields": lambda shifts: shifts,
     "order": lambda name: globals()[name],
     "code_map": code_map,
@@ -206,6 +207,9 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "absmean": absmean,
     "to_trits": to_trits,
     "accumulate": accumulate,
+    "operand": lambda x_q, x_scale, x: (x_q, x_scale),
+    "x_factor": lambda x_scale: x_scale,
+    "w_factor": lambda w_scale: w_scale,
     "centre": lambda x: x,
     "rstd": rstd,
     "gain": lambda g: g,
@@ -226,5 +230,6 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     "gate_and_up": lambda gate, up: (gate, up),
     "add": np.add,
     "embedding": lambda ids, table: table[ids],
-    "head": lambda table, tied: table,
+    "head": lambda table, tied, got: table,
+    "got": None,                             # a fault may look at the port's own tensor: where it is zeros
 }

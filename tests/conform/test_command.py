@@ -71,6 +71,15 @@ def test_problems_fail_and_are_listed(work, capsys):
     assert "is bitnet.logits meant?" in capsys.readouterr().out
 
 
+def test_a_homework_of_another_release_is_refused(work, capsys):
+    """Its numbers are not those that the judge draws: without this, every tensor would look wrong."""
+    put(work)
+    text = (work / "homework.json").read_text(encoding="utf-8")
+    (work / "homework.json").write_text(text.replace('"seed": 0', '"seed": 1'), encoding="utf-8")
+    assert conform(work) == 2
+    assert "export it again" in capsys.readouterr().err
+
+
 def test_picture(work, tmp_path):
     put(work, "rope_interleaved")
     assert conform(work, "--picture", tmp_path / "p.png") == 1

@@ -105,7 +105,8 @@ def test_bad_choices(kind, layout, seed, tmp_path):
     '{"format": "bitnet_ref homework", "version": 1, "seed": -1, "layout": "hf"}',
     '{"format": "bitnet_ref homework", "version": 1, "seed": true, "layout": "hf"}',
     '{"format": "bitnet_ref homework", "version": 1, "seed": 0, "layout": ["hf"]}',
-    '{"format": "bitnet_ref homework", "version": 1, "seed": 0, "layout": "zip"}', "[" * 100_000])
+    '{"format": "bitnet_ref homework", "version": 1, "seed": 0, "layout": "zip"}', "[" * 100_000,
+    '{"format": "bitnet_ref homework", "version": 1, "seed": 0, "layout": "hf", "fingerprint": "0"}'])
 def test_a_damaged_list_is_refused(content, tmp_path):
     (tmp_path / LIST).write_text(content)
     with pytest.raises(CheckError):

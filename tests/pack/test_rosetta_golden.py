@@ -28,7 +28,10 @@ def test_i2s(shape, layout):
     assert stored == scale
 
 
-def test_the_product_of_unpacked_trits(tol):
+@pytest.mark.parametrize(("linear_class", "multiplier"), [
+    ("autobitlinear", lambda scale: scale), ("bitlinear", lambda scale: 1 / scale)])
+def test_the_product_of_unpacked_trits(linear_class, multiplier, tol):
     w_q = rosetta.unpack_hf(HELD["8x128/hf"], 8)
-    y = ternary_linear(*absmax_int8(HELD["products/x"]), prepare(w_q, HELD["8x128/w_scale"]))
+    w_scale = multiplier(HELD[f"products/weight_scale_{linear_class}"])
+    y = ternary_linear(*absmax_int8(HELD["products/x"]), prepare(w_q, w_scale))
     assert error(y, HELD["products/y"]) <= tol["float32"]

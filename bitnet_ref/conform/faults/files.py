@@ -36,11 +36,11 @@ def code_map_plus_two() -> Table:
     return {"code_map": lambda codes: codes.astype(np.int8) - 2}
 
 
-def order_row_blocks() -> Table:
+def order_row_blocks() -> list[Table]:
     """The four fields of a byte are taken as rows r, r + N/4, r + 2N/4, r + 3N/4, as Hugging Face packs.
     To do: read the layout of this file, given in homework.json.
     """
-    return {"order": lambda name: op.row_blocks}
+    return _order(op.row_blocks, op.LOW_FIRST)
 
 
 def order_consecutive() -> Table:
@@ -50,25 +50,25 @@ def order_consecutive() -> Table:
     return {"order": lambda name: op.consecutive}
 
 
-def order_four_rows() -> Table:
+def order_four_rows() -> list[Table]:
     """The four fields of a byte are taken as four consecutive rows.
     To do: read the layout of this file, given in homework.json (Hugging Face: rows r, r + N/4, ...).
     """
-    return {"order": lambda name: op.four_rows}
+    return _order(op.four_rows, op.HIGH_FIRST)
 
 
-def order_blocks_of_128() -> Table:
+def order_blocks_of_128() -> list[Table]:
     """The bytes are taken as I2_S blocks of 128 elements, as x86 builds of bitnet.cpp write them.
     To do: read the layout of this file, given in homework.json.
     """
-    return {"order": lambda name: op.blocks_of_128}
+    return _order(op.blocks_of_128, op.HIGH_FIRST)
 
 
-def order_blocks_of_64() -> Table:
+def order_blocks_of_64() -> list[Table]:
     """The bytes are taken as I2_S blocks of 64 elements, as ARM builds of bitnet.cpp write them.
     To do: read the layout of this file, given in homework.json.
     """
-    return {"order": lambda name: op.blocks_of_64}
+    return _order(op.blocks_of_64, op.HIGH_FIRST)
 
 
 def bit_fields_reversed() -> Table:
@@ -85,15 +85,21 @@ def transposed_weight() -> Table:
     return {"rows_first": lambda flat, shape: flat.reshape(shape[::-1]).T}
 
 
-def weight_scale_inverted() -> Table:
+def weight_scale_inverted() -> list[Table]:
     """The weight scale is used the wrong way round: divided by instead of multiplied, or the reverse.
     To do: w = w_q * s. A file of linear_class "autobitlinear" stores s, one of "bitlinear" stores 1/s.
     """
-    return {"stored_scale": lambda stored, inverse: stored if inverse else 1 / stored}
+    return [{"stored_scale": lambda stored, inverse: stored if inverse else 1 / stored},
+            {"w_factor": lambda w_scale: 1 / w_scale}]
 
 
-def weight_scale_dropped() -> Table:
+def weight_scale_dropped() -> list[Table]:
     """The weight scale is not applied.
     To do: multiply each product by its matrix's scale.
     """
-    return {"stored_scale": lambda stored, inverse: np.ones_like(stored)}
+    return [{"stored_scale": lambda stored, inverse: np.ones_like(stored)}, {"w_factor": np.ones_like}]
+
+
+def _order(order: Callable[..., Any], shifts: tuple[int, ...]) -> list[Table]:
+    """Another layout's order, with this file's bit ends or with its own."""
+    return [{"order": lambda name: order}, {"order": lambda name: order, "bit_fields": lambda right: shifts}]

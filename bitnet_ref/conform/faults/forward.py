@@ -222,7 +222,7 @@ def tied_head_zero() -> Table:
     """The output projection is zeros: the file has no lm_head because it is tied to the embedding.
     To do: use the embedding matrix where tie_word_embeddings is true.
     """
-    return {"head": lambda table, tied: np.zeros_like(table) if tied else table}
+    return {"head": lambda table, tied, got: np.zeros_like(table) if tied else table}
 
 
 def embedding_truncated() -> list[Table]:
@@ -235,7 +235,14 @@ def embedding_truncated() -> list[Table]:
             return np.where((ids >= last)[:, None], 0, table[ids])
         return rows
 
-    return [{"embedding": cut(kept)} for kept in range(6, -1, -1)]
+    def tied_head(table: Array, tied: bool, got: Array | None) -> Array:
+        """The head is cut with it: where the port's logits are zeros throughout."""
+        if got is None or not tied or got.shape[-1:] != table.shape[:1]:
+            return table
+        return np.where((got == 0).all(axis=0)[:, None], 0, table)
+
+    return [{"embedding": cut(kept), **head} for kept in range(6, -1, -1)
+            for head in ({}, {"head": tied_head})]
 
 
 def _turn(x: Array, cos: Array, sin: Array) -> Array:

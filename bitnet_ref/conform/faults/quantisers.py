@@ -33,16 +33,15 @@ def divide_by_scale() -> Table:
     """Activations are quantised as x / (absmax / 127).
     To do: multiply by the reciprocal, x * (127 / absmax), in the activations' own precision.
     """
-    return {"scaled": lambda x, a: x / (a / 127)}
+    return {"scaled": lambda x, a: np.where(a == 0, 0, x / (a / 127))}
 
 
 def floor_missing() -> Table:
     """The absmax or absmean has no floor, so rows near zero become large codes and rows of zeros 0/0.
     To do: max(absmax, 1e-5), max(absmean, 1e-5).
     """
-    tiny = np.finfo(np.float32).tiny                       # rows of zeros: whatever 0/0 gave is no evidence
-    return {"absmax": lambda x: np.maximum(np.abs(x).max(axis=-1, keepdims=True), x.dtype.type(tiny)),
-            "absmean": lambda w: np.maximum(np.mean(np.abs(w)), w.dtype.type(tiny))}
+    return {"absmax": lambda x: np.abs(x).max(axis=-1, keepdims=True),
+            "absmean": lambda w: np.mean(np.abs(w))}
 
 
 def floor_added() -> Table:
@@ -78,18 +77,19 @@ def activations_wrong_axis() -> Table:
     return {"absmax": lambda x: op.absmax(x.T).T}
 
 
-def activations_not_quantised() -> Table:
+def activations_not_quantised() -> list[Table]:
     """Activations enter the product as floats.
     To do: quantise them to int8 per token, as in training; the model expects the rounding.
     """
-    return {"scaled": lambda x, a: x, "to_codes": lambda s, z: z, "x_scale": np.ones_like}
+    return [{"scaled": lambda x, a: x, "to_codes": lambda s, z: z, "x_scale": np.ones_like},
+            {"operand": lambda x_q, x_scale, x: (x_q, x_scale) if x is None else (x, np.ones_like(x_scale))}]
 
 
-def activation_scale_inverted() -> Table:
+def activation_scale_inverted() -> list[Table]:
     """The activation scale is 127 / absmax where absmax / 127 is meant.
     To do: x = x_q * x_scale with x_scale = absmax / 127.
     """
-    return {"x_scale": lambda a: 127 / a}
+    return [{"x_scale": lambda a: 127 / a}, {"x_factor": lambda x_scale: 1 / x_scale}]
 
 
 def weights_minus_mean() -> Table:
