@@ -36,8 +36,9 @@ Port = Callable[..., dict[str, tuple[tuple[int, ...], Any]]]
 
 
 class Trial(NamedTuple):
-    """A port with faults before the judge. `ranked`: every name in the report, the causes first; a pair is one
-    name, "a + b". `found`: each fault in a cause.
+    """A port with faults before the judge. `ranked`: every name in the report, the causes first.
+
+    A pair is one name, "a + b". `found`: each fault in a cause.
     """
 
     planted: tuple[str, ...]
