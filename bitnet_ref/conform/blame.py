@@ -25,6 +25,7 @@ EQUAL = 1e-6                  # two suspects whose shares are nearer than this c
 CLEARLY = 3.0                 # tolerances: that a fault would change less than this is no evidence against it
 TINY = float(np.finfo(np.float64).tiny)
 AT_ONCE = 40                  # wrong tensors looked at for causes; more say nothing new
+TRIES = 3                     # of them, for which all pairs are tried: the search takes a second or more each
 
 
 class Suspect(NamedTuple):
@@ -88,12 +89,13 @@ class _Court:
         single = self._first(self.singles, left)
         rest = [n for n in (single.explains if single else left)
                 if not (single and self.exact(single.suspect, n))]
-        if not rest:
-            return single
-        left_over = 1 - (single.explains[rest[0]] if single else 0)
-        pairs = [p for p in self._pairs(rest[0]) if self.exact(p, rest[0])
-                 or 1 - self.explained(p, rest[0]) < left_over / MUCH_BETTER]
-        return self._first(pairs, left) or single
+        for name in rest[:TRIES]:
+            left_over = 1 - (single.explains[name] if single else 0)
+            pairs = [p for p in self._pairs(name) if self.exact(p, name)
+                     or 1 - self.explained(p, name) < left_over / MUCH_BETTER]
+            if found := self._first(pairs, left):
+                return found
+        return single
 
     def _first(self, suspects: list[Suspect], left: list[str]) -> Cause | None:
         """Near is not enough where some single fault is exact."""
