@@ -16,11 +16,13 @@ from bitnet_ref.conform.read import Dump
 
 
 class Report(NamedTuple):
-    """`unexplained`: wrong tensors that no known fault explains. `wrong`: (name, first index, got, right)."""
+    """`unexplained`: wrong tensors that no known fault explains, and a hint about each. `values`: what the port
+    has and should have at the first wrong index.
+    """
 
     verdicts: list[Verdict]
     causes: list[Cause]
-    unexplained: list[str]
+    unexplained: dict[str, str]
     problems: list[tuple[str, str]]
     values: dict[str, tuple[float, float]]
 
@@ -41,7 +43,18 @@ def judge_dump(nodes: list[Node], given: dict[str, Any], dump: Dump) -> Report:
     found, left = causes(judge, verdicts)
     values = {v.name: (float(dump.tensors[v.name][v.first]), float(judge.make(v.name)[v.first]))
               for v in verdicts if v.status == BAD}
-    return Report(verdicts, found, left, dump.problems, values)
+    return Report(verdicts, found, {n: hint(judge, n) for n in left}, dump.problems, values)
+
+
+def hint(judge: Judge, name: str) -> str:
+    """What may be said of a tensor that no known fault explains: what it is, and a constant ratio."""
+    about = f"it should be {judge.nodes[name].about}"
+    right, got = (np.asarray(t, np.float64).reshape(-1) for t in (judge.make(name), judge.seen[name]))
+    some = np.isfinite(got) & (right != 0)
+    ratio = got[some] / right[some]
+    if some.any() and np.ptp(ratio) <= 1e-4 * np.abs(ratio).max():
+        about += f"; every value is {np.median(ratio):.6g} times the right one"
+    return about
 
 
 def text(report: Report) -> str:
@@ -55,8 +68,8 @@ def text(report: Report) -> str:
     for i, cause in enumerate(report.causes, 1):
         lines += ["", *_paragraph(i, cause)]
     if report.unexplained:
-        lines += ["", f"No known fault explains {_list(report.unexplained)}: compare the formula there with "
-                      "docs/porting.md."]
+        lines += ["", "No known fault explains these; compare their formulas with porting.md:"]
+        lines += [f"   {name}: {about}" for name, about in report.unexplained.items()]
     if report.conforms:
         lines.append("conforms: every tensor that was dumped is right")
     return "\n".join(lines)
@@ -112,7 +125,7 @@ def as_dict(report: Report) -> dict[str, Any]:
                     "like": list(c.like), "next": [list(n) for n in c.next], "spared": list(c.spared),
                     "faults": [{"name": f.name, "says": f.says, "to do": f.fix, "page": f.page}
                                for f in c.suspect.faults]} for c in report.causes],
-        "unexplained": report.unexplained,
+        "unexplained": [{"name": name, "about": about} for name, about in report.unexplained.items()],
         "problems": [{"name": name, "message": message} for name, message in report.problems],
     }
 

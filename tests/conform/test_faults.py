@@ -43,7 +43,7 @@ def test_each_form_shows_and_is_named_first(name, form, dtype):
     found = report(dumped(FAULTS[name].variants[form], layout=layout, dtype=dtype), layout=layout)
     assert max(v.share for v in found.verdicts) >= 100
     assert names(found) == [name]
-    assert found.unexplained == []
+    assert found.unexplained == {}
     assert found.causes[0].share > 0.95
     assert found.causes[0].like == ()
 
