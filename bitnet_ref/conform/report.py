@@ -16,8 +16,8 @@ from bitnet_ref.conform.read import Dump
 
 
 class Report(NamedTuple):
-    """`unexplained`: wrong tensors that no known fault explains, and a hint about each. `values`: what the port
-    has and should have at the first wrong index.
+    """`unexplained`: wrong tensors that no known fault explains, and a hint about each. `values`: what the
+    port has, and should have, at the first wrong index.
     """
 
     verdicts: list[Verdict]
