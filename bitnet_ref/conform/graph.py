@@ -120,8 +120,8 @@ def _norm(name: str, x: str, gain: str, cfg: ModelConfig) -> Node:
 def _attention(at: str, x: str, cfg: ModelConfig) -> Iterator[Node]:
     H, KV, Dh, sub = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.norm == "sub"
     gains = (at + "attn_norm.gain", at + "attn_sub_norm.gain")[:1 + sub]
-    yield Node(at + "attn_norm", f"RMSNorm of {x}", (x, *gains),
-               lambda s, x, g, sub=None: s.entry_norm(s, x, g, sub, cfg.norm_eps))
+    yield Node(at + "attn_norm", f"RMSNorm of {x}", (x, gains[0]),
+               lambda s, x, g, sub=None: s.entry_norm(s, x, g, sub, cfg.norm_eps), hints=gains[1:])
     yield from quantised(at + "attn_norm")
     for y in "qkv":
         yield product(at + y, at + "attn_norm", f"{at}attn.w{y}", f"{y} before RoPE, (T, heads Dh)")

@@ -1,414 +1,599 @@
-/* A port of BitNet b1.58 to C99, standard library only, from docs/porting.md: reads a homework exported by
- * `--for raw`, computes every tensor of its list in float32, writes FOLDER/dump: raw files, index.json.
+/* BitNet b1.58 in C99 and float32, written from docs/porting.md alone.
  *
- *     cc -O2 -std=c99 -o mini_port mini_port.c -lm && ./mini_port FOLDER
+ *   cc -O2 -std=c99 -o mini_port mini_port.c -lm
+ *   ./mini_port FOLDER       reads a homework exported `--for raw`, writes FOLDER/dump/
  *
- * Written plainly: one function an op, matrices row after row. Shapes are those of homework.json's two models;
- * ids are read from it, everything else from the files of its folders.
- */
+ * Plain loops, one op a function, nothing tuned. Ids, configurations, shapes and constants are read from the
+ * homework, so that any seed will do. */
 #include <math.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { T = 7, PATH = 1024, NAME = 256 };
+/* ---- Errors and memory ---- */
 
-typedef struct {
-    const char *name;
-    int layers, vocab, width, heads, kv_heads, ffn, sub, relu2, tied;
-    float theta;
-} Config;
-
-static const Config MODELS[2] = {
-    {"bitnet", 2, 160, 128, 4, 2, 256, 1, 1, 1, 500000.0f},
-    {"llama", 1, 96, 128, 4, 2, 256, 0, 0, 0, 10000.0f},
-};
-
-static const char *folder;
-static FILE *list;                         /* dump/index.json */
-
-/* ---- memory and files -------------------------------------------------------------------- */
-
-static void fail(const char *what, const char *which) {
-    fprintf(stderr, "error: %s: %s\n", what, which);
+static void die(const char *format, const char *what) {
+    fputs("mini_port: ", stderr);
+    fprintf(stderr, format, what);
+    fputc('\n', stderr);
     exit(1);
 }
 
-static void *room(size_t bytes) {
-    void *p = calloc(bytes ? bytes : 1, 1);
-    if (!p) fail("out of memory", "");
-    return p;
+/* New memory is zero. It is all kept until the program ends (about 2 MB); the list owns it. */
+typedef struct Block { struct Block *next; void *data; } Block;
+static Block *blocks;
+
+static void *allocate(size_t count, size_t size) {
+    Block *block = malloc(sizeof *block);
+
+    if (block == NULL || (block->data = calloc(count ? count : 1, size)) == NULL)
+        die("%s", "out of memory");
+    block->next = blocks;
+    blocks = block;
+    return block->data;
 }
 
-static void *read_file(const char *group, const char *name, size_t bytes) {
-    char path[PATH];
-    snprintf(path, sizeof path, "%s/%s/%s.bin", folder, group, name);
-    FILE *f = fopen(path, "rb");
-    if (!f) fail("cannot open", path);
-    void *data = room(bytes);
-    if (fread(data, 1, bytes, f) != bytes) fail("too short", path);
-    fclose(f);
+/* A new string, as printf would write it. */
+static char *text(const char *format, ...) {
+    va_list arguments;
+    char *string = allocate(1024, 1);
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(string, 1024, format, arguments);
+    va_end(arguments);
+    if (length < 0 || length >= 1024)
+        die("name too long: %s...", string);
+    return string;
+}
+
+/* ---- Files ---- */
+
+/* A whole file; a zero byte is put after it, so that text is a string. */
+static char *read_file(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    char *data;
+    long length;
+
+    if (file == NULL)
+        die("cannot open %s", path);
+    if (fseek(file, 0, SEEK_END) != 0 || (length = ftell(file)) < 0 || fseek(file, 0, SEEK_SET) != 0)
+        die("cannot find the size of %s", path);
+    data = allocate((size_t)length + 1, 1);
+    *size = fread(data, 1, (size_t)length, file);
+    if (*size != (size_t)length)
+        die("cannot read %s", path);
+    fclose(file);
     return data;
 }
 
-static float *floats(const char *group, const char *name, size_t n) { return read_file(group, name, 4 * n); }
-static int8_t *bytes(const char *group, const char *name, size_t n) { return read_file(group, name, n); }
+static void write_file(const char *path, const void *data, size_t size) {
+    FILE *file = fopen(path, "wb");
 
-/* One tensor: its file, its entry in the index. A dimension of 0 ends the shape. */
-static void dump(const char *name, const void *data, const char *dtype, int a, int b, int c) {
-    char path[PATH], shape[64];
-    size_t n = (size_t)(a ? a : 1) * (b ? b : 1) * (c ? c : 1) * (dtype[0] == 'f' ? 4 : 1);
-    snprintf(path, sizeof path, "%s/dump/%s.bin", folder, name);
-    FILE *f = fopen(path, "wb");
-    if (!f || fwrite(data, 1, n, f) != n || fclose(f)) fail("cannot write", path);
-    if (c) snprintf(shape, sizeof shape, "%d, %d, %d", a, b, c);
-    else if (b) snprintf(shape, sizeof shape, "%d, %d", a, b);
-    else if (a) snprintf(shape, sizeof shape, "%d", a);
-    else shape[0] = 0;
-    fprintf(list, "%s\n \"%s\": {\"file\": \"%s.bin\", \"dtype\": \"%s\", \"shape\": [%s]}",
-            ftell(list) > 1 ? "," : "", name, name, dtype, shape);
+    if (file == NULL)
+        die("cannot write %s (does its folder exist?)", path);
+    if (fwrite(data, 1, size, file) != size || fclose(file) != 0)
+        die("cannot write all of %s", path);
 }
 
-static void dump_float(const char *at, const char *name, const float *x, int a, int b) {
-    char full[NAME];
-    if (snprintf(full, sizeof full, "%s%s", at, name) >= NAME) fail("name too long", name);
-    dump(full, x, "float32", a, b, 0);
+/* ---- As much JSON as a homework needs ---- */
+
+/* What stands after `"key":`, at its first occurrence from `json` on. That is enough: we look for keys in the
+ * order of the file, and a value of the same letters has no colon behind. */
+static const char *value_of(const char *json, const char *key) {
+    const char *quoted = text("\"%s\"", key);
+
+    while ((json = strstr(json, quoted)) != NULL) {
+        json += strlen(quoted);
+        json += strspn(json, " \t\r\n");
+        if (*json == ':')
+            return json + 1 + strspn(json + 1, " \t\r\n");
+    }
+    die("no key %s in the JSON", quoted);
+    return NULL;
 }
 
-/* The ids of a model: the numbers between the brackets behind "ids" behind its name. */
-static void read_ids(const char *model, int ids[T]) {
-    char path[PATH], key[32];
-    snprintf(path, sizeof path, "%s/homework.json", folder);
-    FILE *f = fopen(path, "rb");
-    if (!f) fail("cannot open", path);
-    char *text = room(1 << 20);
-    if (fread(text, 1, (1 << 20) - 1, f) == 0) fail("empty", path);
-    fclose(f);
-    snprintf(key, sizeof key, "\"%s\": {", model);
-    char *p = strstr(text, key);
-    p = p ? strstr(p, "\"ids\": [") : NULL;
-    if (!p) fail("no ids in", path);
-    p += strlen("\"ids\": [");
-    for (int i = 0; i < T; i++, p++) ids[i] = (int)strtol(p, &p, 10);
-    free(text);
+static double number_of(const char *json, const char *key) {
+    const char *value = value_of(json, key);
+    char *end;
+    double number = strtod(value, &end);
+
+    if (end == value)
+        die("%s is not a number", key);
+    return number;
 }
 
-/* ---- the arithmetic ---------------------------------------------------------------------- */
+static size_t size_of(const char *json, const char *key) {
+    double number = number_of(json, key);
 
-typedef struct { int8_t *q; float *scale; int rows, width; } Codes;
-typedef struct { int8_t *q; float scale; int out, in; } Trits;
+    if (!(number >= 1 && number <= 1e6))
+        die("%s is not a size", key);
+    return (size_t)number;
+}
 
-static float clampf(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+static int is_word(const char *json, const char *key, const char *word) {
+    const char *quoted = text("\"%s\"", word);
+    return strncmp(value_of(json, key), quoted, strlen(quoted)) == 0;
+}
 
-static Codes quantise(const float *x, int rows, int width) {
-    Codes c = {room((size_t)rows * width), room(4 * (size_t)rows), rows, width};
-    for (int t = 0; t < rows; t++) {
-        const float *row = x + (size_t)t * width;
-        float a = 1e-5f;
-        for (int k = 0; k < width; k++) a = fmaxf(a, fabsf(row[k]));
-        float s = 127.0f / a;
-        for (int k = 0; k < width; k++)
-            c.q[(size_t)t * width + k] = (int8_t)clampf(rintf(row[k] * s), -128.0f, 127.0f);   /* half to even */
+/* `[1, 2, 3]` to numbers; returns how many there are. */
+static size_t list_of(const char *json, const char *key, size_t *list, size_t most) {
+    const char *at = value_of(json, key);
+    size_t count = 0;
+
+    if (*at++ != '[')
+        die("%s is not a list", key);
+    while (at += strspn(at, " \t\r\n,"), *at != ']') {
+        char *end;
+        long item = strtol(at, &end, 10);
+        if (end == at || item < 0 || count == most)
+            die("%s is too long, or not of natural numbers", key);
+        list[count++] = (size_t)item;
+        at = end;
+    }
+    return count;
+}
+
+/* ---- Tensors ---- */
+
+typedef struct { size_t rows, cols; float *at; } Matrix;
+/* Whole numbers and what multiplies them: one scale a row for activations, one in all for weights. */
+typedef struct { size_t rows, cols, scales; int8_t *at; float *scale; } Codes;
+typedef struct { const char *path, *index; } Folder;        /* index: the text of its index.json */
+
+static Matrix new_matrix(size_t rows, size_t cols) {
+    Matrix m = { rows, cols, allocate(rows * cols, sizeof(float)) };
+    return m;
+}
+
+static Codes new_codes(size_t rows, size_t cols, size_t scales) {
+    Codes c = { rows, cols, scales, allocate(rows * cols, 1), allocate(scales, sizeof(float)) };
+    return c;
+}
+
+static Folder open_folder(const char *parent, const char *name) {
+    size_t size;
+    Folder folder = { text("%s/%s", parent, name), NULL };
+    folder.index = read_file(text("%s/index.json", folder.path), &size);
+    return folder;
+}
+
+/* The bytes of one tensor. A vector is one row; (T, H, Dh) is (T, H * Dh). */
+static void *load(Folder folder, const char *name, size_t width, size_t *rows, size_t *cols) {
+    size_t shape[4], size, rank = list_of(value_of(folder.index, name), "shape", shape, 4);
+    const char *path = text("%s/%s.bin", folder.path, name);
+    void *data = read_file(path, &size);
+
+    *rows = rank > 1 ? shape[0] : 1;
+    *cols = 1;
+    for (size_t i = rank > 1; i < rank; i++)
+        *cols *= shape[i];
+    if (size != *rows * *cols * width)
+        die("the size of %s is not what its shape says", path);
+    return data;
+}
+
+static Matrix load_matrix(Folder folder, const char *name) {
+    Matrix m;
+    m.at = load(folder, name, sizeof(float), &m.rows, &m.cols);
+    return m;
+}
+
+static Codes load_codes(Folder folder, const char *name, const char *scale_name) {
+    Codes c;
+    Matrix scale = load_matrix(folder, scale_name);
+
+    c.at = load(folder, name, 1, &c.rows, &c.cols);
+    c.scale = scale.at;
+    c.scales = scale.rows * scale.cols;
+    return c;
+}
+
+/* ---- The dump ---- */
+
+static struct { const char *path, *wanted; FILE *index; int count; } dump;
+
+/* The shape is the one that homework.json lists, (H, T, T) for instance, if it has as many elements. */
+static void dump_bytes(const char *name, const char *dtype, size_t width, size_t count, const void *data) {
+    const char *entry = strstr(dump.wanted, text("\"name\": \"%s\"", name));
+    size_t shape[4], rank, elements = 1;
+
+    if (entry == NULL)
+        die("homework.json does not ask for %s", name);
+    rank = list_of(entry, "shape", shape, 4);
+    fprintf(dump.index, "%s\n \"%s\": {\"file\": \"%s.bin\", \"dtype\": \"%s\", \"shape\": [",
+            dump.count++ ? "," : "{", name, name, dtype);
+    for (size_t i = 0; i < rank; i++) {
+        fprintf(dump.index, "%s%lu", i ? ", " : "", (unsigned long)shape[i]);
+        elements *= shape[i];
+    }
+    fputs("]}", dump.index);
+    if (elements != count)
+        die("%s has not as many elements as homework.json says", name);
+    write_file(text("%s/%s.bin", dump.path, name), data, count * width);
+}
+
+static Matrix dump_matrix(const char *name, Matrix m) {
+    dump_bytes(name, "float32", sizeof(float), m.rows * m.cols, m.at);
+    return m;
+}
+
+/* kind is x for activations, w for weights. */
+static Codes dump_codes(const char *name, char kind, Codes c) {
+    dump_bytes(text("%s.%c_q", name, kind), "int8", 1, c.rows * c.cols, c.at);
+    dump_bytes(text("%s.%c_scale", name, kind), "float32", sizeof(float), c.scales, c.scale);
+    return c;
+}
+
+/* ---- The arithmetic ---- */
+
+/* rintf rounds half to even. Clamped as a float: to cast a number out of range is undefined. */
+static int8_t to_code(float value, float low, float high) {
+    return (int8_t)fminf(fmaxf(rintf(value), low), high);
+}
+
+static Codes quantise(Matrix x) {
+    Codes c = new_codes(x.rows, x.cols, x.rows);
+
+    for (size_t t = 0; t < x.rows; t++) {
+        const float *row = x.at + t * x.cols;
+        float a = 1e-5f, factor;
+        for (size_t k = 0; k < x.cols; k++)
+            a = fmaxf(a, fabsf(row[k]));
+        factor = 127.0f / a;                 /* one division, then products: it decides ties */
+        for (size_t k = 0; k < x.cols; k++)
+            c.at[t * x.cols + k] = to_code(row[k] * factor, -128.0f, 127.0f);
         c.scale[t] = a / 127.0f;
     }
     return c;
 }
 
-static Trits ternarise(const float *w, int out, int in) {
-    Trits r = {room((size_t)out * in), 0, out, in};
-    double sum = 0;                        /* a float32 sum is far off for large matrices */
-    for (int i = 0; i < out * in; i++) sum += fabsf(w[i]);
-    r.scale = fmaxf((float)(sum / (out * in)), 1e-5f);
-    float s = 1.0f / r.scale;
-    for (int i = 0; i < out * in; i++) r.q[i] = (int8_t)clampf(rintf(w[i] * s), -1.0f, 1.0f);
-    return r;
-}
+static Codes ternarise(Matrix w) {
+    Codes c = new_codes(w.rows, w.cols, 1);
+    size_t count = w.rows * w.cols;
+    double sum = 0.0;                        /* a float32 sum drifts on a large matrix */
+    float factor;
 
-static float *product(Codes x, Trits w) {
-    float *y = room(4 * (size_t)x.rows * w.out);
-    for (int t = 0; t < x.rows; t++)
-        for (int n = 0; n < w.out; n++) {
-            int32_t sum = 0;
-            for (int k = 0; k < w.in; k++) sum += x.q[(size_t)t * w.in + k] * w.q[(size_t)n * w.in + k];
-            y[t * w.out + n] = (float)sum * (x.scale[t] * w.scale);
-        }
-    return y;
-}
-
-static float *rms_norm(const float *x, const float *gain, int rows, int width) {
-    float *y = room(4 * (size_t)rows * width);
-    for (int t = 0; t < rows; t++) {
-        double sum = 0;
-        for (int k = 0; k < width; k++) sum += (double)x[t * width + k] * x[t * width + k];
-        float rstd = (float)(1.0 / sqrt(sum / width + 1e-5));
-        for (int k = 0; k < width; k++) y[t * width + k] = x[t * width + k] * rstd * gain[k];
-    }
-    return y;
-}
-
-static float *rope(const float *x, int heads, int dh, float theta) {
-    float *y = room(4 * (size_t)T * heads * dh);
-    for (int t = 0; t < T; t++)
-        for (int h = 0; h < heads; h++)
-            for (int i = 0; i < dh / 2; i++) {
-                double angle = t * pow(theta, -2.0 * i / dh);
-                float c = (float)cos(angle), s = (float)sin(angle);
-                const float *in = x + (t * heads + h) * dh;
-                float *out = y + (t * heads + h) * dh;
-                out[i] = in[i] * c - in[i + dh / 2] * s;
-                out[i + dh / 2] = in[i + dh / 2] * c + in[i] * s;
-            }
-    return y;
-}
-
-/* (H, tokens, tokens): the causal softmax. */
-static float *probabilities(const float *q, const float *k, int tokens, int heads, int kv, int dh) {
-    float *p = room(4 * (size_t)heads * tokens * tokens);
-    for (int h = 0; h < heads; h++)
-        for (int t = 0; t < tokens; t++) {
-            float *row = p + ((size_t)h * tokens + t) * tokens, top = -INFINITY, sum = 0;
-            for (int s = 0; s <= t; s++) {
-                double dot = 0;
-                for (int i = 0; i < dh; i++)
-                    dot += (double)q[(t * heads + h) * dh + i] * k[(s * kv + h / (heads / kv)) * dh + i];
-                row[s] = (float)(dot / sqrt(dh));
-                top = fmaxf(top, row[s]);
-            }
-            for (int s = 0; s <= t; s++) sum += row[s] = expf(row[s] - top);
-            for (int s = 0; s <= t; s++) row[s] /= sum;
-        }
-    return p;
-}
-
-static float *mix(const float *p, const float *v, int tokens, int heads, int kv, int dh) {
-    float *o = room(4 * (size_t)tokens * heads * dh);
-    for (int t = 0; t < tokens; t++)
-        for (int h = 0; h < heads; h++)
-            for (int i = 0; i < dh; i++) {
-                const float *row = p + ((size_t)h * tokens + t) * tokens;
-                double sum = 0;
-                for (int s = 0; s <= t; s++) sum += (double)row[s] * v[(s * kv + h / (heads / kv)) * dh + i];
-                o[(t * heads + h) * dh + i] = (float)sum;
-            }
-    return o;
-}
-
-static float *gated(const float *gate, const float *up, int n, int relu2) {
-    float *y = room(4 * (size_t)n);
-    for (int i = 0; i < n; i++) {
-        float r = fmaxf(gate[i], 0.0f);
-        y[i] = relu2 ? r * r * up[i] : gate[i] / (1.0f + expf(-gate[i])) * up[i];
-    }
-    return y;
-}
-
-static float *add(const float *x, const float *y, int n) {
-    float *sum = room(4 * (size_t)n);
-    for (int i = 0; i < n; i++) sum[i] = x[i] + y[i];
-    return sum;
-}
-
-/* ---- the models -------------------------------------------------------------------------- */
-
-static Codes quantise_and_dump(const char *at, const char *name, const float *x, int rows, int width) {
-    char full[NAME];
-    Codes c = quantise(x, rows, width);
-    snprintf(full, sizeof full, "%s%s.x_q", at, name);
-    dump(full, c.q, "int8", rows, width, 0);
-    snprintf(full, sizeof full, "%s%s.x_scale", at, name);
-    dump(full, c.scale, "float32", rows, 1, 0);
+    for (size_t i = 0; i < count; i++)
+        sum += fabsf(w.at[i]);
+    c.scale[0] = fmaxf((float)(sum / (double)count), 1e-5f);
+    factor = 1.0f / c.scale[0];
+    for (size_t i = 0; i < count; i++)
+        c.at[i] = to_code(w.at[i] * factor, -1.0f, 1.0f);
     return c;
 }
 
-static void dump_trits(const char *at, const char *name, Trits w) {
-    char full[NAME];
-    snprintf(full, sizeof full, "%s%s.w_q", at, name);
-    dump(full, w.q, "int8", w.out, w.in, 0);
-    snprintf(full, sizeof full, "%s%s.w_scale", at, name);
-    dump(full, &w.scale, "float32", 0, 0, 0);
-}
+static Matrix product(Codes x, Codes w) {
+    Matrix y = new_matrix(x.rows, w.rows);
 
-/* y = x times a weight of this layer; `at` is "bitnet.layers.0.", `layer` its file name without the model. */
-static float *project(const Config *m, const char *at, const char *layer, const char *y, const char *w, Codes x,
-                      int out) {
-    char name[NAME], scale[NAME + 8];
-    snprintf(name, sizeof name, "%s%s", layer, w);
-    snprintf(scale, sizeof scale, "%s.scale", name);
-    Trits trits = {bytes(m->name, name, (size_t)out * x.width), *floats(m->name, scale, 1), out, x.width};
-    dump_trits(at, w, trits);
-    float *result = product(x, trits);
-    dump_float(at, y, result, x.rows, out);
-    return result;
-}
-
-static float *norm(const Config *m, const char *at, const char *layer, const char *name, const float *x,
-                   int width) {
-    char file[NAME];
-    snprintf(file, sizeof file, "%s%s.gain", layer, name);
-    float *y = rms_norm(x, floats(m->name, file, width), T, width);
-    dump_float(at, name, y, T, width);
+    if (x.cols != w.cols)
+        die("%s", "a product of matrices that do not fit");
+    for (size_t t = 0; t < x.rows; t++)
+        for (size_t n = 0; n < w.rows; n++) {
+            int32_t sum = 0;                 /* exact, where 16 bits and float32's 24 are too few */
+            for (size_t k = 0; k < x.cols; k++)
+                sum += x.at[t * x.cols + k] * w.at[n * w.cols + k];
+            y.at[t * y.cols + n] = (float)sum * (x.scale[t] * w.scale[0]);
+        }
     return y;
 }
 
-/* Behind a sub-norm where the model has one: the codes of its result, else of x itself. */
-static Codes entering(const Config *m, const char *at, const char *layer, const char *plain, const char *sub,
-                      const float *x, int width) {
-    return m->sub ? quantise_and_dump(at, sub, norm(m, at, layer, sub, x, width), T, width)
-                  : quantise_and_dump(at, plain, x, T, width);
+static float dot(const float *x, const float *y, size_t count) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < count; i++)
+        sum += x[i] * y[i];
+    return sum;
 }
 
-static float *run_layer(const Config *m, int l, const float *x) {
-    char layer[32], at[64], full[NAME];
-    int D = m->width, dh = D / m->heads, KV = m->kv_heads * dh;
-    snprintf(layer, sizeof layer, "layers.%d.", l);
-    snprintf(at, sizeof at, "%s.%s", m->name, layer);
-    Codes c = quantise_and_dump(at, "attn_norm", norm(m, at, layer, "attn_norm", x, D), T, D);
-    float *q = project(m, at, layer, "q", "attn.wq", c, D);
-    float *k = project(m, at, layer, "k", "attn.wk", c, KV);
-    float *v = project(m, at, layer, "v", "attn.wv", c, KV);
-    q = rope(q, m->heads, dh, m->theta);
-    k = rope(k, m->kv_heads, dh, m->theta);
-    dump_float(at, "q_rope", q, T, D);
-    dump_float(at, "k_rope", k, T, KV);
-    float *p = probabilities(q, k, T, m->heads, m->kv_heads, dh);
-    snprintf(full, sizeof full, "%sprobs", at);
-    dump(full, p, "float32", m->heads, T, T);
-    float *o = mix(p, v, T, m->heads, m->kv_heads, dh);
-    dump_float(at, "attn", o, T, D);
-    c = entering(m, at, layer, "attn", "attn_sub_norm", o, D);
-    float *h = add(x, project(m, at, layer, "o", "attn.wo", c, D), T * D);
-    dump_float(at, "h", h, T, D);
-    c = quantise_and_dump(at, "ffn_norm", norm(m, at, layer, "ffn_norm", h, D), T, D);
-    float *gate = project(m, at, layer, "gate", "ffn.w_gate", c, m->ffn);
-    float *up = project(m, at, layer, "up", "ffn.w_up", c, m->ffn);
-    float *act = gated(gate, up, T * m->ffn, m->relu2);
-    dump_float(at, "act", act, T, m->ffn);
-    c = entering(m, at, layer, "act", "ffn_sub_norm", act, m->ffn);
-    float *out = add(h, project(m, at, layer, "down", "ffn.w_down", c, D), T * D);
-    dump_float(at, "out", out, T, D);
-    return out;
+/* x @ w.T in full precision: the head. */
+static Matrix full_product(Matrix x, Matrix w) {
+    Matrix y = new_matrix(x.rows, w.rows);
+
+    if (x.cols != w.cols)
+        die("%s", "a head that does not fit");
+    for (size_t t = 0; t < x.rows; t++)
+        for (size_t n = 0; n < w.rows; n++)
+            y.at[t * y.cols + n] = dot(x.at + t * x.cols, w.at + n * w.cols, x.cols);
+    return y;
 }
 
-static void run_model(const Config *m) {
-    int ids[T], D = m->width;
-    char at[32];
-    snprintf(at, sizeof at, "%s.", m->name);
-    read_ids(m->name, ids);
-    float *table = floats(m->name, "embedding", (size_t)m->vocab * D), *x = room(4 * (size_t)T * D);
-    for (int t = 0; t < T; t++) memcpy(x + t * D, table + (size_t)ids[t] * D, 4 * (size_t)D);
-    dump_float(at, "embedding_out", x, T, D);
-    for (int l = 0; l < m->layers; l++) x = run_layer(m, l, x);
-    x = norm(m, at, "", "final_norm", x, D);
-    float *head = m->tied ? table : floats(m->name, "head", (size_t)m->vocab * D);
-    float *logits = room(4 * (size_t)T * m->vocab);
-    for (int t = 0; t < T; t++)
-        for (int n = 0; n < m->vocab; n++) {
-            double sum = 0;
-            for (int i = 0; i < D; i++) sum += (double)x[t * D + i] * head[(size_t)n * D + i];
-            logits[t * m->vocab + n] = (float)sum;
+static Matrix rms_norm(Matrix x, Matrix gain, float eps) {
+    Matrix y = new_matrix(x.rows, x.cols);
+
+    for (size_t t = 0; t < x.rows; t++) {
+        const float *row = x.at + t * x.cols;
+        float rstd = 1.0f / sqrtf(dot(row, row, x.cols) / (float)x.cols + eps);
+        for (size_t k = 0; k < x.cols; k++)
+            y.at[t * x.cols + k] = row[k] * rstd * gain.at[k];
+    }
+    return y;
+}
+
+static Matrix rope(Matrix x, size_t width, float theta) {
+    Matrix y = new_matrix(x.rows, x.cols);
+    size_t half = width / 2;
+
+    for (size_t t = 0; t < x.rows; t++)
+        for (size_t h = 0; h < x.cols; h += width)
+            for (size_t i = 0; i < half; i++) {
+                float angle = (float)t * powf(theta, -2.0f * (float)i / (float)width);
+                size_t low = t * x.cols + h + i, high = low + half;
+                y.at[low] = x.at[low] * cosf(angle) - x.at[high] * sinf(angle);
+                y.at[high] = x.at[high] * cosf(angle) + x.at[low] * sinf(angle);
+            }
+    return y;
+}
+
+static void softmax(float *score, size_t count) {
+    float top = score[0], sum = 0.0f;
+
+    for (size_t i = 1; i < count; i++)
+        top = fmaxf(top, score[i]);
+    for (size_t i = 0; i < count; i++)
+        sum += score[i] = expf(score[i] - top);
+    for (size_t i = 0; i < count; i++)
+        score[i] /= sum;
+}
+
+/* (H, T, T) as H * T rows; later keys keep their zero. `share` query heads read one key head. */
+static Matrix attention_probs(Matrix q, Matrix k, size_t heads, size_t share) {
+    size_t tokens = q.rows, width = q.cols / heads;
+    Matrix probs = new_matrix(heads * tokens, tokens);
+
+    for (size_t h = 0; h < heads; h++)
+        for (size_t t = 0; t < tokens; t++) {
+            const float *query = q.at + t * q.cols + h * width, *key = k.at + h / share * width;
+            float *row = probs.at + (h * tokens + t) * tokens;
+            for (size_t s = 0; s <= t; s++)
+                row[s] = dot(query, key + s * k.cols, width) / sqrtf((float)width);
+            softmax(row, t + 1);
         }
-    dump_float(at, "logits", logits, T, m->vocab);
+    return probs;
 }
 
-/* ---- the probes -------------------------------------------------------------------------- */
+static Matrix attention_sum(Matrix probs, Matrix v, size_t heads, size_t share) {
+    size_t tokens = v.rows, width = v.cols * share / heads;
+    Matrix y = new_matrix(tokens, heads * width);
 
-static void run_probes(void) {
-    static const struct { const char *name; int rows, width; } Q[] = {
-        {"quant.ties.x", 3, 9}, {"quant.small.x", 4, 8}, {"quant.reciprocal.x", 4, 8}, {"quant.wide.x", 3, 2560}};
-    static const struct { const char *name; int out, in; } W[] = {
-        {"ternary.ties.w", 4, 4}, {"ternary.offset.w", 6, 10}, {"ternary.small.w", 4, 6}};
-    const char *P = "probes";
-    for (int i = 0; i < 4; i++)
-        quantise_and_dump("", Q[i].name, floats(P, Q[i].name, Q[i].rows * Q[i].width), Q[i].rows, Q[i].width);
-    for (int i = 0; i < 3; i++)
-        dump_trits("", W[i].name, ternarise(floats(P, W[i].name, W[i].out * W[i].in), W[i].out, W[i].in));
-    Codes c = {bytes(P, "product.worst.x_q", 3 * 2560), floats(P, "product.worst.x_scale", 3), 3, 2560};
-    Trits w = {bytes(P, "product.worst.w_q", 3 * 2560), *floats(P, "product.worst.w_scale", 1), 3, 2560};
-    dump_float("", "product.worst.y", product(c, w), 3, 3);
-    float *g = floats(P, "rmsnorm.g", 12);
-    dump_float("", "rmsnorm.small.y", rms_norm(floats(P, "rmsnorm.small.x", 36), g, 3, 12), 3, 12);
-    dump_float("", "rmsnorm.large.y", rms_norm(floats(P, "rmsnorm.large.x", 24), g, 2, 12), 2, 12);
-    float *gate = floats(P, "glu.large.gate", 20), *up = floats(P, "glu.large.up", 20);
-    dump_float("", "glu.large.relu2", gated(gate, up, 20, 1), 2, 10);
-    dump_float("", "glu.large.swiglu", gated(gate, up, 20, 0), 2, 10);
-    float *x = floats(P, "residual.large.x", 12), *y = floats(P, "residual.large.y", 12);
-    dump_float("", "residual.large.sum", add(x, y, 12), 2, 6);
-    float *q = floats(P, "attention.single.q", 32), *k = floats(P, "attention.single.k", 16);
-    float *p = probabilities(q, k, 1, 4, 2, 8), *v = floats(P, "attention.single.v", 16);
-    dump_float("", "attention.single.o", mix(p, v, 1, 4, 2, 8), 1, 32);
+    for (size_t h = 0; h < heads; h++)
+        for (size_t t = 0; t < tokens; t++)
+            for (size_t s = 0; s <= t; s++) {
+                float p = probs.at[(h * tokens + t) * tokens + s];
+                for (size_t i = 0; i < width; i++)
+                    y.at[t * y.cols + h * width + i] += p * v.at[s * v.cols + h / share * width + i];
+            }
+    return y;
 }
 
-static void run_backward(void) {
-    enum { M = 5, N = 7, K = 12 };
-    float *x = floats("probes", "train.x", M * K), *dy = floats("probes", "train.dy", M * N);
-    float dx[M * K], dw[N * K];
-    Codes c = quantise_and_dump("", "train.x", x, M, K);
-    Trits w = ternarise(floats("probes", "train.w", N * K), N, K);
-    dump_trits("", "train.w", w);
-    for (int m = 0; m < M; m++)
-        for (int k = 0; k < K; k++) {
-            double sum = 0;
-            for (int n = 0; n < N; n++) sum += (double)dy[m * N + n] * w.scale * w.q[n * K + k];
-            dx[m * K + k] = (float)sum;
-        }
-    for (int n = 0; n < N; n++)
-        for (int k = 0; k < K; k++) {
-            double sum = 0;                /* the quantised activation, no mask, nothing through a scale */
-            for (int m = 0; m < M; m++) sum += (double)dy[m * N + n] * (c.q[m * K + k] * c.scale[m]);
-            dw[n * K + k] = (float)sum;
-        }
-    dump_float("", "train.dx", dx, M, K);
-    dump_float("", "train.dw", dw, N, K);
+/* exp(-gate) may be infinite for a very negative gate; the quotient is then the right limit, zero. */
+static Matrix gated_unit(Matrix gate, Matrix up, int is_relu2) {
+    Matrix y = new_matrix(gate.rows, gate.cols);
+
+    for (size_t i = 0; i < y.rows * y.cols; i++) {
+        float g = gate.at[i], positive = fmaxf(g, 0.0f);
+        y.at[i] = (is_relu2 ? positive * positive : g / (1.0f + expf(-g))) * up.at[i];
+    }
+    return y;
 }
 
-static void run_adamw(void) {
-    const double lr = 0.05, decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, max_norm = 1.0;
-    static const struct { const char *name; int n, a, b; double decays; } P[2] = {
-        {"matrix", 20, 5, 4, 1.0}, {"gain", 4, 4, 0, 0.0}};
-    float *p[2], m[2][20] = {{0}}, v[2][20] = {{0}}, *g[2];
-    char name[NAME], at[32];
-    p[0] = floats("probes", "train.p.matrix", 20);
-    p[1] = floats("probes", "train.p.gain", 4);
+static Matrix add(Matrix x, Matrix y) {
+    Matrix sum = new_matrix(x.rows, x.cols);
+
+    for (size_t i = 0; i < x.rows * x.cols; i++)
+        sum.at[i] = x.at[i] + y.at[i];
+    return sum;
+}
+
+/* ---- The models ---- */
+
+typedef struct {
+    const char *name;
+    Folder folder;
+    size_t layers, heads, share;
+    float eps, theta;
+    int is_sub, is_relu2, is_tied;
+} Model;
+
+static Model open_model(const char *path, const char *homework, const char *name) {
+    const char *config = value_of(value_of(homework, name), "config");
+    Model m = { .name = name, .folder = open_folder(path, name) };
+
+    m.layers = size_of(config, "n_layers");
+    m.heads = size_of(config, "n_heads");
+    m.share = m.heads / size_of(config, "n_kv_heads");
+    m.eps = (float)number_of(config, "norm_eps");
+    m.theta = (float)number_of(config, "rope_theta");
+    m.is_sub = is_word(config, "norm", "sub");
+    m.is_relu2 = is_word(config, "glu", "relu2");
+    m.is_tied = value_of(config, "tied_embeddings")[0] == 't';
+    return m;
+}
+
+/* What a layer does with its tensors; `at` is "layers.0." or "". The results are dumped on the way. */
+static Matrix keep(Model m, const char *at, const char *name, Matrix x) {
+    return dump_matrix(text("%s.%s%s", m.name, at, name), x);
+}
+
+static Codes codes_of(Model m, const char *at, const char *name, Matrix x) {
+    return dump_codes(text("%s.%s%s", m.name, at, name), 'x', quantise(x));
+}
+
+static Matrix norm(Model m, const char *at, const char *name, Matrix x) {
+    Matrix gain = load_matrix(m.folder, text("%s%s.gain", at, name));
+    if (gain.cols != x.cols)
+        die("the gain of %s does not fit", name);
+    return keep(m, at, name, rms_norm(x, gain, m.eps));
+}
+
+static Matrix project(Model m, const char *at, const char *name, Codes x, const char *weight) {
+    const char *stored = text("%s%s", at, weight);
+    Codes w = load_codes(m.folder, stored, text("%s.scale", stored));
+    dump_codes(text("%s.%s", m.name, stored), 'w', w);
+    return keep(m, at, name, product(x, w));
+}
+
+static Matrix attention(Model m, const char *at, Matrix x) {
+    Codes c = codes_of(m, at, "attn_norm", norm(m, at, "attn_norm", x));
+    Matrix q = project(m, at, "q", c, "attn.wq"), k = project(m, at, "k", c, "attn.wk");
+    Matrix v = project(m, at, "v", c, "attn.wv"), probs, y;
+    size_t width = q.cols / m.heads;
+
+    if (width % 2 || q.cols != width * m.heads || k.cols * m.share != q.cols || v.cols != k.cols)
+        die("the heads of %s do not fit", at);
+    q = keep(m, at, "q_rope", rope(q, width, m.theta));
+    k = keep(m, at, "k_rope", rope(k, width, m.theta));
+    probs = keep(m, at, "probs", attention_probs(q, k, m.heads, m.share));
+    y = keep(m, at, "attn", attention_sum(probs, v, m.heads, m.share));
+    if (m.is_sub)
+        y = norm(m, at, "attn_sub_norm", y);
+    return project(m, at, "o", codes_of(m, at, m.is_sub ? "attn_sub_norm" : "attn", y), "attn.wo");
+}
+
+static Matrix feed_forward(Model m, const char *at, Matrix h) {
+    Codes c = codes_of(m, at, "ffn_norm", norm(m, at, "ffn_norm", h));
+    Matrix gate = project(m, at, "gate", c, "ffn.w_gate"), up = project(m, at, "up", c, "ffn.w_up");
+    Matrix y = keep(m, at, "act", gated_unit(gate, up, m.is_relu2));
+
+    if (m.is_sub)
+        y = norm(m, at, "ffn_sub_norm", y);
+    return project(m, at, "down", codes_of(m, at, m.is_sub ? "ffn_sub_norm" : "act", y), "ffn.w_down");
+}
+
+static void run_model(const char *path, const char *homework, const char *name) {
+    Model m = open_model(path, homework, name);
+    Matrix embedding = load_matrix(m.folder, "embedding"), x, head;
+    size_t ids[64], tokens = list_of(value_of(homework, name), "ids", ids, 64);
+
+    x = new_matrix(tokens, embedding.cols);
+    for (size_t t = 0; t < tokens; t++) {
+        if (ids[t] >= embedding.rows)
+            die("an id of %s is outside of its vocabulary", name);
+        memcpy(x.at + t * x.cols, embedding.at + ids[t] * x.cols, x.cols * sizeof(float));
+    }
+    keep(m, "", "embedding_out", x);
+    for (size_t l = 0; l < m.layers; l++) {
+        const char *at = text("layers.%lu.", (unsigned long)l);
+        x = keep(m, at, "h", add(x, attention(m, at, x)));
+        x = keep(m, at, "out", add(x, feed_forward(m, at, x)));
+    }
+    head = m.is_tied ? embedding : load_matrix(m.folder, "head");
+    keep(m, "", "logits", full_product(norm(m, "", "final_norm", x), head));
+}
+
+/* ---- The probes ---- */
+
+static void run_probes(Folder f) {
+    static const char *const xs[] = { "quant.ties.x", "quant.small.x", "quant.reciprocal.x", "quant.wide.x" };
+    static const char *const ws[] = { "ternary.ties.w", "ternary.offset.w", "ternary.small.w" };
+    Codes x = load_codes(f, "product.worst.x_q", "product.worst.x_scale");
+    Codes w = load_codes(f, "product.worst.w_q", "product.worst.w_scale");
+    Matrix g = load_matrix(f, "rmsnorm.g"), gate = load_matrix(f, "glu.large.gate");
+    Matrix up = load_matrix(f, "glu.large.up"), probs;
+
+    for (size_t i = 0; i < sizeof xs / sizeof *xs; i++)
+        dump_codes(xs[i], 'x', quantise(load_matrix(f, xs[i])));
+    for (size_t i = 0; i < sizeof ws / sizeof *ws; i++)
+        dump_codes(ws[i], 'w', ternarise(load_matrix(f, ws[i])));
+    dump_matrix("product.worst.y", product(x, w));
+    dump_matrix("rmsnorm.small.y", rms_norm(load_matrix(f, "rmsnorm.small.x"), g, 1e-5f));
+    dump_matrix("rmsnorm.large.y", rms_norm(load_matrix(f, "rmsnorm.large.x"), g, 1e-5f));
+    dump_matrix("glu.large.relu2", gated_unit(gate, up, 1));
+    dump_matrix("glu.large.swiglu", gated_unit(gate, up, 0));
+    dump_matrix("residual.large.sum",
+                add(load_matrix(f, "residual.large.x"), load_matrix(f, "residual.large.y")));
+    /* 4 query heads, 2 key heads: (1, 4, 8) and (1, 2, 8). */
+    probs = attention_probs(load_matrix(f, "attention.single.q"), load_matrix(f, "attention.single.k"), 4, 2);
+    dump_matrix("attention.single.o", attention_sum(probs, load_matrix(f, "attention.single.v"), 4, 2));
+}
+
+/* The backward of the product of train.x and train.w, straight through both roundings. */
+static void run_backward(Folder f) {
+    Matrix dy = load_matrix(f, "train.dy");
+    Codes x = dump_codes("train.x", 'x', quantise(load_matrix(f, "train.x")));
+    Codes w = dump_codes("train.w", 'w', ternarise(load_matrix(f, "train.w")));
+    Matrix dx = new_matrix(x.rows, x.cols), dw = new_matrix(w.rows, w.cols);
+
+    for (size_t m = 0; m < x.rows; m++)
+        for (size_t n = 0; n < w.rows; n++)
+            for (size_t k = 0; k < x.cols; k++) {
+                float d = dy.at[m * w.rows + n];
+                dx.at[m * x.cols + k] += d * w.scale[0] * (float)w.at[n * x.cols + k];
+                dw.at[n * x.cols + k] += d * ((float)x.at[m * x.cols + k] * x.scale[m]);
+            }
+    dump_matrix("train.dx", dx);
+    dump_matrix("train.dw", dw);
+}
+
+/* One AdamW step of one tensor, in place. */
+static void adamw(const char *json, int step, const char *name, Matrix p, Matrix m, Matrix v, Matrix g) {
+    double b1 = number_of(json, "beta1"), b2 = number_of(json, "beta2"), lr = number_of(json, "lr");
+    double decay = strcmp(name, "gain") == 0 ? 0.0 : number_of(json, "decay");
+    float eps = (float)number_of(json, "eps");
+    float fix1 = (float)(1.0 - pow(b1, step)), fix2 = (float)(1.0 - pow(b2, step));
+
+    for (size_t i = 0; i < p.rows * p.cols; i++) {
+        m.at[i] = (float)b1 * m.at[i] + (float)(1.0 - b1) * g.at[i];
+        v.at[i] = (float)b2 * v.at[i] + (float)(1.0 - b2) * g.at[i] * g.at[i];
+        p.at[i] = p.at[i] * (float)(1.0 - lr * decay)
+            - (float)lr * (m.at[i] / fix1) / (sqrtf(v.at[i] / fix2) + eps);
+    }
+    dump_matrix(text("train.step%d.m.%s", step, name), m);
+    dump_matrix(text("train.step%d.v.%s", step, name), v);
+    dump_matrix(text("train.step%d.p.%s", step, name), p);
+}
+
+static void run_optimiser(Folder f, const char *json) {
+    static const char *const names[2] = { "matrix", "gain" };
+    Matrix p[2], m[2], v[2], g[2];
+
+    for (int i = 0; i < 2; i++) {
+        p[i] = load_matrix(f, text("train.p.%s", names[i]));
+        m[i] = new_matrix(p[i].rows, p[i].cols);
+        v[i] = new_matrix(p[i].rows, p[i].cols);
+    }
     for (int step = 1; step <= 2; step++) {
-        double square = 0;
+        float squares = 0.0f, factor;
         for (int i = 0; i < 2; i++) {
-            snprintf(name, sizeof name, "train.step%d.grad.%s", step, P[i].name);
-            g[i] = floats("probes", name, P[i].n);
-            for (int j = 0; j < P[i].n; j++) square += (double)g[i][j] * g[i][j];
+            g[i] = load_matrix(f, text("train.step%d.grad.%s", step, names[i]));
+            squares += dot(g[i].at, g[i].at, g[i].rows * g[i].cols);
         }
-        double factor = sqrt(square) > max_norm ? max_norm / sqrt(square) : 1.0;
-        snprintf(at, sizeof at, "train.step%d.", step);
+        factor = fminf(1.0f, (float)number_of(json, "max_norm") / sqrtf(squares));
         for (int i = 0; i < 2; i++) {
-            for (int j = 0; j < P[i].n; j++) {
-                g[i][j] = (float)(g[i][j] * factor);
-                m[i][j] = (float)(beta1 * m[i][j] + (1 - beta1) * g[i][j]);
-                v[i][j] = (float)(beta2 * v[i][j] + (1 - beta2) * g[i][j] * g[i][j]);
-                double m_hat = m[i][j] / (1 - pow(beta1, step)), v_hat = v[i][j] / (1 - pow(beta2, step));
-                p[i][j] = (float)(p[i][j] * (1 - lr * decay * P[i].decays) - lr * m_hat / (sqrt(v_hat) + eps));
-            }
-            const float *made[4] = {g[i], m[i], v[i], p[i]};
-            const char *letters[4] = {"clipped", "m", "v", "p"};
-            for (int k = 0; k < 4; k++) {
-                snprintf(name, sizeof name, "%s.%s", letters[k], P[i].name);
-                dump_float(at, name, made[k], P[i].a, P[i].b);
-            }
+            for (size_t k = 0; k < g[i].rows * g[i].cols; k++)
+                g[i].at[k] *= factor;
+            dump_matrix(text("train.step%d.clipped.%s", step, names[i]), g[i]);
+            adamw(json, step, names[i], p[i], m[i], v[i], g[i]);
         }
     }
 }
 
-int main(int argc, char **argv) {
-    char path[PATH];
-    if (argc != 2) fail("usage", "mini_port FOLDER");
-    folder = argv[1];
-    snprintf(path, sizeof path, "%s/dump/index.json", folder);
-    list = fopen(path, "wb");
-    if (!list) fail("cannot write", path);
-    fputs("{", list);
-    run_probes();
-    for (int i = 0; i < 2; i++) run_model(&MODELS[i]);
-    run_backward();
-    run_adamw();
-    fputs("\n}\n", list);
-    return fclose(list) ? 1 : 0;           /* memory lives as long as the program */
+int main(int count, char **arguments) {
+    const int one = 1;
+    const char *homework, *path = count == 2 ? arguments[1] : NULL;
+    Folder probes;
+    size_t size;
+
+    if (path == NULL)
+        die("%s", "usage: mini_port FOLDER");
+    if (*(const char *)&one != 1)
+        die("%s", "the files are little-endian, this machine is not");
+    homework = read_file(text("%s/homework.json", path), &size);
+    probes = open_folder(path, "probes");
+    dump.path = text("%s/dump", path);
+    dump.wanted = value_of(homework, "dump");
+    dump.index = fopen(text("%s/index.json", dump.path), "w");
+    if (dump.index == NULL)
+        die("cannot write into %s (does it exist?)", dump.path);
+    run_probes(probes);
+    run_model(path, homework, "bitnet");
+    run_model(path, homework, "llama");
+    run_backward(probes);
+    run_optimiser(probes, value_of(homework, "adamw"));
+    fputs("\n}\n", dump.index);
+    if (ferror(dump.index) || fclose(dump.index) != 0)
+        die("cannot write all of %s/index.json", dump.path);
+    printf("wrote %d tensors to %s\n", dump.count, dump.path);
+    return 0;
 }

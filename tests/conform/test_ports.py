@@ -20,7 +20,7 @@ from bitnet_ref.conform.export import export
 from bitnet_ref.conform.faults import catalogue
 
 HERE = Path(__file__).resolve().parent
-PORT, C_PORT = HERE / "mini_port.py", HERE / "mini_port.c"
+PORT, SECOND, C_PORT = HERE / "mini_port.py", HERE / "second_port.py", HERE / "mini_port.c"
 NAMES = [f.name for f in catalogue()]
 KINDS = {"hf": {}, "raw": {"kind": "raw"}, "128": {"kind": "i2s", "i2s": "128"},
          "64": {"kind": "i2s", "i2s": "64"}, "4row": {"kind": "i2s", "i2s": "4row"}}
@@ -45,9 +45,10 @@ def folders(tmp_path_factory):
     return of
 
 
-def test_the_port_is_nobody_s_relative():
+@pytest.mark.parametrize("path", [PORT, SECOND], ids=lambda p: p.stem)
+def test_the_ports_are_nobody_s_relatives(path):
     """Standard library only: nothing of bitnet_ref, no NumPy."""
-    nodes = list(ast.walk(ast.parse(PORT.read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
@@ -55,9 +56,10 @@ def test_the_port_is_nobody_s_relative():
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_python_port_conforms(port, kind, seed, tmp_path):
+@pytest.mark.parametrize("path", [PORT, SECOND], ids=lambda p: p.stem)
+def test_the_python_ports_conform(path, kind, seed, tmp_path):
     export(tmp_path, seed=seed, **KINDS[kind])
-    found = bench.judged(port, tmp_path, ())
+    found = bench.judged(bench.load_port(path), tmp_path, ())
     assert found.conforms
     assert found.causes == []
     assert found.count("ok") == len(found.verdicts)        # every tensor of the list, and every one right
@@ -83,8 +85,10 @@ def test_each_planted_fault_is_found(port, folders, name):
 
 
 @pytest.mark.slow
-def test_three_seeds_and_fifty_pairs(port, folders):
+@pytest.mark.parametrize("path", [PORT, SECOND], ids=lambda p: p.stem)
+def test_three_seeds_and_fifty_pairs(path, folders):
     """The floors of the project: 95 % first, all among three; both of a pair in 80 %."""
+    port = bench.load_port(path)
     single = [t for seed in range(3) for t in bench.singles(port, folders(seed))]
     assert np.mean([first(t) for t in single]) >= 0.95
     assert all(t.planted[0] in t.ranked[:3] for t in single)
