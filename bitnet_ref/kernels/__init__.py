@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from bitnet_ref.checks import lookup
 from bitnet_ref.layers import ALL_OPS
 
-BACKENDS: dict[str, tuple[str, ...]] = {"numpy": ()}          # name -> overlays, applied in order
+BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   # overlays, applied in order
 
 
 def load(name: str = "numpy") -> SimpleNamespace:

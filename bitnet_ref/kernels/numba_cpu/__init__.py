@@ -1,0 +1,23 @@
+"""The Numba backend for CPUs: packed weights, register tiles, whole tokens in one compiled call. No compiler.
+
+Compiled code is kept on disk, one folder for each tier (isa.py): Numba's own key knows the processor, not
+which of its instructions were asked for.
+Read after: kernels. Read next: kernels/numba_cpu/isa.
+"""
+
+from bitnet_ref.kernels.numba_cpu import cache
+
+cache.set_up()                               # before the first compiled function is defined
+
+from bitnet_ref.kernels.numba_cpu.attention import attention, attention_backward  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
+    prepare,
+    rmsnorm_int8,
+    ternary_linear,
+    ternary_linear_backward,
+)
+from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
+
+__all__ = PROVIDES = ["absmax_int8", "absmean_ternary", "attention", "attention_backward", "linear", "linear_backward", "prepare",
+                      "rmsnorm_int8", "ternary_linear", "ternary_linear_backward"]

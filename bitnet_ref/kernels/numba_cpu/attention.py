@@ -1,0 +1,261 @@
+"""Causal attention on the float32 tile: a few queries at a time, so memory is linear in the length.
+
+Keys lie in panels of sixteen, a feature after the other, so that scores are sixteen to a vector; values lie as
+they come. For TILE queries all scores are made, then the softmax, then the weighted values: one chain per
+output in the order of the keys, in which a masked key adds a zero. So a query gives the same bits alone with
+a cache (decode) as among others (prefill). Backward makes the probabilities of QUERIES queries again and runs
+the five products on the same tile.
+Read after: kernels/numba_cpu/bitlinear. Read next: kernels/numba_cpu/rmsnorm.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from bitnet_ref import layers as reference
+from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
+from bitnet_ref.kernels.numba_cpu.vectors import exp, softmax_row
+
+TILE, WIDE = TIER.float_rows, TIER.float_panels          # queries and panels of a register tile
+QUERIES = 8 * TILE                                       # of a block of the backward pass
+_tile = kernel(emit_floats, rows=TILE, panels=WIDE)
+_tile_1 = kernel(emit_floats, rows=TILE, panels=1)
+_row = kernel(emit_floats, rows=1, panels=WIDE)
+_row_1 = kernel(emit_floats, rows=1, panels=1)
+_onto = kernel(emit_floats, rows=TILE, panels=WIDE, onto=True)
+_onto_1 = kernel(emit_floats, rows=TILE, panels=1, onto=True)
+
+
+@njit(cache=True)
+def few(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
+    """c (rows, 16 panels) = a b for up to TILE rows, a register tile after the other. Strides in bytes."""
+    p = 0
+    while p < panels:
+        wide = panels - p >= WIDE
+        at, out = b + p * b_panel, c + 4 * PANEL * p
+        if rows == TILE:
+            if wide:
+                _tile((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
+            else:
+                _tile_1((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
+        else:
+            for r in range(rows):
+                if wide:
+                    _row((a + r * a_row, 0, a_k, at, b_panel, b_k, n_k, out + r * ldc, 0))
+                else:
+                    _row_1((a + r * a_row, 0, a_k, at, b_panel, b_k, n_k, out + r * ldc, 0))
+        p += WIDE if wide else 1
+
+
+@njit(cache=True)
+def onto(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
+    """c (rows, 16 panels) += a b, rows a multiple of TILE."""
+    for r in range(0, rows, TILE):
+        p = 0
+        while p < panels:
+            wide = panels - p >= WIDE
+            at = (a + r * a_row, a_row, a_k, b + p * b_panel, b_panel, b_k, n_k, c + r * ldc + 4 * PANEL * p, ldc)
+            if wide:
+                _onto(at)
+            else:
+                _onto_1(at)
+            p += WIDE if wide else 1
+
+
+@njit(cache=True)
+def padded(n, unit):
+    """n rounded up to a multiple of `unit`."""
+    return (n + unit - 1) // unit * unit
+
+
+@njit(cache=True)
+def into_panels(rows, panels):
+    """rows (S, Dh, strided)  ->  panels (ceil(S/16), Dh, 16); what lacks to sixteen is zeros."""
+    n, width = rows.shape
+    for p in range(len(panels)):
+        for i in range(PANEL):
+            s = PANEL * p + i
+            for d in range(width):
+                panels[p, d, i] = rows[s, d] if s < n else np.float32(0)
+
+
+@njit(cache=True)
+def weigh(rows, n_first, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o, lse):
+    """o and log-sum-exp of `rows` neighbouring queries; the first sees n_first keys, each next one more.
+
+    q (rows, n_d), scaled; keys: address of panels (n_d, 16), key_panel bytes apart; values: address of rows of
+    16 wide floats; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes, totals: scratch.
+    """
+    n_keys = n_first + rows - 1
+    panels = (n_keys + PANEL - 1) // PANEL
+    lds = 4 * scores.shape[1]
+    few(rows, panels, q, ldq, 4, keys, key_panel, 4 * PANEL, n_d, scores.ctypes.data, lds)        # (AT.1)
+    for r in range(rows):
+        total, top = softmax_row(scores[r], n_first + r, lanes)                                   # (AT.3)
+        for j in range(padded(n_first + r, PANEL), PANEL * panels):
+            scores[r, j] = 0                                                                      # (AT.2)
+        totals[r] = total
+        lse[r] = np.log(total) + top
+    few(rows, padded(n_d, PANEL) // PANEL, scores.ctypes.data, lds, 4, values, 4 * PANEL, value_row, n_keys,
+        o.ctypes.data, 4 * o.shape[1])                                                            # (AT.4)
+    for r in range(rows):
+        inverse = np.float32(1) / totals[r]
+        for d in range(n_d):
+            o[r, d] *= inverse
+
+
+@njit(cache=True)
+def _floats(scratch, at, rows, columns):
+    """A float32 (rows, columns) of the scratch, and where the next begins."""
+    end = at + rows * columns
+    return scratch[at:end].reshape(rows, columns), padded(end, PANEL)
+
+
+@njit(cache=True)
+def forward_scratch(S, Dh):
+    """Floats that a thread needs: keys and values of a head, scores, queries, results."""
+    wide = padded(Dh, PANEL)
+    return padded(S, PANEL) * (Dh + TILE) + S * wide + 2 * TILE * wide + 7 * PANEL
+
+
+@njit(cache=True, parallel=True)
+def _forward(q, k, v, o, lse, scratch, threads):
+    B, T, H, Dh = q.shape
+    S, KV = k.shape[1], k.shape[2]
+    R, wide, scale = H // KV, padded(Dh, PANEL), np.float32(Dh ** -0.5)
+    for t in prange(threads):
+        floats = scratch[t].view(np.float32)
+        keys, at = _floats(floats, 0, padded(S, PANEL) // PANEL, Dh * PANEL)
+        values, at = _floats(floats, at, S, wide)
+        scores, at = _floats(floats, at, TILE, padded(S, PANEL))
+        queries, at = _floats(floats, at, TILE, wide)
+        results, at = _floats(floats, at, TILE, wide)
+        lanes, totals = floats[at:at + PANEL], floats[at + PANEL:at + 2 * PANEL]
+        for task in range(B * KV * t // threads, B * KV * (t + 1) // threads):
+            b, g = task // KV, task % KV
+            into_panels(k[b, :, g], keys.reshape(len(keys), Dh, PANEL))
+            values[:, Dh:] = 0
+            values[:, :Dh] = v[b, :, g]
+            for h in range(g * R, (g + 1) * R):
+                for i in range(0, T, TILE):
+                    rows = min(TILE, T - i)
+                    for r in range(rows):
+                        for d in range(Dh):
+                            queries[r, d] = q[b, i + r, h, d] * scale
+                    weigh(rows, S - T + i + 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data, 4 * Dh * PANEL,
+                          values.ctypes.data, 4 * wide, scores, lanes, totals, results,
+                          lse[b, g, h - g * R, i:i + rows, 0])
+                    for r in range(rows):
+                        o[b, i + r, h] = results[r, :Dh]
+
+
+@njit(cache=True)
+def backward_scratch(T, S, Dh):
+    """Floats that a thread needs: four forms of keys and values, two gradients, two blocks of scores, rows."""
+    wide, keys = padded(Dh, PANEL), padded(padded(S, PANEL), TILE)
+    return keys * (2 * Dh + 4 * wide + 2 * QUERIES) + 3 * QUERIES * wide + QUERIES + 12 * PANEL
+
+
+@njit(cache=True, parallel=True)
+def _backward(do, q, k, v, o, lse, dq, dk, dv, scratch, threads):
+    B, T, H, Dh = q.shape
+    S, KV = k.shape[1], k.shape[2]
+    R, wide, scale = H // KV, padded(Dh, PANEL), np.float32(Dh ** -0.5)
+    n_keys = padded(padded(S, PANEL), TILE)
+    for t in prange(threads):
+        floats = scratch[t].view(np.float32)
+        k_panels, at = _floats(floats, 0, padded(S, PANEL) // PANEL, Dh * PANEL)
+        v_panels, at = _floats(floats, at, padded(S, PANEL) // PANEL, Dh * PANEL)
+        k_rows, at = _floats(floats, at, n_keys, wide)
+        dk_sum, at = _floats(floats, at, n_keys, wide)
+        dv_sum, at = _floats(floats, at, n_keys, wide)
+        p, at = _floats(floats, at, QUERIES, n_keys)
+        ds, at = _floats(floats, at, QUERIES, n_keys)
+        q_rows, at = _floats(floats, at, QUERIES, wide)
+        do_rows, at = _floats(floats, at, QUERIES, wide)
+        dq_rows, at = _floats(floats, at, QUERIES, wide)
+        delta = floats[at:at + QUERIES]
+        for task in range(B * KV * t // threads, B * KV * (t + 1) // threads):
+            b, g = task // KV, task % KV
+            into_panels(k[b, :, g], k_panels.reshape(len(k_panels), Dh, PANEL))
+            into_panels(v[b, :, g], v_panels.reshape(len(v_panels), Dh, PANEL))
+            k_rows[:] = 0
+            k_rows[:S, :Dh] = k[b, :, g]
+            dk_sum[:], dv_sum[:] = 0, 0
+            for h in range(g * R, (g + 1) * R):
+                for i in range(0, T, QUERIES):
+                    rows = min(QUERIES, T - i)
+                    last = S - T + i + rows                # keys that the last of them sees
+                    panels = padded(last, PANEL) // PANEL
+                    for r in range(QUERIES):
+                        q_rows[r], do_rows[r], dq_rows[r], delta[r] = 0, 0, 0, 0
+                        if r < rows:
+                            total = np.float64(0)
+                            for d in range(Dh):
+                                q_rows[r, d] = q[b, i + r, h, d] * scale
+                                do_rows[r, d] = do[b, i + r, h, d]
+                                total += np.float64(do[b, i + r, h, d] * o[b, i + r, h, d])
+                            delta[r] = np.float32(total)                                          # (AT.8)
+                    for r in range(0, QUERIES, TILE):
+                        few(TILE, panels, q_rows[r].ctypes.data, 4 * wide, 4, k_panels.ctypes.data, 4 * Dh * PANEL,
+                            4 * PANEL, Dh, p[r].ctypes.data, 4 * n_keys)
+                        few(TILE, panels, do_rows[r].ctypes.data, 4 * wide, 4, v_panels.ctypes.data,
+                            4 * Dh * PANEL, 4 * PANEL, Dh, ds[r].ctypes.data, 4 * n_keys)         # (AT.7)
+                    for r in range(QUERIES):
+                        seen = S - T + i + r + 1 if r < rows else 0
+                        shift = lse[b, g, h - g * R, i + r, 0] if r < rows else np.float32(0)
+                        row, drow = p[r], ds[r]
+                        for j in range(seen):
+                            row[j] = exp(row[j] - shift)                                          # (AT.5)
+                        for j in range(seen):
+                            drow[j] = (drow[j] - delta[r]) * row[j]
+                        row[seen:padded(PANEL * panels, TILE)] = 0
+                        drow[seen:padded(PANEL * panels, TILE)] = 0
+                    n_rows = padded(last, TILE)
+                    at_p, at_ds = p.ctypes.data, ds.ctypes.data
+                    onto(n_rows, wide // PANEL, at_p, 4, 4 * n_keys, do_rows.ctypes.data, 4 * PANEL, 4 * wide, rows,
+                         dv_sum.ctypes.data, 4 * wide)                                            # (AT.6)
+                    onto(n_rows, wide // PANEL, at_ds, 4, 4 * n_keys, q_rows.ctypes.data, 4 * PANEL, 4 * wide, rows,
+                         dk_sum.ctypes.data, 4 * wide)                                            # (AT.10)
+                    onto(QUERIES, wide // PANEL, at_ds, 4 * n_keys, 4, k_rows.ctypes.data, 4 * PANEL, 4 * wide, last,
+                         dq_rows.ctypes.data, 4 * wide)                                           # (AT.9)
+                    for r in range(rows):
+                        for d in range(Dh):
+                            dq[b, i + r, h, d] = dq_rows[r, d] * scale
+            dk[b, :, g] = dk_sum[:S, :Dh]
+            dv[b, :, g] = dv_sum[:S, :Dh]
+
+
+def forward(q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray) -> None:
+    """o (B, T, H, Dh), lse (B, KV, R, T, 1) of q (B, T, H, Dh), k, v (B, S, KV, Dh). All float32."""
+    with team(4 * forward_scratch(k.shape[1], q.shape[3])) as t:
+        _forward(q, k, v, o, lse, t.scratch, t.threads)
+
+
+def backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray,
+             dq: np.ndarray, dk: np.ndarray, dv: np.ndarray) -> None:
+    """dq, dk, dv are overwritten."""
+    with team(4 * backward_scratch(q.shape[1], k.shape[1], q.shape[3])) as t:
+        _backward(do, q, k, v, o, lse, dq, dk, dv, t.scratch, t.threads)
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As layers.attention."""
+    if not is_ours(q, k, v):
+        return reference.attention(q, k, v)
+    B, T, H, Dh = q.shape
+    o, lse = np.empty(q.shape, np.float32), np.empty((B, k.shape[2], H // k.shape[2], T, 1), np.float32)
+    forward(*(np.ascontiguousarray(a) for a in (q, k, v)), o, lse)
+    return o, lse
+
+
+def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray,
+                       lse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As layers.attention_backward."""
+    given = (do, q, k, v, o, lse)
+    if not is_ours(*given):
+        return reference.attention_backward(*given)
+    dq, dk, dv = np.empty(q.shape, np.float32), np.empty(k.shape, np.float32), np.empty(k.shape, np.float32)
+    backward(*(np.ascontiguousarray(a) for a in given), dq, dk, dv)
+    return dq, dk, dv

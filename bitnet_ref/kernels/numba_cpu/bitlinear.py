@@ -1,0 +1,329 @@
+"""BitLinear on packed weights: decode reads two (or 1.6) bits for each weight, and all sums are exact integers.
+
+A few rows (decode) walk the packed panels, whose bytes are decoded in registers. Many rows (prefill, training)
+unpack a block of outputs into codes once and walk it by register tiles. Both give the sum of (w + 1) x less
+the sum of x, and then the scales, in the reference's order: the same bits as the reference, whatever the
+number of rows. Inputs are padded with zeros to a whole number of blocks; a zero times any code is nothing.
+Read after: kernels/numba_cpu/linear. Read next: kernels/numba_cpu/attention.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from bitnet_ref import layers as reference
+from bitnet_ref.checks import check, lookup
+from bitnet_ref.kernels.numba_cpu.linear import (
+    CODES,
+    NO_FLOATS,
+    SCRATCH,
+    TRITS,
+    flat,
+    is_ours,
+    multiply,
+)
+from bitnet_ref.kernels.numba_cpu.quant import quantise_row
+from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.tiles import GROUPS, PANEL, TIER, emit_codes, emit_packed, emit_unpack, kernel
+from bitnet_ref.kernels.numba_cpu.vectors import square_sum
+from bitnet_ref.layers.bitlinear import EXACT_IN_FLOAT32
+
+FEW = 8                      # rows up to which packed panels are walked directly
+MOST_K = {"i2": EXACT_IN_FLOAT32, "b3": 32_760}    # widest rows whose sums are exact
+BLOCK, ROWS = PANEL * TIER.panels, TIER.rows
+NO_GAIN = np.zeros(0, np.float32)
+_packed_i2, _packed_i2_4 = kernel(emit_packed, bits="i2", rows=1), kernel(emit_packed, bits="i2", rows=4)
+_packed_b3, _packed_b3_4 = kernel(emit_packed, bits="b3", rows=1), kernel(emit_packed, bits="b3", rows=4)
+_unpack_i2, _unpack_b3 = kernel(emit_unpack, bits="i2"), kernel(emit_unpack, bits="b3")
+_tile = kernel(emit_codes, rows=ROWS, panels=TIER.panels)
+_row = kernel(emit_codes, rows=1, panels=TIER.panels)
+
+
+class Prepared:
+    """A ternary matrix: int8 trits (N, K), their scale, and, from the first decode on, the packed panels."""
+
+    def __init__(self, w_q: np.ndarray, w_scale: Any, bits: str = "b3") -> None:
+        self.w_q, self.w_scale, self.bits = w_q, w_scale, bits
+        self._packed: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """(w_q, w_scale), as the reference's Prepared."""
+        return iter((self.w_q, self.w_scale))
+
+    @property
+    def packed(self) -> np.ndarray:
+        """uint8 (panels, blocks, 64): see pack_panels."""
+        if self._packed is None:
+            self._packed = pack_panels(self.w_q, self.bits)
+        return self._packed
+
+
+def prepare(w_q: np.ndarray, w_scale: Any, bits: str = "b3") -> Prepared:
+    """As layers.prepare. `bits`: i2 (2 bits a trit) or b3 (1.6). Raises CheckError for others."""
+    lookup(GROUPS, bits, "packing")
+    return Prepared(w_q, w_scale, "i2" if w_q.shape[1] > MOST_K["b3"] else bits)
+
+
+# ---- packing, at load ----
+
+def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
+    """w_q int8 (N, K)  ->  uint8 (ceil(N/16), ceil(K / (4 groups)), 64): what the tiles read.
+
+    Byte 4 n + i of block b of panel p has the trits of output 16 p + n, inputs 4 (groups b + j) + i for every
+    j: i2 has code j in bits 2j; b3 has the fraction sum_j code_j 3^-(j+1) of 256, rounded up.
+    What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
+    """
+    N, K = w_q.shape
+    check(K <= MOST_K[bits], f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
+          "use packing i2" if bits == "b3" else "use backend numpy")
+    blocks = -(-K // (4 * GROUPS[bits]))
+    packed = np.empty((-(-N // PANEL), blocks, 64), np.uint8)
+    with team() as t:
+        bad = _pack_panels(np.ascontiguousarray(w_q), GROUPS[bits], packed, t.threads)
+    check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values", "ternarise it first")
+    return packed
+
+
+@njit(cache=True, parallel=True)
+def _pack_panels(w_q, groups, packed, threads):
+    n_out, n_in = w_q.shape
+    bad = 0
+    for t in prange(threads):
+        for p in range(len(packed) * t // threads, len(packed) * (t + 1) // threads):
+            for b in range(packed.shape[1]):
+                for n in range(PANEL):
+                    for i in range(4):
+                        value = 0
+                        for j in range(groups):
+                            k, code = 4 * (groups * b + j) + i, 1
+                            if PANEL * p + n < n_out and k < n_in:
+                                code = w_q[PANEL * p + n, k] + 1
+                            bad += code < 0 or code > 2
+                            value = value | code << 2 * j if groups == 4 else 3 * value + code
+                        packed[p, b, 4 * n + i] = value if groups == 4 else (value * 256 + 242) // 243
+    return bad
+
+
+@njit(cache=True)
+def unpack_block(packed, groups, first, codes):
+    """codes uint8 (panels, groups * blocks, 16, 4): the codes of the packed panels from `first` on."""
+    blocks = packed.shape[1]
+    for p in range(min(len(codes), len(packed) - first)):
+        at = (packed.ctypes.data + (first + p) * blocks * 64, blocks, codes.ctypes.data + p * codes.shape[1] * 64)
+        if groups == 4:
+            _unpack_i2(at)
+        else:
+            _unpack_b3(at)
+
+
+@njit(cache=True)
+def codes_of_trits(w_q, first, codes):
+    """The same from unpacked trits int8 (N, K): training packs nothing, its weights change every step."""
+    n_out, n_in = w_q.shape
+    for p in range(len(codes)):
+        for n in range(PANEL):
+            row = PANEL * (first + p) + n
+            for k in range(codes.shape[1]):
+                for i in range(4):
+                    inside = row < n_out and 4 * k + i < n_in
+                    codes[p, k, n, i] = w_q[row, 4 * k + i] + 1 if inside else 1
+
+
+# ---- the product ----
+
+@njit(cache=True)
+def few_rows(packed, groups, panel0, panel1, x, scales, sums, y, edge):
+    """y (M, N) of outputs 16 panel0 up to 16 panel1, M small, straight from packed panels.
+
+    x int8 (M, at least 4 groups blocks); scales float32 (M,): x_scale * w_scale; sums int32 (M,): of x;
+    edge float32 (4, 16): scratch for a panel that is narrower than 16.
+    """
+    n_rows, n_out = y.shape
+    blocks = packed.shape[1]
+    for p in range(panel0, panel1):
+        w = packed.ctypes.data + p * blocks * 64
+        width = min(PANEL, n_out - PANEL * p)
+        m = 0
+        while m < n_rows:
+            rows = 4 if n_rows - m >= 4 else 1
+            out, ldy = y.ctypes.data + 4 * (m * n_out + PANEL * p), 4 * n_out
+            if width < PANEL:
+                out, ldy = edge.ctypes.data, 4 * PANEL
+            args = (w, blocks, x.ctypes.data + m * x.shape[1], x.shape[1], scales.ctypes.data + 4 * m,
+                    sums.ctypes.data + 4 * m, out, ldy)
+            if groups == 4:
+                if rows == 4:
+                    _packed_i2_4(args)
+                else:
+                    _packed_i2(args)
+            elif rows == 4:
+                _packed_b3_4(args)
+            else:
+                _packed_b3(args)
+            if width < PANEL:
+                for r in range(rows):
+                    y[m + r, PANEL * p:] = edge[r, :width]
+            m += rows
+
+
+@njit(cache=True)
+def many_rows(codes, n0, row0, row1, x, scales, sums, y, edge):
+    """y[row0:row1] of the BLOCK outputs from n0 on, whose codes (panels, fours, 16, 4) are unpacked.
+
+    edge float32 (ROWS, BLOCK): scratch for a block that is narrower.
+    """
+    n_out, ldx, stride = y.shape[1], x.shape[1], codes.shape[1] * 64
+    width = min(BLOCK, n_out - n0)
+    for m in range(row0, row1, ROWS):
+        rows = min(ROWS, row1 - m)
+        out, ldy = y.ctypes.data + 4 * (m * n_out + n0), 4 * n_out
+        if width < BLOCK:
+            out, ldy = edge.ctypes.data, 4 * BLOCK
+        if rows == ROWS:
+            _tile((codes.ctypes.data, stride, codes.shape[1], x.ctypes.data + m * ldx, ldx,
+                   scales.ctypes.data + 4 * m, sums.ctypes.data + 4 * m, out, ldy))
+        else:
+            for r in range(m, row1):
+                _row((codes.ctypes.data, stride, codes.shape[1], x.ctypes.data + r * ldx, ldx,
+                      scales.ctypes.data + 4 * r, sums.ctypes.data + 4 * r, out + (r - m) * ldy, ldy))
+        if width < BLOCK:
+            for r in range(rows):
+                y[m + r, n0:] = edge[r, :width]
+
+
+@njit(cache=True)
+def many_scratch(n_in):
+    """Bytes that a product needs of a thread: codes, and the edge of either way."""
+    return BLOCK * ((n_in + 3) // 4 * 4) + 4 * max(BLOCK * ROWS, 4 * PANEL)
+
+
+@njit(cache=True, parallel=True)
+def _product(w_q, packed, groups, x, x_scale, w_scale, scales, sums, y, threads, scratch):
+    """From packed panels if there are any (few or many rows), else from trits."""
+    n_rows, n_out = y.shape
+    fours = (x.shape[1] + 3) // 4
+    for m in range(n_rows):
+        scales[m] = x_scale[m] * w_scale
+        total = np.int32(0)
+        for k in range(x.shape[1]):
+            total += np.int32(x[m, k])
+        sums[m] = total
+    blocks = (n_out + BLOCK - 1) // BLOCK
+    strips = (2 * threads + blocks - 1) // blocks
+    strip = (n_rows + strips * ROWS - 1) // (strips * ROWS) * ROWS
+    for t in prange(threads):
+        n_codes = BLOCK * fours * 4
+        codes = scratch[t][:n_codes].reshape(BLOCK // PANEL, fours, PANEL, 4)
+        floats = scratch[t][n_codes:].view(np.float32)
+        edge, narrow = floats[:ROWS * BLOCK].reshape(ROWS, BLOCK), floats[:4 * PANEL].reshape(4, PANEL)
+        if len(packed) and n_rows <= FEW:
+            few_rows(packed, groups, len(packed) * t // threads, len(packed) * (t + 1) // threads, x, scales, sums,
+                     y, narrow)
+        else:
+            for task in range(blocks * strips * t // threads, blocks * strips * (t + 1) // threads):
+                first, m0 = task // strips * (BLOCK // PANEL), task % strips * strip
+                if len(packed):
+                    unpack_block(packed, groups, first, codes)
+                else:
+                    codes_of_trits(w_q, first, codes)
+                many_rows(codes, first * PANEL, m0, min(m0 + strip, n_rows), x, scales, sums, y, edge)
+
+
+NOT_PACKED = np.zeros((0, 0, 64), np.uint8)
+NO_TRITS = np.zeros((0, 0), np.int8)
+
+
+def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_scale: Any, y: np.ndarray,
+                    packed: np.ndarray = NOT_PACKED, bits: str = "b3") -> np.ndarray:
+    """y float32 (M, N) from x_q int8 (M, K), x_scale (M,) and trits int8 (N, K), or the packed panels of them."""
+    M, K = x_q.shape
+    padded = -(-K // 4) * 4 if not len(packed) else packed.shape[1] * 4 * GROUPS[bits]
+    if padded != K:
+        wide = np.zeros((M, padded), np.int8)
+        wide[:, :K] = x_q
+        x_q = wide
+    scales, sums = np.empty(M, np.float32), np.empty(M, np.int32)
+    with team(many_scratch(padded)) as t:
+        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.float32(w_scale), scales, sums, y, t.threads, t.scratch)
+    return y
+
+
+def ternary_dx(dy: np.ndarray, w_q: np.ndarray, w_scale: Any, dx: np.ndarray, onto: bool = False) -> np.ndarray:
+    """dx (M, K) = (or +=) dy (M, N) @ (w_q (N, K) * w_scale)."""
+    with team(SCRATCH) as t:
+        multiply(TRITS, dy, dy.shape[1], 1, NO_FLOATS, w_q, np.full(1, w_scale, np.float32), dx, dy.shape[1], onto,
+                 t.threads, t.scratch)
+    return dx
+
+
+def ternary_dw(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, dw: np.ndarray) -> np.ndarray:
+    """dw (N, K) += dy (M, N).T @ (x_q (M, K) * x_scale (M,))."""
+    with team(SCRATCH) as t:
+        multiply(CODES, dy, 1, dy.shape[1], NO_FLOATS, x_q, x_scale, dw, len(dy), True, t.threads, t.scratch)
+    return dw
+
+
+# ---- norm and quantise ----
+
+@njit(cache=True)
+def norm_row(x, g, eps, normed, x_q):
+    """RMSNorm (if `normed`) and absmax int8 of one row. Returns x_scale, the sum of the codes, rstd."""
+    rstd = np.float32(1)
+    if normed:
+        rstd = np.float32(1 / np.sqrt(square_sum(x) / x.size + eps))            # (BL.1)
+    scale, total = quantise_row(x, g, rstd, x_q)                                # (BL.2)
+    return scale, total, rstd
+
+
+@njit(cache=True, parallel=True)
+def _norm_int8(x, g, eps, normed, x_q, x_scale, rstd, threads):
+    for t in prange(threads):
+        for m in range(len(x) * t // threads, len(x) * (t + 1) // threads):
+            x_scale[m], _, rstd[m] = norm_row(x[m], g, eps, normed, x_q[m])
+
+
+def norm_int8(x: np.ndarray, g: np.ndarray, eps: float, normed: bool, x_q: np.ndarray, x_scale: np.ndarray,
+              rstd: np.ndarray) -> None:
+    """x float32 (M, K), g (K,) or empty  ->  x_q int8 (M, K), x_scale (M,), rstd (M,), row by row."""
+    with team() as t:
+        _norm_int8(x, g, eps, normed, x_q, x_scale, rstd, t.threads)
+
+
+# ---- the ops ----
+
+def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
+                 eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As layers.rmsnorm_int8; norm and quantiser in one pass, the mean square in float64."""
+    if not is_ours(x) or x.size == 0:
+        return reference.rmsnorm_int8(x, g, eps)
+    rows = flat(x)
+    x_q, x_scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    rstd = np.empty_like(x_scale)
+    norm_int8(rows, NO_GAIN if g is None else g, eps, True, x_q, x_scale, rstd)
+    lead = (*x.shape[:-1], 1)
+    return x_q.reshape(x.shape), x_scale.reshape(lead), rstd.reshape(lead)
+
+
+def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.ternary_linear."""
+    if not is_ours(x_scale) or x_q.shape[-1] > MOST_K["i2"]:
+        return reference.ternary_linear(x_q, x_scale, w)
+    rows, N = flat(x_q), len(w.w_q)
+    y = np.empty((len(rows), N), np.float32) if out is None else out.reshape(len(rows), N)
+    scales = np.ascontiguousarray(x_scale.reshape(-1))
+    packed = w.packed if len(rows) <= FEW else NOT_PACKED
+    ternary_product(rows, scales, np.ascontiguousarray(w.w_q), w.w_scale, y, packed, w.bits)
+    return y.reshape(*x_q.shape[:-1], N)
+
+
+def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, w: Any,
+                            dw: np.ndarray) -> np.ndarray:
+    """As layers.ternary_linear_backward."""
+    if not is_ours(dy, x_scale, dw) or not dw.flags.c_contiguous:
+        return reference.ternary_linear_backward(dy, x_q, x_scale, w, dw)
+    rows, codes = flat(dy), flat(x_q)
+    dx = np.empty(codes.shape, np.float32)
+    ternary_dw(rows, codes, np.ascontiguousarray(x_scale.reshape(-1)), dw)
+    return ternary_dx(rows, np.ascontiguousarray(w.w_q), w.w_scale, dx).reshape(x_q.shape)

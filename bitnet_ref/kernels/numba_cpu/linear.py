@@ -1,0 +1,140 @@
+"""Products of float32 matrices on the register tile: blocks of 64 outputs, packed once, then walked by rows.
+
+Every output is one chain of fused multiply-adds in the order of k, so it is the same bits for any number of
+rows, threads or blocks. What is packed into the block decides which product it is: a matrix of floats as it
+lies or transposed, trits times their scale, int8 codes times theirs.
+Read after: kernels/numba_cpu/quant. Read next: kernels/numba_cpu/bitlinear.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from bitnet_ref import layers as reference
+from bitnet_ref.kernels.numba_cpu.threads import Team, team
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
+
+ROWS, BLOCK = TIER.float_rows, PANEL * TIER.float_panels
+DEPTH = 2048                                 # of k packed at a time: a block of 512 KiB stays in L2
+TRANSPOSED, AS_IT_IS, TRITS, CODES = range(4)            # what a block is packed from
+_tile = kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, onto=True)
+_row = kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=True)
+NO_FLOATS, NO_CODES = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.int8)
+ONE = np.ones(1, np.float32)
+
+
+@njit(cache=True)
+def pack(kind, b, q, scale, n0, width, k0, depth, block):
+    """block (depth, BLOCK): the operand of outputs n0... and of k0...; zeros beyond the width."""
+    if kind == TRANSPOSED:                                 # by squares, so that what is read stays in L1
+        for n in range(0, width, PANEL):
+            for k in range(0, depth, PANEL):
+                for i in range(n, min(n + PANEL, width)):
+                    for j in range(k, min(k + PANEL, depth)):
+                        block[j, i] = b[n0 + i, k0 + j]
+    for k in range(depth):
+        row = block[k]
+        row[width:] = 0
+        if kind == AS_IT_IS:
+            for n in range(width):
+                row[n] = b[k0 + k, n0 + n]
+        elif kind != TRANSPOSED:
+            factor = scale[0] if kind == TRITS else scale[k0 + k]
+            for n in range(width):
+                row[n] = np.float32(q[k0 + k, n0 + n]) * factor
+
+
+@njit(cache=True, parallel=True)
+def multiply(kind, a, a_row, a_k, b, q, scale, c, n_k, onto, threads, scratch):
+    """c (M, N) = (or +=) sum over k of a[m, k] b[k, n].
+
+    a: float32, its rows a_row and its columns a_k floats apart. Tasks are blocks of outputs; where these are
+    fewer than twice the threads, the rows are cut into strips as well.
+    """
+    n_rows, n_out = c.shape
+    blocks = (n_out + BLOCK - 1) // BLOCK
+    strips = (2 * threads + blocks - 1) // blocks
+    strip = (n_rows + strips * ROWS - 1) // (strips * ROWS) * ROWS
+    tasks = blocks * strips
+    for t in prange(threads):
+        floats = scratch[t].view(np.float32)
+        block = floats[:DEPTH * BLOCK].reshape(DEPTH, BLOCK)
+        edge = floats[DEPTH * BLOCK:(DEPTH + ROWS) * BLOCK].reshape(ROWS, BLOCK)
+        for task in range(tasks * t // threads, tasks * (t + 1) // threads):
+            n0, m0 = task // strips * BLOCK, task % strips * strip
+            m1, width = min(m0 + strip, n_rows), min(BLOCK, n_out - n0)
+            if not onto:
+                c[m0:m1, n0:n0 + width] = 0
+            for k0 in range(0, n_k, DEPTH):
+                depth = min(DEPTH, n_k - k0)
+                pack(kind, b, q, scale, n0, width, k0, depth, block)
+                for m in range(m0, m1, ROWS):
+                    rows = min(ROWS, m1 - m)
+                    out, ldc = c.ctypes.data + 4 * (m * n_out + n0), 4 * n_out
+                    if width < BLOCK:                      # a narrow block is summed aside, then copied
+                        out, ldc = edge.ctypes.data, 4 * BLOCK
+                        for r in range(rows):
+                            edge[r, :width] = c[m + r, n0:n0 + width]
+                    at = a.ctypes.data + 4 * (m * a_row + k0 * a_k)
+                    if rows == ROWS:
+                        _tile((at, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth, out, ldc))
+                    else:
+                        for r in range(rows):
+                            _row((at + 4 * a_row * r, 0, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth,
+                                  out + ldc * r, ldc))
+                    if width < BLOCK:
+                        for r in range(rows):
+                            c[m + r, n0:n0 + width] = edge[r, :width]
+
+
+SCRATCH = 4 * BLOCK * (DEPTH + ROWS)
+
+
+def product(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """y (M, N) = x (M, K) @ w.T, w (N, K). All float32, C-contiguous."""
+    with team(SCRATCH) as t:
+        multiply(TRANSPOSED, x, x.shape[1], 1, w, NO_CODES, ONE, y, x.shape[1], False, t.threads, t.scratch)
+    return y
+
+
+def product_dx(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, onto: bool = False) -> np.ndarray:
+    """dx (M, K) = (or +=) dy (M, N) @ w (N, K)."""
+    with team(SCRATCH) as t:
+        multiply(AS_IT_IS, dy, dy.shape[1], 1, w, NO_CODES, ONE, dx, dy.shape[1], onto, t.threads, t.scratch)
+    return dx
+
+
+def product_dw(dy: np.ndarray, x: np.ndarray, dw: np.ndarray) -> np.ndarray:
+    """dw (N, K) += dy (M, N).T @ x (M, K)."""
+    with team(SCRATCH) as t:
+        multiply(AS_IT_IS, dy, 1, dy.shape[1], x, NO_CODES, ONE, dw, len(dy), True, t.threads, t.scratch)
+    return dw
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    """(..., K)  ->  (M, K), C-contiguous; a copy only if it must be."""
+    return np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+
+
+def is_ours(*arrays: Any) -> bool:
+    """Whether all are float32: other precisions are the reference's."""
+    return all(a.dtype == np.float32 for a in arrays)
+
+
+def linear(x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.linear."""
+    if not is_ours(x, w):
+        return reference.linear(x, w)
+    rows = flat(x)
+    y = np.empty((len(rows), len(w)), np.float32) if out is None else out.reshape(len(rows), len(w))
+    return product(rows, np.ascontiguousarray(w), y).reshape(*x.shape[:-1], len(w))
+
+
+def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:
+    """As layers.linear_backward."""
+    if not is_ours(dy, x, w, dw) or not dw.flags.c_contiguous:
+        return reference.linear_backward(dy, x, w, dw)
+    rows, dx = flat(dy), np.empty((dy.size // dy.shape[-1], w.shape[1]), np.float32)
+    product_dw(rows, flat(x), dw)
+    return product_dx(rows, np.ascontiguousarray(w), dx).reshape(x.shape)

@@ -1,0 +1,54 @@
+"""How many threads, and the memory that each has to itself.
+
+Numba's pool runs every parallel loop. One loop at a time: the pool is not re-entrant, and the scratch is
+shared, so what is compiled is called inside `with team() as t`. Results never depend on the count.
+Read after: kernels/numba_cpu/vectors. Read next: kernels/numba_cpu/quant.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from bitnet_ref.checks import check
+
+_lock = threading.RLock()
+_scratch = [np.zeros((0, 0), np.uint8)]
+
+
+class Team(NamedTuple):
+    """`threads`: how many; `scratch`: uint8 (threads, bytes), a row for each, its content arbitrary."""
+
+    threads: int
+    scratch: np.ndarray
+
+
+def available() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use(threads: int) -> None:
+    """Run with this many threads from now on. Raises CheckError unless the pool has that many."""
+    most = numba.config.NUMBA_NUM_THREADS
+    check(1 <= threads <= most, f"threads must lie in 1..{most} (the processors of this process)", threads,
+          "choose fewer, or set NUMBA_NUM_THREADS before the start")
+    numba.set_num_threads(threads)
+
+
+@contextmanager
+def team(scratch: int = 0) -> Iterator[Team]:
+    """The pool, for this caller alone, with at least `scratch` bytes for each thread (64-byte aligned)."""
+    with _lock:
+        threads = numba.get_num_threads()
+        rows, size = _scratch[0].shape
+        if rows < threads or size < scratch:
+            size = (max(size, scratch) + 63) // 64 * 64
+            whole = np.empty(threads * size + 64, np.uint8)
+            start = -whole.ctypes.data % 64
+            _scratch[0] = whole[start:start + threads * size].reshape(threads, size)
+        yield Team(threads, _scratch[0])

@@ -1,0 +1,252 @@
+"""The register tiles under every product, written as LLVM instructions: ternary x int8, and float32.
+
+A tile holds sums in vector registers while it walks along k. Outputs lie in the lanes of a vector, sixteen
+outputs to a panel, so nothing is summed across lanes and every output is one chain in the order of k: the
+same bits for any number of rows, threads, or batch (docs/decisions/020). Memory is passed as addresses, whose
+bounds the callers answer for.
+Read after: kernels/numba_cpu/isa. Read next: kernels/numba_cpu/vectors.
+"""
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from bitnet_ref.kernels.numba_cpu import isa
+from bitnet_ref.kernels.numba_cpu.isa import I8, I16, I32, Tier
+
+PANEL = 16                   # outputs of a panel: the float32 lanes of the widest vectors
+TIER = isa.choose()
+F16, F32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(64)
+GROUPS = {"i2": 4, "b3": 5}  # fours of k in a block of 64 bytes
+AHEAD = 4096                 # bytes: how far ahead of use packed weights are asked of memory
+Emit = Callable[..., None]
+Steps = Iterator[tuple[ir.Value, ...]]
+
+
+def kernel(emit: Emit, **fixed: Any) -> Any:
+    """What `emit` writes, as a function for compiled code; it takes a tuple of integers.
+
+    They are emit's positional arguments after builder and tier: addresses, counts, strides in bytes.
+    """
+    n_args = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature(emit).parameters.values()) - 2
+
+    @intrinsic
+    def call(typingctx: Any, args: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+            emit(builder, TIER, *cgutils.unpack_tuple(builder, values[0], n_args), **fixed)
+            return context.get_dummy_value()
+
+        return types.void(types.UniTuple(types.int64, n_args)), codegen
+
+    return call
+
+
+class Memory:
+    """Loads and stores at an address plus an offset, both in bytes, whatever their alignment."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def at(self, address: ir.Value, offset: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """Pointer to a `kind` there."""
+        offset = I64(offset) if isinstance(offset, int) else offset
+        return self.builder.inttoptr(self.builder.add(address, offset), kind.as_pointer())
+
+    def load(self, address: ir.Value, offset: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """The value there."""
+        return self.builder.load(self.at(address, offset, kind), align=1)
+
+    def store(self, value: ir.Value, address: ir.Value, offset: ir.Value | int) -> None:
+        """Put `value` there."""
+        self.builder.store(value, self.at(address, offset, value.type), align=1)
+
+    def prefetch(self, address: ir.Value, offset: ir.Value) -> None:
+        """Ask for the cache line there; beyond the end of memory this does nothing."""
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        ask = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(ask, [self.at(address, offset, I8), I32(0), I32(3), I32(1)])
+
+    def splat(self, value: ir.Value, lanes: int) -> ir.Value:
+        """<lanes x value>."""
+        undef = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(undef, value, I32(0))
+        return self.builder.shuffle_vector(first, undef, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def sums(builder: ir.IRBuilder, kind: ir.Type, n: int) -> list[ir.Value]:
+    """n accumulators of zeros. LLVM keeps them in registers."""
+    return [cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * kind.count)) for _ in range(n)]
+
+
+def add_to(builder: ir.IRBuilder, slot: ir.Value, update: Callable[[ir.Value], ir.Value]) -> None:
+    """slot = update(slot)."""
+    builder.store(update(builder.load(slot)), slot)
+
+
+# ---- ternary x int8 ----
+
+def emit_store(builder: ir.IRBuilder, tier: Tier, acc: list[ir.Value], row: int, scales: ir.Value,
+               x_sums: ir.Value, y: ir.Value, ldy: ir.Value, offset: int) -> None:
+    """y[row, offset...] = (acc - x_sum) * scale for one vector of sums: codes are w + 1, hence the x_sum."""
+    m = Memory(builder)
+    x_sum = m.splat(m.load(x_sums, 4 * row, I32), tier.lanes)
+    scale = m.splat(m.load(scales, 4 * row, F32), tier.lanes)
+    total = builder.sitofp(builder.sub(acc, x_sum), ir.VectorType(F32, tier.lanes))
+    m.store(builder.fmul(total, scale), y, builder.add(builder.mul(ldy, I64(row)), I64(4 * offset)))
+
+
+def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
+                scales: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, *, bits: str, rows: int) -> None:
+    """One panel of packed weights against `rows` rows: a block of 64 bytes is 16 outputs x 4 x `groups`.
+
+    Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers.
+    """
+    m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
+    groups = GROUPS[bits]
+    fractions = bits == "b3" and tier.instruction == "vpdpbusd"     # a dot product that takes codes up to 255
+    chains = 3 if fractions else 4 if rows == 1 else 2      # sums in flight per row hide the latency
+    vector = ir.VectorType(I32, lanes)
+    slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in range(parts)]
+    steps = i2_steps if bits == "i2" else b3_fractions if fractions else b3_digits
+    with cgutils.for_range(builder, blocks) as loop:
+        at = builder.mul(loop.index, I64(64))
+        x_at = builder.mul(loop.index, I64(4 * groups))
+        m.prefetch(w, builder.add(at, I64(AHEAD)))
+        for p in range(parts):
+            block = m.load(w, builder.add(at, I64(4 * lanes * p)), ir.VectorType(I8, 4 * lanes))
+            for j, codes in enumerate(steps(builder, tier, block)):
+                for r in range(rows):
+                    here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
+                    four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), block.type)
+                    for i, code in enumerate(codes):
+                        add_to(builder, slots[p][r][chains * i + j % chains],
+                               lambda acc: isa.dot4(builder, tier, acc, code, four))
+    for p in range(parts):
+        for r in range(rows):
+            totals = [total(builder, slots[p][r][i:i + chains]) for i in range(0, len(slots[p][r]), chains)]
+            if fractions:                                   # (3 q - q') / 256, see b3_fractions
+                totals[0] = builder.sub(builder.mul(totals[0], ir.Constant(vector, [3] * lanes)), totals[1])
+                totals[0] = builder.ashr(totals[0], ir.Constant(vector, [8] * lanes))
+            emit_store(builder, tier, totals[0], r, scales, x_sums, y, ldy, p * lanes)
+
+
+def total(builder: ir.IRBuilder, slots: list[ir.Value]) -> ir.Value:
+    """The sum of some sums."""
+    first, *others = (builder.load(s) for s in slots)
+    for other in others:
+        first = builder.add(first, other)
+    return first
+
+
+def i2_steps(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
+    """Codes 0, 1, 2 of the four bit pairs of every byte, low bits first."""
+    words = ir.VectorType(I16, 2 * tier.lanes)
+    three = ir.Constant(block.type, [3] * 4 * tier.lanes)
+    for j in range(4):
+        shifted = builder.lshr(builder.bitcast(block, words), ir.Constant(words, [2 * j] * 2 * tier.lanes))
+        yield (builder.and_(builder.bitcast(shifted, block.type), three),)
+
+
+def b3_digits(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
+    """Codes 0, 1, 2 of the five trits of every byte, without a division: a byte is a fraction of 256.
+
+    Three times the fraction is its first digit to the base of 3 and the fraction that holds the others.
+    """
+    n = 2 * tier.lanes
+    words = ir.VectorType(I16, n)
+    low, high, eight, three = (ir.Constant(words, [c] * n) for c in (255, -256, 8, 3))
+    pair = builder.bitcast(block, words)
+    even, odd = builder.and_(pair, low), builder.lshr(pair, eight)
+    for _ in range(5):
+        even, odd = builder.mul(even, three), builder.mul(odd, three)
+        digits = builder.or_(builder.lshr(even, eight), builder.and_(odd, high))
+        even, odd = builder.and_(even, low), builder.and_(odd, low)
+        yield (builder.bitcast(digits, block.type),)
+
+
+def b3_fractions(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
+    """The fraction q before each digit and q' after it, instead of the digit: it is (3 q - q') / 256.
+
+    Dot products are linear, so that division is done once, on the sums: two additions and one more dot
+    product replace the taking apart.
+    """
+    q = block
+    for _ in range(5):
+        after = builder.add(builder.add(q, q), q)           # mod 256
+        yield q, after
+        q = after
+
+
+def emit_unpack(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, codes: ir.Value, *,
+                bits: str) -> None:
+    """The codes (groups * blocks, 16, 4) of one packed panel, for emit_codes: unpacked once, used by many rows."""
+    m, groups = Memory(builder), GROUPS[bits]
+    with cgutils.for_range(builder, blocks) as loop:
+        for part in range(0, 64, 4 * tier.lanes):
+            here = builder.add(builder.mul(loop.index, I64(64)), I64(part))
+            block = m.load(w, here, ir.VectorType(I8, 4 * tier.lanes))
+            for j, (digits,) in enumerate((i2_steps if bits == "i2" else b3_digits)(builder, tier, block)):
+                there = builder.add(builder.mul(loop.index, I64(64 * groups)), I64(64 * j + part))
+                m.store(digits, codes, there)
+
+
+def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Value, fours: ir.Value,
+               x: ir.Value, ldx: ir.Value, scales: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, *,
+               rows: int, panels: int) -> None:
+    """`panels` panels of unpacked codes (each fours x 16 x 4 bytes, `stride` apart) against `rows` rows."""
+    m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
+    bytes_of = ir.VectorType(I8, 4 * lanes)
+    slots = [sums(builder, ir.VectorType(I32, lanes), panels * parts) for _ in range(rows)]
+    with cgutils.for_range(builder, fours) as loop:
+        at, x_at = builder.mul(loop.index, I64(64)), builder.mul(loop.index, I64(4))
+        vectors = [m.load(codes, builder.add(builder.add(at, I64(4 * lanes * part)),
+                                             builder.mul(stride, I64(p))), bytes_of)
+                   for p in range(panels) for part in range(parts)]
+        for r in range(rows):
+            word = m.load(x, builder.add(x_at, builder.mul(ldx, I64(r))), I32)
+            four = builder.bitcast(m.splat(word, lanes), bytes_of)
+            for slot, v in zip(slots[r], vectors):
+                add_to(builder, slot, lambda acc: isa.dot4(builder, tier, acc, v, four))
+    for r in range(rows):
+        for i, slot in enumerate(slots[r]):
+            emit_store(builder, tier, builder.load(slot), r, scales, x_sums, y, ldy, i * lanes)
+
+
+# ---- float32 ----
+
+def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value, a_k: ir.Value, b: ir.Value,
+                b_panel: ir.Value, b_k: ir.Value, n_k: ir.Value, c: ir.Value, ldc: ir.Value, *,
+                rows: int, panels: int, onto: bool = False, half: bool = False) -> None:
+    """c[r, 16 p ...] = (or +=, if `onto`) sum over k of a[r, k] * b[p][k], each product fused with its sum.
+
+    a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`), b_panel and b_k apart.
+    """
+    m, vector = Memory(builder), ir.VectorType(F32, PANEL)
+    slots = [sums(builder, vector, panels) for _ in range(rows)]
+    places = [[builder.add(builder.mul(ldc, I64(r)), I64(4 * PANEL * p)) for p in range(panels)]
+              for r in range(rows)]
+    if onto:
+        for r in range(rows):
+            for p in range(panels):
+                builder.store(m.load(c, places[r][p], vector), slots[r][p])
+    kind = ir.FunctionType(vector, [vector] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+    with cgutils.for_range(builder, n_k) as loop:
+        at, a_at = builder.mul(loop.index, b_k), builder.mul(loop.index, a_k)
+        vectors = []
+        for p in range(panels):
+            v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), ir.VectorType(F16 if half else F32, PANEL))
+            vectors.append(builder.fpext(v, vector) if half else v)
+        for r in range(rows):
+            x = m.splat(m.load(a, builder.add(a_at, builder.mul(a_row, I64(r))), F32), PANEL)
+            for slot, v in zip(slots[r], vectors):
+                add_to(builder, slot, lambda acc: builder.call(fma, [x, v, acc]))
+    for r in range(rows):
+        for p in range(panels):
+            m.store(builder.load(slots[r][p]), c, places[r][p])
+
