@@ -30,7 +30,7 @@ DIMS = {
 }
 
 
-def load(path: str, backend: str = "numpy") -> "LanguageModel":
+def load(path: str, backend: str = "numba", threads: int | None = None) -> "LanguageModel":
     """The model in `path`: a run folder of `python -m bitnet_ref.train`, or a Hugging Face folder.
 
     It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. Raises CheckError if
@@ -38,4 +38,4 @@ def load(path: str, backend: str = "numpy") -> "LanguageModel":
     """
     from bitnet_ref.generate.language_model import load
 
-    return load(path, backend)
+    return load(path, backend, threads)

@@ -73,6 +73,12 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
         group.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=help, **how)
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """--backend and --threads, for commands that run a model."""
+    parser.add_argument("--backend", type=text, default="numba", help="implementation of the ops (default: numba)")
+    parser.add_argument("--threads", type=int, help="threads to run with (default: all processors)")
+
+
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that stand on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}

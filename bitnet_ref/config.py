@@ -109,13 +109,14 @@ class TrainConfig:
     save_every: int = _opt(100, "steps between checkpoints", free=True)
     keep: int = _opt(2, "checkpoints kept", free=True)
     log_every: int = _opt(10, "steps between lines of the log that carry the measures by layer", free=True)
-    backend: str = _opt("numpy", "implementation of the ops", free=True)
+    backend: str = _opt("numba", "implementation of the ops", free=True)
+    threads: int | None = _opt(None, "threads to run with (default: all processors)", free=True)
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_positive(self, "steps", "epochs", "batch", "accumulate", "lr", "lr_stage2", "max_norm",
                         "patience", "requantize_every", "eval_every", "eval_windows", "save_every", "keep",
-                        "log_every", "adam_eps")
+                        "log_every", "adam_eps", "threads")
         check(self.steps < 1 << 53, "steps must be below 2^53", self.steps, "give fewer steps or epochs")
         for name in ("beta1", "beta2", "val_fraction"):
             value = getattr(self, name)

@@ -10,7 +10,7 @@ Read after: evaluate/corpus. Read next: train.
 import json
 import sys
 
-from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
+from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, run_command, text
 
 
 def main(argv: list[str]) -> int:
@@ -23,12 +23,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--windows", type=int,
                         help="score at most this many windows, evenly spaced (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--backend", type=text, default="numpy",
-                        help="implementation of the ops (default: numpy)")
+    add_backend(parser)
     args = parser.parse_args(argv)
 
     from bitnet_ref.evaluate.corpus import score_corpus
-    result = score_corpus(args.model, args.corpus, args.windows, args.backend)
+    result = score_corpus(args.model, args.corpus, args.windows, args.backend, args.threads)
     figures = {"loss": result.loss, "perplexity": result.perplexity, "bits per byte": result.bits_per_byte,
                "tokens": result.tokens, "bytes": result.bytes}
     if args.json:

@@ -12,7 +12,7 @@ import numpy as np
 from bitnet_ref.checks import check
 from bitnet_ref.generate.sampling import sample
 from bitnet_ref.model import Transformer
-from bitnet_ref.model.transformer import decode_step, prefill, require_finite
+from bitnet_ref.model.transformer import require_finite
 
 
 def decode(model: Transformer, prompt: np.ndarray, tokens: int, temperature: float = 0.0,
@@ -42,7 +42,7 @@ def _decoded(model: Transformer, prompt: list[int], tokens: int, temperature: fl
              seed: int, stop: int | None) -> Iterator[int]:
     keep = model.cfg.context
     window = prompt[-keep:]
-    logits, state = prefill(model.plan, model.ready, np.array([window]))
+    logits, state = model.prefill(np.array([window]))
     for n in range(tokens):
         require_finite(float(np.max(np.abs(logits))), f"the largest logit at token {len(prompt) + n}", model,
                        np.array([window]))
@@ -52,7 +52,7 @@ def _decoded(model: Transformer, prompt: list[int], tokens: int, temperature: fl
             return
         if len(window) < keep:
             window.append(token)
-            logits, state = decode_step(model.plan, model.ready, np.array([token]), state)
+            logits, state = model.decode_step(np.array([token]), state)
         else:
             window = [*window[keep // 2 + 1:], token]
-            logits, state = prefill(model.plan, model.ready, np.array([window]))
+            logits, state = model.prefill(np.array([window]))

@@ -61,13 +61,13 @@ class LanguageModel:
         return "".join(self.stream(prompt, tokens, temperature, top_k, seed))
 
 
-def load(path: str | Path, backend: str = "numpy") -> LanguageModel:
+def load(path: str | Path, backend: str = "numba", threads: int | None = None) -> LanguageModel:
     """The model of a run folder, of one checkpoint in it, or of a Hugging Face folder with a tokenizer.json.
 
     Raises CheckError if it is missing, damaged or not supported.
     """
     if hf.is_folder(path):
-        return _load_hf(Path(path), backend)
+        return _load_hf(Path(path), backend, threads)
     checkpoint = latest(path)
     state = read_state(checkpoint)
     tokenizer = load_tokenizer(checkpoint.parent / TOKENIZER)
@@ -78,13 +78,14 @@ def load(path: str | Path, backend: str = "numpy") -> LanguageModel:
     check(tokenizer.checksum == state.get("tokenizer"),
           "the tokenizer must be the one that the model was trained with",
           f"checksum {tokenizer.checksum[:12]}", f"put back the {TOKENIZER} of the run")
-    return LanguageModel(Transformer(cfg, read_params(checkpoint, state), kernels.load(backend)), tokenizer)
+    return LanguageModel(Transformer(cfg, read_params(checkpoint, state), kernels.load(backend, threads)),
+                         tokenizer)
 
 
-def _load_hf(folder: Path, backend: str) -> LanguageModel:
+def _load_hf(folder: Path, backend: str, threads: int | None) -> LanguageModel:
     """Others' vocabularies are often padded: the model may have more entries than the tokenizer."""
     config, tokenizer = hf.read_config(folder), load_tokenizer(folder / TOKENIZER)
     check(tokenizer.vocab_size <= config.model.vocab_size,
           f"the tokenizer must have at most the model's {config.model.vocab_size} entries",
           tokenizer.vocab_size, f"put back the {TOKENIZER} that belongs to the model")
-    return LanguageModel(Transformer(*hf.read(folder), kernels.load(backend)), tokenizer, config.bos)
+    return LanguageModel(Transformer(*hf.read(folder), kernels.load(backend, threads)), tokenizer, config.bos)

@@ -1,23 +1,41 @@
 """Backends: overlays on the reference, injected into the model, never asked about.
 
 `load("numpy")` is the reference itself. A faster backend is a package beside this file that lists what it
-provides; its names replace the reference's. The model receives the namespace and never imports this package.
-Read after: layers/adamw. Read next: model.
+provides; its names replace the reference's. Beside ops it may provide the whole-model paths PATHS, whose
+references are in model/transformer.py. The model receives the namespace and never imports this package.
+Read after: layers/adamw. Read next: kernels/numba_cpu.
 """
 
 from importlib import import_module
 from types import SimpleNamespace
 
-from bitnet_ref.checks import lookup
+from bitnet_ref.checks import check, lookup
 from bitnet_ref.layers import ALL_OPS
 
 BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   # overlays, applied in order
+DEFAULT = "numba"            # of every command but conform, which judges by the reference
+PATHS = ("prefill", "decode_step", "train_step")
 
 
-def load(name: str = "numpy") -> SimpleNamespace:
-    """The namespace of ops of backend `name`. Raises CheckError (listing the backends) for an unknown one."""
+def load(name: str = "numpy", threads: int | None = None) -> SimpleNamespace:
+    """The namespace of ops of backend `name`, to run with that many threads (default: as it is).
+
+    Raises CheckError (listing the backends) for an unknown one, and for more threads than processors.
+    """
+    overlays = [import_module(f"bitnet_ref.kernels.{folder}") for folder in lookup(BACKENDS, name, "backend")]
     table = dict(ALL_OPS)
-    for folder in lookup(BACKENDS, name, "backend"):
-        overlay = import_module(f"bitnet_ref.kernels.{folder}")
+    for overlay in overlays:
         table.update({op: getattr(overlay, op) for op in overlay.PROVIDES})
+    if threads is not None:
+        _use(threads, overlays)
     return SimpleNamespace(**table)
+
+
+def _use(threads: int, overlays: list) -> None:
+    """BLAS and the overlays on the same number of threads: never more together than one of them alone."""
+    from threadpoolctl import threadpool_limits
+
+    check(threads >= 1, "threads must be at least 1", threads, "leave --threads out to use all processors")
+    for overlay in overlays:
+        overlay.use(threads)
+    threadpool_limits(threads)

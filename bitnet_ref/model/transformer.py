@@ -6,7 +6,7 @@ oracle for a cached one.
 Read after: model/block. Read next: model/cost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,21 @@ class Transformer:
     def loss_and_grads(self, batches: list[tuple[np.ndarray, np.ndarray]], grads: Params) -> float:
         """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean."""
         grads.flat[:] = 0
-        return train_step(self.plan, self.ready, batches, 1 / len(batches), grads)
+        return self._by("train_step", train_step, batches, 1 / len(batches), grads)
+
+    def prefill(self, ids: np.ndarray) -> tuple[np.ndarray, Any]:
+        """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step."""
+        return self._by("prefill", prefill, ids)
+
+    def decode_step(self, token: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        """token int (B,), state  ->  logits (B, V) of the next token, the new state."""
+        return self._by("decode_step", decode_step, token, state)
+
+    def _by(self, path: str, reference: Callable[..., Any], *args: Any) -> Any:
+        """The backend's own whole-model path, where it has one for such a model; else the reference's."""
+        own = getattr(self.plan.ops, path, None)
+        result = NotImplemented if own is None else own(self.plan, self.ready, *args)
+        return reference(self.plan, self.ready, *args) if result is NotImplemented else result
 
     def _checked(self, name: str, ids: Any) -> np.ndarray:
         try:

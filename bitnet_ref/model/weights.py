@@ -20,12 +20,20 @@ class Trits(NamedTuple):
     w_scale: Any
 
 
+class Ready(dict[str, Any]):
+    """What forward reads, by name. `kept`: what a backend has made of it for its whole-model paths."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        super().__init__(table)
+        self.kept: dict[str, Any] = {}
+
+
 class Weights(dict[str, "np.ndarray | Trits"]):
     """name -> array, or Trits for a ternary matrix. "head" is always there, also when it is the embedding."""
 
-    def ready(self, ops: Any) -> dict[str, Any]:
+    def ready(self, ops: Any) -> Ready:
         """The working form of backend `ops`: what `ops.prepare` makes of Trits, arrays as they are."""
-        return {name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()}
+        return Ready({name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()})
 
     def trits(self) -> dict[str, Trits]:
         """The ternary matrices alone."""

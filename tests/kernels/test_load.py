@@ -17,7 +17,7 @@ def test_numpy_is_the_reference_itself():
 
 
 def test_every_backend_has_every_op(backends):
-    assert vars(backends).keys() == ALL_OPS.keys()
+    assert vars(backends).keys() - kernels.PATHS == ALL_OPS.keys()
 
 
 def test_every_forward_has_its_backward():

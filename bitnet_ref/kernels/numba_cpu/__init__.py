@@ -16,8 +16,11 @@ from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
     ternary_linear,
     ternary_linear_backward,
 )
+from bitnet_ref.kernels.numba_cpu.decode_step import decode_step, prefill  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.threads import use  # noqa: E402
 
-__all__ = PROVIDES = ["absmax_int8", "absmean_ternary", "attention", "attention_backward", "linear", "linear_backward", "prepare",
-                      "rmsnorm_int8", "ternary_linear", "ternary_linear_backward"]
+PROVIDES = ("absmax_int8", "absmean_ternary", "attention", "attention_backward", "decode_step", "linear",
+            "linear_backward", "prefill", "prepare", "rmsnorm_int8", "ternary_linear", "ternary_linear_backward")
+__all__ = [*PROVIDES, "use"]

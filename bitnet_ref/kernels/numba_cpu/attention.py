@@ -9,9 +9,10 @@ Read after: kernels/numba_cpu/bitlinear. Read next: kernels/numba_cpu/rmsnorm.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from bitnet_ref import layers as reference
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
 from bitnet_ref.kernels.numba_cpu.linear import is_ours
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
@@ -27,28 +28,29 @@ _onto = kernel(emit_floats, rows=TILE, panels=WIDE, onto=True)
 _onto_1 = kernel(emit_floats, rows=TILE, panels=1, onto=True)
 
 
-@njit(cache=True)
+@compiled
 def few(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
-    """c (rows, 16 panels) = a b for up to TILE rows, a register tile after the other. Strides in bytes."""
+    """c (rows, 16 panels) = a b for up to TILE rows, a register tile after the other. Strides in bytes.
+
+    Two rows or more run as TILE: `a` and `c` must have TILE rows; what lies in those beyond is not looked at.
+    """
     p = 0
     while p < panels:
         wide = panels - p >= WIDE
         at, out = b + p * b_panel, c + 4 * PANEL * p
-        if rows == TILE:
+        if rows > 1:
             if wide:
                 _tile((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
             else:
                 _tile_1((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
+        elif wide:
+            _row((a, 0, a_k, at, b_panel, b_k, n_k, out, 0))
         else:
-            for r in range(rows):
-                if wide:
-                    _row((a + r * a_row, 0, a_k, at, b_panel, b_k, n_k, out + r * ldc, 0))
-                else:
-                    _row_1((a + r * a_row, 0, a_k, at, b_panel, b_k, n_k, out + r * ldc, 0))
+            _row_1((a, 0, a_k, at, b_panel, b_k, n_k, out, 0))
         p += WIDE if wide else 1
 
 
-@njit(cache=True)
+@compiled
 def onto(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
     """c (rows, 16 panels) += a b, rows a multiple of TILE."""
     for r in range(0, rows, TILE):
@@ -63,13 +65,13 @@ def onto(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
             p += WIDE if wide else 1
 
 
-@njit(cache=True)
+@compiled
 def padded(n, unit):
     """n rounded up to a multiple of `unit`."""
     return (n + unit - 1) // unit * unit
 
 
-@njit(cache=True)
+@compiled
 def into_panels(rows, panels):
     """rows (S, Dh, strided)  ->  panels (ceil(S/16), Dh, 16); what lacks to sixteen is zeros."""
     n, width = rows.shape
@@ -80,20 +82,20 @@ def into_panels(rows, panels):
                 panels[p, d, i] = rows[s, d] if s < n else np.float32(0)
 
 
-@njit(cache=True)
-def weigh(rows, n_first, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o, lse):
-    """o and log-sum-exp of `rows` neighbouring queries; the first sees n_first keys, each next one more.
+@compiled
+def weigh(rows, n_first, step, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o, lse):
+    """o and log-sum-exp of up to TILE queries; the first sees n_first keys, each next `step` more.
 
     q (rows, n_d), scaled; keys: address of panels (n_d, 16), key_panel bytes apart; values: address of rows of
     16 wide floats; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes, totals: scratch.
     """
-    n_keys = n_first + rows - 1
+    n_keys = n_first + step * (rows - 1)
     panels = (n_keys + PANEL - 1) // PANEL
     lds = 4 * scores.shape[1]
     few(rows, panels, q, ldq, 4, keys, key_panel, 4 * PANEL, n_d, scores.ctypes.data, lds)        # (AT.1)
     for r in range(rows):
-        total, top = softmax_row(scores[r], n_first + r, lanes)                                   # (AT.3)
-        for j in range(padded(n_first + r, PANEL), PANEL * panels):
+        total, top = softmax_row(scores[r], n_first + step * r, lanes)                                   # (AT.3)
+        for j in range(padded(n_first + step * r, PANEL), PANEL * panels):
             scores[r, j] = 0                                                                      # (AT.2)
         totals[r] = total
         lse[r] = np.log(total) + top
@@ -105,21 +107,21 @@ def weigh(rows, n_first, q, ldq, n_d, keys, key_panel, values, value_row, scores
             o[r, d] *= inverse
 
 
-@njit(cache=True)
+@compiled
 def _floats(scratch, at, rows, columns):
     """A float32 (rows, columns) of the scratch, and where the next begins."""
     end = at + rows * columns
     return scratch[at:end].reshape(rows, columns), padded(end, PANEL)
 
 
-@njit(cache=True)
+@compiled
 def forward_scratch(S, Dh):
     """Floats that a thread needs: keys and values of a head, scores, queries, results."""
     wide = padded(Dh, PANEL)
     return padded(S, PANEL) * (Dh + TILE) + S * wide + 2 * TILE * wide + 7 * PANEL
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def _forward(q, k, v, o, lse, scratch, threads):
     B, T, H, Dh = q.shape
     S, KV = k.shape[1], k.shape[2]
@@ -143,21 +145,21 @@ def _forward(q, k, v, o, lse, scratch, threads):
                     for r in range(rows):
                         for d in range(Dh):
                             queries[r, d] = q[b, i + r, h, d] * scale
-                    weigh(rows, S - T + i + 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data, 4 * Dh * PANEL,
+                    weigh(rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data, 4 * Dh * PANEL,
                           values.ctypes.data, 4 * wide, scores, lanes, totals, results,
                           lse[b, g, h - g * R, i:i + rows, 0])
                     for r in range(rows):
                         o[b, i + r, h] = results[r, :Dh]
 
 
-@njit(cache=True)
+@compiled
 def backward_scratch(T, S, Dh):
     """Floats that a thread needs: four forms of keys and values, two gradients, two blocks of scores, rows."""
     wide, keys = padded(Dh, PANEL), padded(padded(S, PANEL), TILE)
     return keys * (2 * Dh + 4 * wide + 2 * QUERIES) + 3 * QUERIES * wide + QUERIES + 12 * PANEL
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def _backward(do, q, k, v, o, lse, dq, dk, dv, scratch, threads):
     B, T, H, Dh = q.shape
     S, KV = k.shape[1], k.shape[2]

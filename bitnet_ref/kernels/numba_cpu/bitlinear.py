@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.checks import check, lookup
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
 from bitnet_ref.kernels.numba_cpu.linear import (
     CODES,
     NO_FLOATS,
@@ -26,8 +27,16 @@ from bitnet_ref.kernels.numba_cpu.linear import (
 )
 from bitnet_ref.kernels.numba_cpu.quant import quantise_row
 from bitnet_ref.kernels.numba_cpu.threads import team
-from bitnet_ref.kernels.numba_cpu.tiles import GROUPS, PANEL, TIER, emit_codes, emit_packed, emit_unpack, kernel
-from bitnet_ref.kernels.numba_cpu.vectors import square_sum
+from bitnet_ref.kernels.numba_cpu.tiles import (
+    GROUPS,
+    PANEL,
+    TIER,
+    emit_codes,
+    emit_packed,
+    emit_unpack,
+    kernel,
+)
+from bitnet_ref.kernels.numba_cpu.vectors import rstd_of
 from bitnet_ref.layers.bitlinear import EXACT_IN_FLOAT32
 
 FEW = 8                      # rows up to which packed panels are walked directly
@@ -76,7 +85,7 @@ def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
     What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
     """
     N, K = w_q.shape
-    check(K <= MOST_K[bits], f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
+    check(MOST_K[bits] >= K, f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
           "use packing i2" if bits == "b3" else "use backend numpy")
     blocks = -(-K // (4 * GROUPS[bits]))
     packed = np.empty((-(-N // PANEL), blocks, 64), np.uint8)
@@ -86,7 +95,7 @@ def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
     return packed
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def _pack_panels(w_q, groups, packed, threads):
     n_out, n_in = w_q.shape
     bad = 0
@@ -106,7 +115,7 @@ def _pack_panels(w_q, groups, packed, threads):
     return bad
 
 
-@njit(cache=True)
+@compiled
 def unpack_block(packed, groups, first, codes):
     """codes uint8 (panels, groups * blocks, 16, 4): the codes of the packed panels from `first` on."""
     blocks = packed.shape[1]
@@ -118,7 +127,7 @@ def unpack_block(packed, groups, first, codes):
             _unpack_b3(at)
 
 
-@njit(cache=True)
+@compiled
 def codes_of_trits(w_q, first, codes):
     """The same from unpacked trits int8 (N, K): training packs nothing, its weights change every step."""
     n_out, n_in = w_q.shape
@@ -133,43 +142,45 @@ def codes_of_trits(w_q, first, codes):
 
 # ---- the product ----
 
-@njit(cache=True)
-def few_rows(packed, groups, panel0, panel1, x, scales, sums, y, edge):
+@compiled
+def few_rows(packed, groups, panel0, panel1, x, x_scale, w_scale, sums, y, edge):
     """y (M, N) of outputs 16 panel0 up to 16 panel1, M small, straight from packed panels.
 
-    x int8 (M, at least 4 groups blocks); scales float32 (M,): x_scale * w_scale; sums int32 (M,): of x;
+    x int8 (M, at least 4 groups blocks); x_scale float32 (M,); w_scale float32 (1,); sums int32 (M,): of x;
     edge float32 (4, 16): scratch for a panel that is narrower than 16.
     """
     n_rows, n_out = y.shape
+    whole, m = min(panel1, n_out // PANEL), 0
+    while m < n_rows:
+        rows = 4 if n_rows - m >= 4 else 1
+        at = (x.ctypes.data + m * x.shape[1], x.shape[1], x_scale.ctypes.data + 4 * m, w_scale.ctypes.data,
+              sums.ctypes.data + 4 * m)
+        _walk_panels(rows, packed, groups, panel0, whole, at, y.ctypes.data + 4 * (m * n_out + PANEL * panel0),
+                     4 * n_out)
+        if whole < panel1:                                 # the last panel has fewer than sixteen outputs
+            _walk_panels(rows, packed, groups, whole, panel1, at, edge.ctypes.data, 4 * PANEL)
+            for r in range(rows):
+                y[m + r, PANEL * whole:] = edge[r, :n_out - PANEL * whole]
+        m += rows
+
+
+@compiled
+def _walk_panels(rows, packed, groups, panel0, panel1, at, out, ldy):
     blocks = packed.shape[1]
-    for p in range(panel0, panel1):
-        w = packed.ctypes.data + p * blocks * 64
-        width = min(PANEL, n_out - PANEL * p)
-        m = 0
-        while m < n_rows:
-            rows = 4 if n_rows - m >= 4 else 1
-            out, ldy = y.ctypes.data + 4 * (m * n_out + PANEL * p), 4 * n_out
-            if width < PANEL:
-                out, ldy = edge.ctypes.data, 4 * PANEL
-            args = (w, blocks, x.ctypes.data + m * x.shape[1], x.shape[1], scales.ctypes.data + 4 * m,
-                    sums.ctypes.data + 4 * m, out, ldy)
-            if groups == 4:
-                if rows == 4:
-                    _packed_i2_4(args)
-                else:
-                    _packed_i2(args)
-            elif rows == 4:
-                _packed_b3_4(args)
-            else:
-                _packed_b3(args)
-            if width < PANEL:
-                for r in range(rows):
-                    y[m + r, PANEL * p:] = edge[r, :width]
-            m += rows
+    args = (packed.ctypes.data + panel0 * blocks * 64, panel1 - panel0, blocks, *at, out, ldy)
+    if groups == 4:
+        if rows == 4:
+            _packed_i2_4(args)
+        else:
+            _packed_i2(args)
+    elif rows == 4:
+        _packed_b3_4(args)
+    else:
+        _packed_b3(args)
 
 
-@njit(cache=True)
-def many_rows(codes, n0, row0, row1, x, scales, sums, y, edge):
+@compiled
+def many_rows(codes, n0, row0, row1, x, x_scale, w_scale, sums, y, edge):
     """y[row0:row1] of the BLOCK outputs from n0 on, whose codes (panels, fours, 16, 4) are unpacked.
 
     edge float32 (ROWS, BLOCK): scratch for a block that is narrower.
@@ -183,29 +194,29 @@ def many_rows(codes, n0, row0, row1, x, scales, sums, y, edge):
             out, ldy = edge.ctypes.data, 4 * BLOCK
         if rows == ROWS:
             _tile((codes.ctypes.data, stride, codes.shape[1], x.ctypes.data + m * ldx, ldx,
-                   scales.ctypes.data + 4 * m, sums.ctypes.data + 4 * m, out, ldy))
+                   x_scale.ctypes.data + 4 * m, w_scale.ctypes.data, sums.ctypes.data + 4 * m, out, ldy))
         else:
             for r in range(m, row1):
                 _row((codes.ctypes.data, stride, codes.shape[1], x.ctypes.data + r * ldx, ldx,
-                      scales.ctypes.data + 4 * r, sums.ctypes.data + 4 * r, out + (r - m) * ldy, ldy))
+                      x_scale.ctypes.data + 4 * r, w_scale.ctypes.data, sums.ctypes.data + 4 * r,
+                      out + (r - m) * ldy, ldy))
         if width < BLOCK:
             for r in range(rows):
                 y[m + r, n0:] = edge[r, :width]
 
 
-@njit(cache=True)
+@compiled
 def many_scratch(n_in):
     """Bytes that a product needs of a thread: codes, and the edge of either way."""
     return BLOCK * ((n_in + 3) // 4 * 4) + 4 * max(BLOCK * ROWS, 4 * PANEL)
 
 
-@njit(cache=True, parallel=True)
-def _product(w_q, packed, groups, x, x_scale, w_scale, scales, sums, y, threads, scratch):
+@compiled_parallel
+def _product(w_q, packed, groups, x, x_scale, w_scale, sums, y, threads, scratch):
     """From packed panels if there are any (few or many rows), else from trits."""
     n_rows, n_out = y.shape
     fours = (x.shape[1] + 3) // 4
     for m in range(n_rows):
-        scales[m] = x_scale[m] * w_scale
         total = np.int32(0)
         for k in range(x.shape[1]):
             total += np.int32(x[m, k])
@@ -219,8 +230,8 @@ def _product(w_q, packed, groups, x, x_scale, w_scale, scales, sums, y, threads,
         floats = scratch[t][n_codes:].view(np.float32)
         edge, narrow = floats[:ROWS * BLOCK].reshape(ROWS, BLOCK), floats[:4 * PANEL].reshape(4, PANEL)
         if len(packed) and n_rows <= FEW:
-            few_rows(packed, groups, len(packed) * t // threads, len(packed) * (t + 1) // threads, x, scales, sums,
-                     y, narrow)
+            few_rows(packed, groups, len(packed) * t // threads, len(packed) * (t + 1) // threads, x, x_scale,
+                     w_scale, sums, y, narrow)
         else:
             for task in range(blocks * strips * t // threads, blocks * strips * (t + 1) // threads):
                 first, m0 = task // strips * (BLOCK // PANEL), task % strips * strip
@@ -228,7 +239,8 @@ def _product(w_q, packed, groups, x, x_scale, w_scale, scales, sums, y, threads,
                     unpack_block(packed, groups, first, codes)
                 else:
                     codes_of_trits(w_q, first, codes)
-                many_rows(codes, first * PANEL, m0, min(m0 + strip, n_rows), x, scales, sums, y, edge)
+                many_rows(codes, first * PANEL, m0, min(m0 + strip, n_rows), x, x_scale, w_scale, sums,
+                          y, edge)
 
 
 NOT_PACKED = np.zeros((0, 0, 64), np.uint8)
@@ -244,9 +256,9 @@ def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_sca
         wide = np.zeros((M, padded), np.int8)
         wide[:, :K] = x_q
         x_q = wide
-    scales, sums = np.empty(M, np.float32), np.empty(M, np.int32)
     with team(many_scratch(padded)) as t:
-        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.float32(w_scale), scales, sums, y, t.threads, t.scratch)
+        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.full(1, w_scale, np.float32), np.empty(M, np.int32), y,
+                 t.threads, t.scratch)
     return y
 
 
@@ -267,17 +279,17 @@ def ternary_dw(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, dw: np.ndar
 
 # ---- norm and quantise ----
 
-@njit(cache=True)
+@compiled
 def norm_row(x, g, eps, normed, x_q):
     """RMSNorm (if `normed`) and absmax int8 of one row. Returns x_scale, the sum of the codes, rstd."""
     rstd = np.float32(1)
     if normed:
-        rstd = np.float32(1 / np.sqrt(square_sum(x) / x.size + eps))            # (BL.1)
+        rstd = rstd_of(x, eps)                                                  # (BL.1)
     scale, total = quantise_row(x, g, rstd, x_q)                                # (BL.2)
     return scale, total, rstd
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def _norm_int8(x, g, eps, normed, x_q, x_scale, rstd, threads):
     for t in prange(threads):
         for m in range(len(x) * t // threads, len(x) * (t + 1) // threads):

@@ -14,6 +14,11 @@ import numba
 
 from bitnet_ref.kernels.numba_cpu import isa
 
+# Division by zero gives infinity, as in NumPy: a check would keep loops from being vectorised.
+compiled = numba.njit(cache=True, error_model="numpy")
+compiled_parallel = numba.njit(cache=True, error_model="numpy", parallel=True)
+inlined = numba.njit(inline="always", error_model="numpy")
+
 
 def folder() -> Path:
     """The folder of this tier and this Numba."""

@@ -9,10 +9,11 @@ Read after: kernels/numba_cpu/quant. Read next: kernels/numba_cpu/bitlinear.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from bitnet_ref import layers as reference
-from bitnet_ref.kernels.numba_cpu.threads import Team, team
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
+from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
 
 ROWS, BLOCK = TIER.float_rows, PANEL * TIER.float_panels
@@ -24,7 +25,7 @@ NO_FLOATS, NO_CODES = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.int8)
 ONE = np.ones(1, np.float32)
 
 
-@njit(cache=True)
+@compiled
 def pack(kind, b, q, scale, n0, width, k0, depth, block):
     """block (depth, BLOCK): the operand of outputs n0... and of k0...; zeros beyond the width."""
     if kind == TRANSPOSED:                                 # by squares, so that what is read stays in L1
@@ -45,7 +46,7 @@ def pack(kind, b, q, scale, n0, width, k0, depth, block):
                 row[n] = np.float32(q[k0 + k, n0 + n]) * factor
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def multiply(kind, a, a_row, a_k, b, q, scale, c, n_k, onto, threads, scratch):
     """c (M, N) = (or +=) sum over k of a[m, k] b[k, n].
 

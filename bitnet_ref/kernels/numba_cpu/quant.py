@@ -8,9 +8,10 @@ Read after: kernels/numba_cpu/threads. Read next: kernels/numba_cpu/linear.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from bitnet_ref import quant as reference
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.vectors import INFINITE, MAGNITUDE, bits_of, float_of, round_even
 from bitnet_ref.quant import FLOOR
@@ -19,7 +20,7 @@ PART = 1 << 14               # weights of a partial sum of |w|, so that the sum 
 _floor = np.float32(FLOOR)
 
 
-@njit(cache=True)
+@compiled
 def quantise_row(x, g, rstd, x_q):
     """x_q int8 (K,) of float32 x * rstd * g (g: empty for no gain). Returns x_scale and the sum of the codes."""
     top = np.int32(0)
@@ -48,14 +49,14 @@ def quantise_row(x, g, rstd, x_q):
     return absmax / np.float32(127), np.int32(total)
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def _absmax_int8(x, g, x_q, x_scale, threads):
     for t in prange(threads):
         for m in range(len(x) * t // threads, len(x) * (t + 1) // threads):
             x_scale[m], _ = quantise_row(x[m], g, np.float32(1), x_q[m])
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def magnitude_sums(w, sums, threads):
     """sums (parts,) float64: of |w| (n,), PART weights each. Not finite if a weight is not."""
     for t in prange(threads):
@@ -73,7 +74,7 @@ def magnitude_sums(w, sums, threads):
             sums[p] = (a + b) + (c + d)
 
 
-@njit(cache=True, parallel=True)
+@compiled_parallel
 def round_to_trits(w, inv_scale, w_q, threads):
     """w_q int8 (n,) = clip(rint(w * inv_scale), -1, 1). Half rounds to even, that is to 0."""
     for t in prange(threads):

@@ -90,28 +90,41 @@ def add_to(builder: ir.IRBuilder, slot: ir.Value, update: Callable[[ir.Value], i
 
 # ---- ternary x int8 ----
 
-def emit_store(builder: ir.IRBuilder, tier: Tier, acc: list[ir.Value], row: int, scales: ir.Value,
-               x_sums: ir.Value, y: ir.Value, ldy: ir.Value, offset: int) -> None:
-    """y[row, offset...] = (acc - x_sum) * scale for one vector of sums: codes are w + 1, hence the x_sum."""
+def emit_store(builder: ir.IRBuilder, tier: Tier, acc: ir.Value, row: int, x_scales: ir.Value,
+               w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, offset: int) -> None:
+    """y[row, offset...] = (acc - x_sum) * (x_scale * w_scale), a vector: codes are w + 1, hence the x_sum."""
     m = Memory(builder)
     x_sum = m.splat(m.load(x_sums, 4 * row, I32), tier.lanes)
-    scale = m.splat(m.load(scales, 4 * row, F32), tier.lanes)
+    scale = m.splat(builder.fmul(m.load(x_scales, 4 * row, F32), m.load(w_scale, 0, F32)), tier.lanes)
     total = builder.sitofp(builder.sub(acc, x_sum), ir.VectorType(F32, tier.lanes))
     m.store(builder.fmul(total, scale), y, builder.add(builder.mul(ldy, I64(row)), I64(4 * offset)))
 
 
-def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
-                scales: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, *, bits: str, rows: int) -> None:
-    """One panel of packed weights against `rows` rows: a block of 64 bytes is 16 outputs x 4 x `groups`.
+def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value, blocks: ir.Value, x: ir.Value,
+                ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value,
+                ldy: ir.Value, *, bits: str, rows: int) -> None:
+    """Packed panels, one after the other, against `rows` rows: a block of 64 bytes is 16 outputs x 4 x `groups`.
 
     Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers.
     """
+    with cgutils.for_range(builder, panels) as loop:
+        here = builder.add(w, builder.mul(loop.index, builder.mul(blocks, I64(64))))
+        there = builder.add(y, builder.mul(loop.index, I64(4 * PANEL)))
+        _emit_panel(builder, tier, here, blocks, x, ldx, x_scales, w_scale, x_sums, there, ldy, bits, rows)
+
+
+def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
+                x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, bits: str,
+                rows: int) -> None:
     m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
     groups = GROUPS[bits]
     fractions = bits == "b3" and tier.instruction == "vpdpbusd"     # a dot product that takes codes up to 255
     chains = 3 if fractions else 4 if rows == 1 else 2      # sums in flight per row hide the latency
     vector = ir.VectorType(I32, lanes)
+    zeros = ir.Constant(vector, [0] * lanes)
     slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in range(parts)]
+    for slot in (s for part in slots for row in part for s in row):
+        builder.store(zeros, slot)                          # a slot is made once, a panel comes often
     steps = i2_steps if bits == "i2" else b3_fractions if fractions else b3_digits
     with cgutils.for_range(builder, blocks) as loop:
         at = builder.mul(loop.index, I64(64))
@@ -132,7 +145,7 @@ def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value
             if fractions:                                   # (3 q - q') / 256, see b3_fractions
                 totals[0] = builder.sub(builder.mul(totals[0], ir.Constant(vector, [3] * lanes)), totals[1])
                 totals[0] = builder.ashr(totals[0], ir.Constant(vector, [8] * lanes))
-            emit_store(builder, tier, totals[0], r, scales, x_sums, y, ldy, p * lanes)
+            emit_store(builder, tier, totals[0], r, x_scales, w_scale, x_sums, y, ldy, p * lanes)
 
 
 def total(builder: ir.IRBuilder, slots: list[ir.Value]) -> ir.Value:
@@ -196,8 +209,8 @@ def emit_unpack(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value
 
 
 def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Value, fours: ir.Value,
-               x: ir.Value, ldx: ir.Value, scales: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, *,
-               rows: int, panels: int) -> None:
+               x: ir.Value, ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value,
+               ldy: ir.Value, *, rows: int, panels: int) -> None:
     """`panels` panels of unpacked codes (each fours x 16 x 4 bytes, `stride` apart) against `rows` rows."""
     m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
     bytes_of = ir.VectorType(I8, 4 * lanes)
@@ -214,17 +227,18 @@ def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Va
                 add_to(builder, slot, lambda acc: isa.dot4(builder, tier, acc, v, four))
     for r in range(rows):
         for i, slot in enumerate(slots[r]):
-            emit_store(builder, tier, builder.load(slot), r, scales, x_sums, y, ldy, i * lanes)
+            emit_store(builder, tier, builder.load(slot), r, x_scales, w_scale, x_sums, y, ldy, i * lanes)
 
 
 # ---- float32 ----
 
 def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value, a_k: ir.Value, b: ir.Value,
                 b_panel: ir.Value, b_k: ir.Value, n_k: ir.Value, c: ir.Value, ldc: ir.Value, *,
-                rows: int, panels: int, onto: bool = False, half: bool = False) -> None:
+                rows: int, panels: int, onto: bool = False, half: bool = False, ahead: int = 0) -> None:
     """c[r, 16 p ...] = (or +=, if `onto`) sum over k of a[r, k] * b[p][k], each product fused with its sum.
 
-    a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`), b_panel and b_k apart.
+    a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`), b_panel and b_k apart, asked
+    for `ahead` bytes before their turn.
     """
     m, vector = Memory(builder), ir.VectorType(F32, PANEL)
     slots = [sums(builder, vector, panels) for _ in range(rows)]
@@ -240,6 +254,8 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
         at, a_at = builder.mul(loop.index, b_k), builder.mul(loop.index, a_k)
         vectors = []
         for p in range(panels):
+            if ahead:
+                m.prefetch(b, builder.add(builder.add(at, builder.mul(b_panel, I64(p))), I64(ahead)))
             v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), ir.VectorType(F16 if half else F32, PANEL))
             vectors.append(builder.fpext(v, vector) if half else v)
         for r in range(rows):

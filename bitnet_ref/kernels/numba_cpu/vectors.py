@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from bitnet_ref.kernels.numba_cpu.cache import compiled, inlined
 from bitnet_ref.kernels.numba_cpu.isa import Tier
 from bitnet_ref.kernels.numba_cpu.tiles import F32, Memory, kernel
 
@@ -39,7 +40,7 @@ bits_of = _cast(types.int32, ir.IntType(32))             # float32 -> the int32 
 float_of = _cast(types.float32, ir.FloatType())          # and back
 
 
-@njit(inline="always")
+@inlined
 def exp(x):
     """exp(x) of a float32, to 2 units in the last place: plain arithmetic, which loops vectorise.
 
@@ -63,13 +64,13 @@ def exp(x):
     return p * float_of(np.int32(power << 23)) * np.float32(2.0)
 
 
-@njit(inline="always")
+@inlined
 def round_even(x):
     """The nearest integer to a float32 of magnitude below 2^22, half to even, as np.rint."""
     return (x + MAGIC) - MAGIC
 
 
-@njit(cache=True)
+@compiled
 def square_sum(x):
     """Sum of squares of float32 x (n,), in float64: eight chains, then their sum. Nearly exact."""
     a = b = c = d = e = f = g = h = 0.0
@@ -104,7 +105,7 @@ def emit_lanes(builder: ir.IRBuilder, tier: Tier, x: ir.Value, vectors: ir.Value
 lane_sums, lane_tops = kernel(emit_lanes, largest=False), kernel(emit_lanes, largest=True)
 
 
-@njit(cache=True)
+@compiled
 def softmax_row(scores, n, lanes):
     """scores float32 (n rounded up to 16,)  ->  exp(scores - max) in place; sum and max are returned.
 
@@ -125,3 +126,15 @@ def softmax_row(scores, n, lanes):
     for i in range(LANES):
         total += lanes[i]
     return total, top
+
+
+@compiled
+def rstd_of(x, eps):
+    """1/sqrt(mean(x^2) + eps) of a row, in float64, then rounded once."""
+    return np.float32(1 / np.sqrt(square_sum(x) / x.size + eps))
+
+
+@inlined
+def sigmoid(z):
+    """1/(1 + exp(-z)) of a float32."""
+    return np.float32(1) / (np.float32(1) + exp(-z))

@@ -1,0 +1,114 @@
+"""A model's weights as the whole-model path reads them: one arena of packed panels, and a table of where.
+
+Made once for a set of weights, at the first prefill, and kept beside them. Ternary matrices are packed; full
+ones (the twin, the head) become panels of sixteen outputs in the precision they are stored in.
+Read after: kernels/numba_cpu/attention. Read next: kernels/numba_cpu/atomics.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, pack_panels
+from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
+from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL
+
+PLACES = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "ffn.w_gate", "ffn.w_up", "ffn.w_down")
+Q, K, V, O, GATE, UP, DOWN = range(7)
+# What the table says of a projection: its kind, where it begins in the arena (bytes), outputs, inputs, blocks
+# of a packed panel; whether its input is normalised, by how long a gain, and quantised anew for it.
+KIND, AT, N_OUT, N_IN, BLOCKS, NORMED, GAIN, FRESH, FIELDS = range(9)
+PACKED_I2, PACKED_B3, FLOAT32, FLOAT16 = range(4)
+KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
+
+
+class Tables(NamedTuple):
+    """The arena and its tables, as compiled code takes them. Row L of each table is the head."""
+
+    arena: np.ndarray            # uint8 (bytes,)
+    table: np.ndarray            # int64 (L + 1, 7, FIELDS)
+    scales: np.ndarray           # float32 (L + 1, 7): w_scale of ternary matrices
+    gains: np.ndarray            # float32 (L + 1, 7, largest width)
+    dims: np.ndarray             # int64: L, D, H, KV, Dh, F, V, relu2
+    eps: float
+
+
+class Program(NamedTuple):
+    """The tables, and what is asked of them before a call."""
+
+    tables: Tables
+    widest: int                  # inputs of the widest product
+    head_dim: int
+    work: int                    # multiply-adds of a row
+    floats: bool                 # whether a product is in float32
+
+
+def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
+    """The program of the weights `w` of `plan`. `bits`: pack as i2 or b3 (default: as prepared)."""
+    cfg = plan.cfg
+    L, width = cfg.n_layers, max(cfg.d_model, cfg.d_ff)
+    table, scales = np.zeros((L + 1, 7, FIELDS), np.int64), np.zeros((L + 1, 7), np.float32)
+    gains, parts = np.zeros((L + 1, 7, width), np.float32), []
+    end = 0
+    for l in range(L + 1):
+        entries = [e for place in plan.layout for e in place] if l < L else plan.head_entry
+        prefix = f"layers.{l}." if l < L else ""
+        for entry in entries:
+            for i, name in enumerate(entry.weights):
+                p = PLACES.index(name) if l < L else 0
+                part, fields, scales[l, p] = _part(w[prefix + name], bits)
+                gain = w[prefix + entry.norm] if entry.norm not in (None, "free") else np.zeros(0, np.float32)
+                gains[l, p, :len(gain)] = gain
+                table[l, p] = (fields[0], end, *fields[1:], entry.norm is not None, len(gain), i == 0)
+                parts.append((end, part))
+                end += (part.nbytes + 63) // 64 * 64
+    arena = aligned(end)
+    for at, part in parts:
+        arena[at:at + part.nbytes] = part.reshape(-1).view(np.uint8)
+    dims = np.array([L, cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff, cfg.vocab_size,
+                     cfg.glu == "relu2"])
+    return Program(Tables(arena, table, scales, gains, dims, cfg.norm_eps), int(table[:, :, N_IN].max()),
+                   cfg.head_dim, int(np.sum(table[:, :, N_OUT] * table[:, :, N_IN])),
+                   bool((table[:, :, KIND] >= FLOAT32).any()))
+
+
+def _part(w: Any, bits: str | None) -> tuple[np.ndarray, tuple[int, ...], float]:
+    """(panels, (kind, outputs, inputs, blocks), scale) of one matrix."""
+    if hasattr(w, "w_q"):
+        how = bits or w.bits
+        how = "i2" if w.w_q.shape[1] > MOST_K[how] else how
+        packed = pack_panels(w.w_q, how)
+        return packed, (KINDS[how], *w.w_q.shape, packed.shape[1]), float(w.w_scale)
+    half = w.dtype == np.float16
+    return float_panels(w), (FLOAT16 if half else FLOAT32, *w.shape, 0), 1.0
+
+
+def float_panels(w: np.ndarray) -> np.ndarray:
+    """w (N, K)  ->  (ceil(N/16), K, 16), float16 if w is, else float32; zeros beyond the last output."""
+    w = w if w.dtype in (np.float16, np.float32) else w.astype(np.float32)
+    n, k = w.shape
+    panels = np.zeros((-(-n // PANEL), k, PANEL), w.dtype)
+    words = np.uint16 if w.dtype == np.float16 else np.uint32        # the bits move, their meaning does not
+    with team() as t:
+        _into_panels(np.ascontiguousarray(w).view(words), panels.view(words), t.threads)
+    return panels
+
+
+@compiled_parallel
+def _into_panels(w, panels, threads):
+    n_out, n_in = w.shape
+    for t in prange(threads):
+        for p in range(len(panels) * t // threads, len(panels) * (t + 1) // threads):
+            for k0 in range(0, n_in, PANEL):
+                for i in range(min(PANEL, n_out - PANEL * p)):
+                    for k in range(k0, min(k0 + PANEL, n_in)):
+                        panels[p, k, i] = w[PANEL * p + i, k]
+
+
+def aligned(n_bytes: int) -> np.ndarray:
+    """uint8 (n_bytes,), zeros, that begins at a multiple of 64 bytes."""
+    whole = np.zeros(n_bytes + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start:start + n_bytes]

@@ -1,0 +1,333 @@
+"""A token, or a prompt, through the whole model in one compiled call: the walk of phases that threads share.
+
+A phase is a list of tasks (a row to be normalised, a block of outputs, the queries of a head); threads claim
+them (atomics.py), so starting threads costs once per call. Everything that rounds is a function of one row or
+one output, the same that the ops use: the result is that of the ops, bit for bit, for any number of rows and
+threads and from any cached prefix.
+Read after: kernels/numba_cpu/atomics. Read next: kernels/numba_cpu/decode_step.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from bitnet_ref.kernels.numba_cpu.atomics import borrowed, fetch_add, wait
+from bitnet_ref.kernels.numba_cpu.attention import TILE, padded, weigh
+from bitnet_ref.kernels.numba_cpu.bitlinear import BLOCK, FEW, few_rows, many_rows, norm_row, unpack_block
+from bitnet_ref.kernels.numba_cpu.bitlinear import ROWS as CODE_ROWS
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
+from bitnet_ref.kernels.numba_cpu.program import (
+    AT,
+    BLOCKS,
+    DOWN,
+    FLOAT16,
+    FRESH,
+    GAIN,
+    GATE,
+    KIND,
+    N_IN,
+    N_OUT,
+    NORMED,
+    PACKED_B3,
+    PACKED_I2,
+    O,
+    Q,
+    Tables,
+)
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
+from bitnet_ref.kernels.numba_cpu.vectors import rstd_of, sigmoid
+
+_tile, _half_tile = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, half=half) for half in (False, True))
+WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
+_row, _half_row = (kernel(emit_floats, rows=1, panels=WIDE, half=half, ahead=1024) for half in (False, True))
+_narrow, _half_narrow = (kernel(emit_floats, rows=1, panels=1, half=half) for half in (False, True))
+GRAIN = 8                                    # panels of a task of few rows
+PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND = range(8)      # kinds of phases
+
+
+class Rows(NamedTuple):
+    """The M rows of a call and their buffers; float32 unless said."""
+
+    slot: np.ndarray             # int64 (M,): sequence of each row
+    position: np.ndarray         # int64 (M,): its place there
+    last: np.ndarray             # int64 (B,): the row whose logits are asked for, for each sequence
+    x: np.ndarray                # (M, D): the stream
+    q: np.ndarray                # (M, D)
+    k: np.ndarray                # (M, KV Dh)
+    v: np.ndarray                # (M, KV Dh)
+    o: np.ndarray                # (M, D)
+    a: np.ndarray                # (M, D): what is added to the stream next
+    gate: np.ndarray             # (M, F), then the gated unit's result
+    up: np.ndarray               # (M, F)
+    codes: np.ndarray            # int8 (M, widest input and some zeros)
+    floats: np.ndarray           # (M, widest input): the same, where the product is in float32
+    x_scale: np.ndarray          # (M,)
+    x_sum: np.ndarray            # int32 (M,)
+    logits: np.ndarray           # (B, V)
+    counters: np.ndarray         # int64 (1 + phases,): tasks done of all phases; tasks claimed of each
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, as weigh() reads them, and the table of angles."""
+
+    keys: np.ndarray             # float32 (L, B, KV, S/16, Dh, 16)
+    values: np.ndarray           # float32 (L, B, KV, S, Dh padded to 16)
+    cos: np.ndarray              # float32 (S, Dh/2)
+    sin: np.ndarray              # float32 (S, Dh/2)
+
+
+def phases(n_layers: int) -> int:
+    """Most phases that a walk has: 7 inputs, 7 products, rope and attention a layer; the head's two."""
+    return 16 * n_layers + 2
+
+
+@compiled
+def scratch_bytes(widest, n_keys, n_d):
+    """What a thread needs: unpacked codes and an edge, or scores, queries and results."""
+    product = BLOCK * padded(widest + 64, 64) + 4 * TILE * WIDE * PANEL + 4 * CODE_ROWS * BLOCK
+    attention = 4 * (TILE * (padded(n_keys, PANEL) + 2 * padded(n_d, PANEL)) + 8 * PANEL)
+    return max(product, attention) + 64
+
+
+@compiled
+def enter(m, src, l, p, prog, rows):
+    """Row m of the input `src` (M, K) of projection p: normalised, and quantised where the weights are trits."""
+    f = prog.table[l, p]
+    g, n = prog.gains[l, p, :f[GAIN]], f[N_IN]
+    x = src[m]
+    if f[KIND] <= PACKED_B3:
+        rows.x_scale[m], rows.x_sum[m], _ = norm_row(x, g, prog.eps, f[NORMED] != 0, rows.codes[m, :n])
+        rows.codes[m, n:f[BLOCKS] * (16 if f[KIND] == PACKED_I2 else 20)] = 0
+        return
+    rstd = rstd_of(x, prog.eps) if f[NORMED] else np.float32(1)
+    for i in range(n):
+        rows.floats[m, i] = x[i] * rstd
+    if f[GAIN]:
+        for i in range(n):
+            rows.floats[m, i] *= g[i]
+
+
+@compiled
+def tasks_of(l, p, n_rows, prog):
+    """Into how many tasks the product of projection p is cut."""
+    f = prog.table[l, p]
+    if f[KIND] <= PACKED_B3 and n_rows > FEW:
+        return (f[N_OUT] + BLOCK - 1) // BLOCK
+    return (f[N_OUT] + GRAIN * PANEL - 1) // (GRAIN * PANEL)
+
+
+@compiled
+def product(task, l, p, prog, rows, y, scratch):
+    """Task number `task` of y (n, N) = the first n entered rows times the weights of projection p."""
+    f = prog.table[l, p]
+    n_rows, panels = len(y), (f[N_OUT] + PANEL - 1) // PANEL
+    if f[KIND] > PACKED_B3:
+        float_product(task, f, prog.arena, rows.floats, y, scratch)
+        return
+    groups, blocks = 4 if f[KIND] == PACKED_I2 else 5, f[BLOCKS]
+    packed = prog.arena[f[AT]:f[AT] + panels * blocks * 64].reshape(panels, blocks, 64)
+    w_scale = prog.scales[l, p:p + 1]
+    n_codes = BLOCK * 4 * groups * blocks
+    words = scratch[n_codes:n_codes + 4 * max(CODE_ROWS * BLOCK, 4 * PANEL)].view(np.float32)
+    if n_rows <= FEW:
+        few_rows(packed, groups, GRAIN * task, min(GRAIN * task + GRAIN, panels), rows.codes, rows.x_scale, w_scale,
+                 rows.x_sum, y, words[:4 * PANEL].reshape(4, PANEL))
+    else:
+        codes = scratch[:n_codes].reshape(BLOCK // PANEL, groups * blocks, PANEL, 4)
+        unpack_block(packed, groups, BLOCK // PANEL * task, codes)
+        many_rows(codes, BLOCK * task, 0, n_rows, rows.codes, rows.x_scale, w_scale, rows.x_sum, y,
+                  words[:CODE_ROWS * BLOCK].reshape(CODE_ROWS, BLOCK))
+
+
+@compiled
+def float_product(task, f, arena, x, y, scratch):
+    """The same for GRAIN panels of floats: TILE rows at a time, or single rows over more panels at once."""
+    n_rows, n_out = y.shape
+    n_in, half = f[N_IN], f[KIND] == FLOAT16
+    size = 32 if half else 64                              # bytes of sixteen weights
+    panels = (n_out + PANEL - 1) // PANEL
+    edge = scratch[:4 * TILE * WIDE * PANEL].view(np.float32)
+    for m in range(0, n_rows, TILE):
+        whole = n_rows - m >= TILE
+        p = GRAIN * task
+        while p < min(GRAIN * task + GRAIN, panels):
+            wide = WIDE // 2 if whole else WIDE
+            together = wide if p + wide <= min(GRAIN * task + GRAIN, panels) else 1
+            w = arena.ctypes.data + f[AT] + p * n_in * size
+            width = min(together * PANEL, n_out - PANEL * p)
+            aside = width < together * PANEL or (whole and together == 1)
+            for r in range(m, m + TILE if whole and together > 1 else min(m + TILE, n_rows)):
+                out, ldy = y.ctypes.data + 4 * (r * n_out + PANEL * p), 4 * n_out
+                if aside:
+                    out = edge.ctypes.data
+                args = (x.ctypes.data + 4 * r * x.shape[1], 4 * x.shape[1], 4, w, n_in * size, size, n_in, out, ldy)
+                if whole and together > 1:
+                    if half:
+                        _half_tile(args)
+                    else:
+                        _tile(args)
+                    break
+                if together == WIDE:
+                    if half:
+                        _half_row(args)
+                    else:
+                        _row(args)
+                elif half:
+                    _half_narrow(args)
+                else:
+                    _narrow(args)
+                if aside:
+                    y[r, PANEL * p:PANEL * p + width] = edge[:width]
+            p += together
+
+
+@compiled
+def turn_and_keep(m, l, rows, cache):
+    """RoPE of the queries and keys of row m; its keys and values go to the cache."""
+    n_half = cache.cos.shape[1]
+    s, at = rows.slot[m], rows.position[m]
+    for x in (rows.q[m], rows.k[m]):
+        for h in range(x.size // (2 * n_half)):
+            for i in range(n_half):
+                cos, sin = cache.cos[at, i], cache.sin[at, i]
+                a, b = x[2 * n_half * h + i], x[2 * n_half * h + n_half + i]
+                x[2 * n_half * h + i] = a * cos - b * sin                       # (RO.2)
+                x[2 * n_half * h + n_half + i] = b * cos + a * sin              # (RO.3)
+    n_d = 2 * n_half
+    for g in range(rows.k.shape[1] // n_d):
+        panel = cache.keys[l, s, g, at // PANEL]
+        for d in range(n_d):
+            panel[d, at % PANEL] = rows.k[m, g * n_d + d]
+            cache.values[l, s, g, at, d] = rows.v[m, g * n_d + d]
+
+
+@compiled
+def attend(tile, l, rows, cache, scratch):
+    """o of up to TILE queries. A tile is (row, rows from it on, head, heads from it on): one count is 1."""
+    m, n_rows, h, n_heads = tile
+    n_d, n = 2 * cache.cos.shape[1], max(n_rows, n_heads)
+    step = 1 if n_heads == 1 else 0                        # heads that share keys see the same ones
+    g = h // (rows.q.shape[1] // rows.k.shape[1])
+    s, wide, n_keys = rows.slot[m], cache.values.shape[4], padded(rows.position[m] + n_rows, PANEL)
+    floats = scratch[:scratch.size // 4 * 4].view(np.float32)
+    queries = floats[:TILE * wide].reshape(TILE, wide)
+    results = floats[TILE * wide:2 * TILE * wide].reshape(TILE, wide)
+    rest = floats[2 * TILE * wide:]
+    lanes, totals, lse = rest[:PANEL], rest[PANEL:2 * PANEL], rest[2 * PANEL:3 * PANEL]
+    scores = rest[4 * PANEL:4 * PANEL + TILE * n_keys].reshape(TILE, n_keys)
+    scale = np.float32(n_d ** -0.5)
+    for r in range(n):
+        row, at = m + r * step, n_d * (h + r * (1 - step))
+        for d in range(n_d):
+            queries[r, d] = rows.q[row, at + d] * scale
+    weigh(n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, cache.keys[l, s, g].ctypes.data,
+          4 * n_d * PANEL, cache.values[l, s, g].ctypes.data, 4 * wide, scores, lanes, totals, results, lse)
+    for r in range(n):
+        row, at = m + r * step, n_d * (h + r * (1 - step))
+        rows.o[row, at:at + n_d] = results[r, :n_d]
+
+
+@compiled
+def gated(gate, up, relu2):
+    """gate (F,) becomes the gated unit's result."""
+    if relu2:
+        for i in range(gate.size):
+            r = np.float32(0) if gate[i] <= 0 else gate[i]
+            gate[i] = r * r * up[i]                                             # (GL.3)
+    else:
+        for i in range(gate.size):
+            gate[i] = gate[i] * sigmoid(gate[i]) * up[i]                        # (GL.1)
+
+
+@compiled
+def run_phase(kind, phase, n_tasks, l, p, prog, rows, cache, tiles, y, scratch):
+    """Claim and do tasks of a phase until none is left. Kinds: see walk."""
+    while True:
+        task = fetch_add(rows.counters, phase + 1, 1)
+        if task >= n_tasks:
+            return
+        if kind == PRODUCT:
+            product(task, l, p, prog, rows, y, scratch)
+        elif kind == ENTER:                                # of the stream, with what was last added to it
+            if (p == Q and l > 0) or p == GATE:
+                x, a = rows.x[task], rows.a[task]
+                for i in range(x.size):
+                    x[i] += a[i]
+            enter(task, rows.x, l, p, prog, rows)
+        elif kind == AGAIN:                                # another gain on the same stream
+            enter(task, rows.x, l, p, prog, rows)
+        elif kind == LEAVE:                                # the rows whose logits are asked for, to the front
+            m = rows.last[task]
+            x, a, front = rows.x[m], rows.a[m], rows.o[task]
+            for i in range(x.size):
+                front[i] = x[i] + a[i]
+            enter(task, rows.o, l, p, prog, rows)
+        elif kind == ENTER_O:
+            enter(task, rows.o, l, p, prog, rows)
+        elif kind == ENTER_U:
+            gated(rows.gate[task], rows.up[task], prog.dims[7] != 0)
+            enter(task, rows.gate, l, p, prog, rows)
+        elif kind == TURN:
+            turn_and_keep(task, l, rows, cache)
+        else:
+            attend(tiles[task], l, rows, cache, scratch)
+        fetch_add(rows.counters, 0, 1)
+
+
+@compiled
+def walk(prog, rows, cache, tiles, scratch):
+    """All phases, as every thread takes part in them. A phase waits only for the phases it reads from."""
+    prog = Tables(borrowed(prog.arena), borrowed(prog.table), borrowed(prog.scales), borrowed(prog.gains),
+                  borrowed(prog.dims), prog.eps)
+    cache = Cache(borrowed(cache.keys), borrowed(cache.values), borrowed(cache.cos), borrowed(cache.sin))
+    rows = Rows(borrowed(rows.slot), borrowed(rows.position), borrowed(rows.last), borrowed(rows.x), borrowed(rows.q),
+                borrowed(rows.k), borrowed(rows.v), borrowed(rows.o), borrowed(rows.a), borrowed(rows.gate),
+                borrowed(rows.up), borrowed(rows.codes), borrowed(rows.floats), borrowed(rows.x_scale),
+                borrowed(rows.x_sum), borrowed(rows.logits), borrowed(rows.counters))
+    tiles, scratch = borrowed(tiles), borrowed(scratch)
+    L, n_rows = prog.dims[0], len(rows.x)
+    phase, done = 0, 0
+    outputs = (rows.q, rows.k, rows.v, rows.a, rows.gate, rows.up, rows.a)
+    for l in range(L):
+        for p in range(7):
+            if prog.table[l, p, FRESH]:
+                kind = AGAIN
+                if p == O:                                 # what lies between the projections
+                    wait(rows.counters, 0, done)
+                    run_phase(TURN, phase, n_rows, l, p, prog, rows, cache, tiles, rows.q, scratch)
+                    phase, done = phase + 1, done + n_rows
+                    wait(rows.counters, 0, done)
+                    run_phase(ATTEND, phase, len(tiles), l, p, prog, rows, cache, tiles, rows.q, scratch)
+                    phase, done, kind = phase + 1, done + len(tiles), ENTER_O
+                elif p == DOWN:
+                    kind = ENTER_U
+                elif p == Q or p == GATE:
+                    kind = ENTER
+                wait(rows.counters, 0, done)
+                run_phase(kind, phase, n_rows, l, p, prog, rows, cache, tiles, rows.q, scratch)
+                phase, done = phase + 1, done + n_rows
+                wait(rows.counters, 0, done)
+            n_tasks = tasks_of(l, p, n_rows, prog)
+            run_phase(PRODUCT, phase, n_tasks, l, p, prog, rows, cache, tiles, outputs[p], scratch)
+            phase, done = phase + 1, done + n_tasks
+    wait(rows.counters, 0, done)
+    run_phase(LEAVE, phase, len(rows.last), L, 0, prog, rows, cache, tiles, rows.q, scratch)
+    phase, done = phase + 1, done + len(rows.last)
+    wait(rows.counters, 0, done)
+    n_tasks = tasks_of(L, 0, len(rows.last), prog)
+    run_phase(PRODUCT, phase, n_tasks, L, 0, prog, rows, cache, tiles, rows.logits, scratch)
+    wait(rows.counters, 0, done + n_tasks)
+
+
+@compiled
+def run_alone(prog, rows, cache, tiles, scratch):
+    """The walk on this thread: small models must not pay for starting others."""
+    walk(prog, rows, cache, tiles, scratch[0])
+
+
+@compiled_parallel
+def run_together(prog, rows, cache, tiles, scratch, threads):
+    """The walk on all threads of the team."""
+    for t in prange(threads):
+        walk(prog, rows, cache, tiles, scratch[t])
