@@ -103,7 +103,7 @@ def test_only_the_layers_asked_for_and_nothing_above_them_is_read(folder):
 def test_a_run_of_ours():
     run = tiny.trained()
     held = dump(source(run), IDS)
-    np.testing.assert_array_equal(held["logits"], br.load(run)(np.array(IDS))[0][0])
+    np.testing.assert_array_equal(held["logits"], br.load(run, "numpy")(np.array(IDS))[0][0])
 
 
 def whole(cfg, params):

@@ -155,13 +155,19 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 # --- what may be given anew --------------------------------------------------------------------------------
 
-OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3,
-         "backend": "numpy"}
+OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 1}
 
 
 def test_free_fields_are_those_that_cannot_change_a_parameter():
+    """But for the backend, which may change the last digit (and is free so that a run can go on elsewhere)."""
     free = {name for name, f in TrainConfig.__dataclass_fields__.items() if f.metadata["free"]}
-    assert free == set(OTHER)
+    assert free == {*OTHER, "backend"}
+
+
+def test_a_run_may_go_on_with_another_backend(tmp_path, monkeypatch):
+    tiny.interrupt(tmp_path / "run", 10, monkeypatch)
+    run = tiny.resume(tmp_path / "run", backend="numpy")
+    assert run.step == tiny.begin_at_end(tiny.trained()).step
 
 
 @pytest.mark.parametrize("name", OTHER)

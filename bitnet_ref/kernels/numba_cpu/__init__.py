@@ -21,6 +21,8 @@ from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward  # noqa:
 from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.threads import use  # noqa: E402
 
-PROVIDES = ("absmax_int8", "absmean_ternary", "attention", "attention_backward", "decode_step", "linear",
-            "linear_backward", "prefill", "prepare", "rmsnorm_int8", "ternary_linear", "ternary_linear_backward")
-__all__ = [*PROVIDES, "use"]
+__all__ = [
+    "absmax_int8", "absmean_ternary", "attention", "attention_backward", "decode_step", "linear",
+    "linear_backward", "prefill", "prepare", "rmsnorm_int8", "ternary_linear", "ternary_linear_backward", "use",
+]
+PROVIDES = tuple(name for name in __all__ if name != "use")

@@ -30,20 +30,6 @@ def fetch_add(typingctx: Any, counters: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def borrowed(typingctx: Any, array: Any) -> Any:
-    """The same array without a count of its users: threads that count on one line of memory slow each other.
-
-    The caller holds the array for as long as this is used.
-    """
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        view = context.make_array(sig.args[0])(context, builder, args[0])
-        view.meminfo = ir.Constant(view.meminfo.type, None)
-        return view._getvalue()
-
-    return array(array), codegen
-
-
-@intrinsic
 def look(typingctx: Any, counters: Any, index: Any) -> Any:
     """counters int64 (n,)[index] as other threads left it; what they wrote before is seen after."""
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:

@@ -8,9 +8,12 @@ Read after: kernels/numba_cpu/isa. Read next: kernels/numba_cpu/tiles.
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import numba
+from numba.core import event
 
 from bitnet_ref.kernels.numba_cpu import isa
 
@@ -27,8 +30,8 @@ def folder() -> Path:
     return Path(own) / f"{isa.choose().name}-{numba.__version__}"
 
 
-def set_up() -> bool:
-    """Have compiled functions kept there. Returns whether they can be; if not, says what it costs."""
+def set_up() -> None:
+    """Have compiled functions kept there, or say what it costs that they cannot be."""
     place = folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -36,8 +39,35 @@ def set_up() -> bool:
             pass
     except OSError as e:
         print(f"note: compiled code must be kept in a folder that can be written; {place} cannot ({e.strerror}): "
-              "compiling takes some seconds in every process; set BITNET_REF_CACHE to another folder",
+              "every process compiles anew, some 20 seconds; set BITNET_REF_CACHE to another folder",
               file=sys.stderr)
         place = Path(tempfile.mkdtemp(prefix="bitnet_ref-numba-"))
     numba.config.CACHE_DIR = str(place)
-    return True
+    event.register("numba:compile", Patience(place))
+
+
+class Patience(event.Listener):
+    """Says once, after a second, that something is being compiled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.depth, self.said = place, 0, False
+        self.timer: threading.Timer | None = None
+
+    def on_start(self, event: Any) -> None:
+        """A compilation begins, perhaps within another."""
+        self.depth += 1
+        if self.depth == 1 and not self.said:
+            self.timer = threading.Timer(1.0, self.say)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def on_end(self, event: Any) -> None:
+        """It ends."""
+        self.depth -= 1
+        if self.depth == 0 and self.timer is not None:
+            self.timer.cancel()
+
+    def say(self) -> None:
+        """The line."""
+        self.said = True
+        print(f"compiling for {isa.choose().name}, once for this machine (kept in {self.place})", file=sys.stderr)

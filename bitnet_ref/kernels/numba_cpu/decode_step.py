@@ -11,10 +11,11 @@ import numpy as np
 
 from bitnet_ref.checks import check
 from bitnet_ref.kernels.numba_cpu.attention import TILE, padded
+from bitnet_ref.kernels.numba_cpu.frame import frame, on_threads
 from bitnet_ref.kernels.numba_cpu.program import Program, aligned, build
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
-from bitnet_ref.kernels.numba_cpu.whole import Cache, Rows, phases, run_alone, run_together, scratch_bytes
+from bitnet_ref.kernels.numba_cpu.whole import Cache, Rows, arrays_of, compiled_walk, schedule, scratch_bytes
 from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
@@ -28,7 +29,7 @@ class Text:
         self.program, self.cfg, self.n_sequences = program, cfg, n_sequences
         self.serials: list[int] = []         # of the call that wrote each position
         self.calls = 0
-        self.buffers: dict[tuple[int, int], tuple[Rows, np.ndarray]] = {}
+        self.buffers: dict[tuple[int, int], tuple[Rows, np.ndarray, np.ndarray]] = {}
         self.cache = self._room(room)
 
     def _room(self, room: int) -> Cache:
@@ -89,22 +90,23 @@ def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     text.calls += 1
     text.serials[at:] = [text.calls] * T
     program = text.program
-    rows, tiles = text.buffers.get((B, T)) or _buffers(program, B, T)
+    rows, tiles, phases = text.buffers.get((B, T)) or _buffers(program, B, T)
     if T == 1:
-        text.buffers[B, T] = rows, tiles
+        text.buffers[B, T] = rows, tiles, phases
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
     with team(scratch_bytes(program.widest, at + T, program.head_dim)) as t:
+        where = frame(arrays_of(program.tables, rows, text.cache, tiles, phases, t.scratch))
         if t.threads == 1 or B * T * program.work <= ALONE:
-            run_alone(program.tables, rows, text.cache, tiles, t.scratch)
+            compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
-            run_together(program.tables, rows, text.cache, tiles, t.scratch, t.threads)
+            on_threads(compiled_walk().address, where.ctypes.data, len(where), t.threads)
     return rows.logits.copy(), State(text, at + T, text.calls)
 
 
-def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray]:
-    """Rows and tiles for B sequences of T new tokens."""
+def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Rows, tiles and phases for B sequences of T new tokens."""
     L, D, H, KV, Dh, F, V = program.tables.dims[:7].tolist()
     M, widest = B * T, padded(program.widest + 32, 64)
 
@@ -114,8 +116,9 @@ def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray]:
     rows = Rows(np.arange(M) // T, np.zeros(M, np.int64), np.arange(T - 1, M, T), floats(M, D), floats(M, D),
                 floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F), floats(M, F),
                 aligned(M * widest).view(np.int8).reshape(M, widest), floats(M if program.floats else 1, widest),
-                np.empty(M, np.float32), np.empty(M, np.int32), floats(B, V), np.zeros(1 + phases(L), np.int64))
-    return rows, _tiles(B, T, H, KV)
+                np.empty(M, np.float32), np.empty(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
+    tiles = _tiles(B, T, H, KV)
+    return rows, tiles, schedule(program.tables, M, B, len(tiles))
 
 
 def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:

@@ -32,7 +32,7 @@ class Tables(NamedTuple):
     scales: np.ndarray           # float32 (L + 1, 7): w_scale of ternary matrices
     gains: np.ndarray            # float32 (L + 1, 7, largest width)
     dims: np.ndarray             # int64: L, D, H, KV, Dh, F, V, relu2
-    eps: float
+    eps: np.ndarray              # float32 (1,): of the norms
 
 
 class Program(NamedTuple):
@@ -69,7 +69,8 @@ def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
         arena[at:at + part.nbytes] = part.reshape(-1).view(np.uint8)
     dims = np.array([L, cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff, cfg.vocab_size,
                      cfg.glu == "relu2"])
-    return Program(Tables(arena, table, scales, gains, dims, cfg.norm_eps), int(table[:, :, N_IN].max()),
+    return Program(Tables(arena, table, scales, gains, dims,
+                          np.full(1, cfg.norm_eps, np.float32)), int(table[:, :, N_IN].max()),
                    cfg.head_dim, int(np.sum(table[:, :, N_OUT] * table[:, :, N_IN])),
                    bool((table[:, :, KIND] >= FLOAT32).any()))
 

@@ -33,7 +33,7 @@ def kernel(emit: Emit, **fixed: Any) -> Any:
 
     They are emit's positional arguments after builder and tier: addresses, counts, strides in bytes.
     """
-    n_args = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature(emit).parameters.values()) - 2
+    n_args = arguments(emit)
 
     @intrinsic
     def call(typingctx: Any, args: Any) -> Any:
@@ -44,6 +44,11 @@ def kernel(emit: Emit, **fixed: Any) -> Any:
         return types.void(types.UniTuple(types.int64, n_args)), codegen
 
     return call
+
+
+def arguments(emit: Emit) -> int:
+    """How many integers the function of `emit` takes."""
+    return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature(emit).parameters.values()) - 2
 
 
 class Memory:

@@ -7,16 +7,32 @@ threads and from any cached prefix.
 Read after: kernels/numba_cpu/atomics. Read next: kernels/numba_cpu/decode_step.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import cfunc, types
 
-from bitnet_ref.kernels.numba_cpu.atomics import borrowed, fetch_add, wait
+from bitnet_ref.kernels.numba_cpu.atomics import fetch_add, wait
 from bitnet_ref.kernels.numba_cpu.attention import TILE, padded, weigh
 from bitnet_ref.kernels.numba_cpu.bitlinear import BLOCK, FEW, few_rows, many_rows, norm_row, unpack_block
 from bitnet_ref.kernels.numba_cpu.bitlinear import ROWS as CODE_ROWS
-from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
+from bitnet_ref.kernels.numba_cpu.cache import compiled
+from bitnet_ref.kernels.numba_cpu.frame import (
+    float32_1,
+    float32_2,
+    float32_3,
+    float32_5,
+    float32_6,
+    int8_2,
+    int32_1,
+    int64_1,
+    int64_2,
+    int64_3,
+    table_at,
+    uint8_1,
+    uint8_2,
+)
 from bitnet_ref.kernels.numba_cpu.program import (
     AT,
     BLOCKS,
@@ -77,11 +93,6 @@ class Cache(NamedTuple):
     sin: np.ndarray              # float32 (S, Dh/2)
 
 
-def phases(n_layers: int) -> int:
-    """Most phases that a walk has: 7 inputs, 7 products, rope and attention a layer; the head's two."""
-    return 16 * n_layers + 2
-
-
 @compiled
 def scratch_bytes(widest, n_keys, n_d):
     """What a thread needs: unpacked codes and an edge, or scores, queries and results."""
@@ -97,10 +108,10 @@ def enter(m, src, l, p, prog, rows):
     g, n = prog.gains[l, p, :f[GAIN]], f[N_IN]
     x = src[m]
     if f[KIND] <= PACKED_B3:
-        rows.x_scale[m], rows.x_sum[m], _ = norm_row(x, g, prog.eps, f[NORMED] != 0, rows.codes[m, :n])
+        rows.x_scale[m], rows.x_sum[m], _ = norm_row(x, g, prog.eps[0], f[NORMED] != 0, rows.codes[m, :n])
         rows.codes[m, n:f[BLOCKS] * (16 if f[KIND] == PACKED_I2 else 20)] = 0
         return
-    rstd = rstd_of(x, prog.eps) if f[NORMED] else np.float32(1)
+    rstd = rstd_of(x, prog.eps[0]) if f[NORMED] else np.float32(1)
     for i in range(n):
         rows.floats[m, i] = x[i] * rstd
     if f[GAIN]:
@@ -109,18 +120,11 @@ def enter(m, src, l, p, prog, rows):
 
 
 @compiled
-def tasks_of(l, p, n_rows, prog):
-    """Into how many tasks the product of projection p is cut."""
-    f = prog.table[l, p]
-    if f[KIND] <= PACKED_B3 and n_rows > FEW:
-        return (f[N_OUT] + BLOCK - 1) // BLOCK
-    return (f[N_OUT] + GRAIN * PANEL - 1) // (GRAIN * PANEL)
-
-
-@compiled
-def product(task, l, p, prog, rows, y, scratch):
-    """Task number `task` of y (n, N) = the first n entered rows times the weights of projection p."""
-    f = prog.table[l, p]
+def product(task, l, p, prog, rows, scratch):
+    """Task number `task` of the entered rows times the weights of projection p."""
+    f, y = prog.table[l, p], rows.logits
+    if l < len(prog.table) - 1:
+        y = (rows.q, rows.k, rows.v, rows.a, rows.gate, rows.up, rows.a)[p]
     n_rows, panels = len(y), (f[N_OUT] + PANEL - 1) // PANEL
     if f[KIND] > PACKED_B3:
         float_product(task, f, prog.arena, rows.floats, y, scratch)
@@ -241,93 +245,99 @@ def gated(gate, up, relu2):
 
 
 @compiled
-def run_phase(kind, phase, n_tasks, l, p, prog, rows, cache, tiles, y, scratch):
-    """Claim and do tasks of a phase until none is left. Kinds: see walk."""
-    while True:
-        task = fetch_add(rows.counters, phase + 1, 1)
-        if task >= n_tasks:
-            return
-        if kind == PRODUCT:
-            product(task, l, p, prog, rows, y, scratch)
-        elif kind == ENTER:                                # of the stream, with what was last added to it
-            if (p == Q and l > 0) or p == GATE:
-                x, a = rows.x[task], rows.a[task]
-                for i in range(x.size):
-                    x[i] += a[i]
-            enter(task, rows.x, l, p, prog, rows)
-        elif kind == AGAIN:                                # another gain on the same stream
-            enter(task, rows.x, l, p, prog, rows)
-        elif kind == LEAVE:                                # the rows whose logits are asked for, to the front
-            m = rows.last[task]
-            x, a, front = rows.x[m], rows.a[m], rows.o[task]
+def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
+    """One task of a phase."""
+    if kind == PRODUCT:
+        product(task, l, p, prog, rows, scratch)
+    elif kind == ENTER:                                    # of the stream, with what was last added to it
+        if p == Q and l > 0 or p == GATE:
+            x, a = rows.x[task], rows.a[task]
             for i in range(x.size):
-                front[i] = x[i] + a[i]
-            enter(task, rows.o, l, p, prog, rows)
-        elif kind == ENTER_O:
-            enter(task, rows.o, l, p, prog, rows)
-        elif kind == ENTER_U:
-            gated(rows.gate[task], rows.up[task], prog.dims[7] != 0)
-            enter(task, rows.gate, l, p, prog, rows)
-        elif kind == TURN:
-            turn_and_keep(task, l, rows, cache)
-        else:
-            attend(tiles[task], l, rows, cache, scratch)
-        fetch_add(rows.counters, 0, 1)
+                x[i] += a[i]
+        enter(task, rows.x, l, p, prog, rows)
+    elif kind == AGAIN:                                    # another gain on the same stream
+        enter(task, rows.x, l, p, prog, rows)
+    elif kind == LEAVE:                                    # the rows whose logits are asked for, to the front
+        m = rows.last[task]
+        x, a, front = rows.x[m], rows.a[m], rows.o[task]
+        for i in range(x.size):
+            front[i] = x[i] + a[i]
+        enter(task, rows.o, l, p, prog, rows)
+    elif kind == ENTER_O:
+        enter(task, rows.o, l, p, prog, rows)
+    elif kind == ENTER_U:
+        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0)
+        enter(task, rows.gate, l, p, prog, rows)
+    elif kind == TURN:
+        turn_and_keep(task, l, rows, cache)
+    else:
+        attend(tiles[task], l, rows, cache, scratch)
 
 
-@compiled
-def walk(prog, rows, cache, tiles, scratch):
-    """All phases, as every thread takes part in them. A phase waits only for the phases it reads from."""
-    prog = Tables(borrowed(prog.arena), borrowed(prog.table), borrowed(prog.scales), borrowed(prog.gains),
-                  borrowed(prog.dims), prog.eps)
-    cache = Cache(borrowed(cache.keys), borrowed(cache.values), borrowed(cache.cos), borrowed(cache.sin))
-    rows = Rows(borrowed(rows.slot), borrowed(rows.position), borrowed(rows.last), borrowed(rows.x), borrowed(rows.q),
-                borrowed(rows.k), borrowed(rows.v), borrowed(rows.o), borrowed(rows.a), borrowed(rows.gate),
-                borrowed(rows.up), borrowed(rows.codes), borrowed(rows.floats), borrowed(rows.x_scale),
-                borrowed(rows.x_sum), borrowed(rows.logits), borrowed(rows.counters))
-    tiles, scratch = borrowed(tiles), borrowed(scratch)
-    L, n_rows = prog.dims[0], len(rows.x)
-    phase, done = 0, 0
-    outputs = (rows.q, rows.k, rows.v, rows.a, rows.gate, rows.up, rows.a)
+def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int) -> np.ndarray:
+    """int64 (phases, 5): kind, tasks, layer, projection, and how many tasks must be done before it begins."""
+    L, phases, done, ready = int(prog.dims[0]), [], 0, 0
+
+    def add(kind: int, n_tasks: int, l: int, p: int) -> None:
+        nonlocal done
+        phases.append((kind, n_tasks, l, p, ready))
+        done += n_tasks
+
     for l in range(L):
         for p in range(7):
             if prog.table[l, p, FRESH]:
-                kind = AGAIN
-                if p == O:                                 # what lies between the projections
-                    wait(rows.counters, 0, done)
-                    run_phase(TURN, phase, n_rows, l, p, prog, rows, cache, tiles, rows.q, scratch)
-                    phase, done = phase + 1, done + n_rows
-                    wait(rows.counters, 0, done)
-                    run_phase(ATTEND, phase, len(tiles), l, p, prog, rows, cache, tiles, rows.q, scratch)
-                    phase, done, kind = phase + 1, done + len(tiles), ENTER_O
-                elif p == DOWN:
-                    kind = ENTER_U
-                elif p == Q or p == GATE:
-                    kind = ENTER
-                wait(rows.counters, 0, done)
-                run_phase(kind, phase, n_rows, l, p, prog, rows, cache, tiles, rows.q, scratch)
-                phase, done = phase + 1, done + n_rows
-                wait(rows.counters, 0, done)
-            n_tasks = tasks_of(l, p, n_rows, prog)
-            run_phase(PRODUCT, phase, n_tasks, l, p, prog, rows, cache, tiles, outputs[p], scratch)
-            phase, done = phase + 1, done + n_tasks
-    wait(rows.counters, 0, done)
-    run_phase(LEAVE, phase, len(rows.last), L, 0, prog, rows, cache, tiles, rows.q, scratch)
-    phase, done = phase + 1, done + len(rows.last)
-    wait(rows.counters, 0, done)
-    n_tasks = tasks_of(L, 0, len(rows.last), prog)
-    run_phase(PRODUCT, phase, n_tasks, L, 0, prog, rows, cache, tiles, rows.logits, scratch)
-    wait(rows.counters, 0, done + n_tasks)
+                ready = done                               # its input comes of all that was done before
+                if p == O:
+                    add(TURN, n_rows, l, p)
+                    ready = done
+                    add(ATTEND, n_tiles, l, p)
+                    ready = done
+                add({Q: ENTER, GATE: ENTER, O: ENTER_O, DOWN: ENTER_U}.get(p, AGAIN), n_rows, l, p)
+                ready = done
+            add(PRODUCT, tasks_of(prog.table[l, p], n_rows), l, p)
+    ready = done
+    add(LEAVE, n_last, L, 0)
+    ready = done
+    add(PRODUCT, tasks_of(prog.table[L, 0], n_last), L, 0)
+    ready = done
+    add(PRODUCT, 0, L, 0)                                  # nothing: all wait for the last
+    return np.array(phases, np.int64)
 
 
-@compiled
-def run_alone(prog, rows, cache, tiles, scratch):
-    """The walk on this thread: small models must not pay for starting others."""
-    walk(prog, rows, cache, tiles, scratch[0])
+def tasks_of(f: np.ndarray, n_rows: int) -> int:
+    """Into how many tasks the product of a projection is cut."""
+    outputs = BLOCK if f[KIND] <= PACKED_B3 and n_rows > FEW else GRAIN * PANEL
+    return -(-int(f[N_OUT]) // outputs)
 
 
-@compiled_parallel
-def run_together(prog, rows, cache, tiles, scratch, threads):
-    """The walk on all threads of the team."""
-    for t in prange(threads):
-        walk(prog, rows, cache, tiles, scratch[t])
+def arrays_of(prog: Tables, rows: Rows, cache: Cache, tiles: np.ndarray, plan: np.ndarray,
+              scratch: np.ndarray) -> list[np.ndarray]:
+    """What walk finds in its frame, in its order."""
+    return [*prog, *rows, *cache, tiles, plan, scratch]
+
+
+@lru_cache
+def compiled_walk():
+    """walk as a C function, compiled (or fetched) when it is first needed."""
+    return cfunc(types.void(*(types.int64,) * 3), cache=True, error_model="numpy")(walk)
+
+
+def walk(address, n_arrays, thread):
+    """All phases, as every thread takes part in them. A phase waits only for the tasks that it reads from."""
+    f = table_at(address, n_arrays)
+    prog = Tables(uint8_1(f, 0), int64_3(f, 1), float32_2(f, 2), float32_3(f, 3), int64_1(f, 4), float32_1(f, 5))
+    rows = Rows(int64_1(f, 6), int64_1(f, 7), int64_1(f, 8), float32_2(f, 9), float32_2(f, 10), float32_2(f, 11),
+                float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15), float32_2(f, 16),
+                int8_2(f, 17), float32_2(f, 18), float32_1(f, 19), int32_1(f, 20), float32_2(f, 21),
+                int64_1(f, 22))
+    cache = Cache(float32_6(f, 23), float32_5(f, 24), float32_2(f, 25), float32_2(f, 26))
+    tiles, phases, scratch = int64_2(f, 27), int64_2(f, 28), uint8_2(f, 29)[thread]
+    for i in range(len(phases)):
+        kind, n_tasks, l, p, ready = phases[i]
+        wait(rows.counters, 0, ready)
+        while True:
+            task = fetch_add(rows.counters, i + 1, 1)
+            if task >= n_tasks:
+                break
+            do(kind, task, l, p, prog, rows, cache, tiles, scratch)
+            fetch_add(rows.counters, 0, 1)

@@ -1,0 +1,115 @@
+"""kernels/numba_cpu/isa: one tier is chosen; each has its instruction; what cannot run is refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from llvmlite import binding, ir
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.kernels.numba_cpu import isa, tiles
+from bitnet_ref.kernels.numba_cpu.isa import TIERS
+
+TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu",
+           "any": "x86_64-unknown-linux-gnu"}
+
+
+def assembly(tier, emit, **fixed):
+    """What LLVM makes of a tile for the processors of `tier`, whatever this machine is."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = ir.Module()
+    module.triple = TRIPLES[tier.arch]
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * tiles.arguments(emit))
+    function = ir.Function(module, kind, "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emit(builder, tier, *function.args, **fixed)
+    builder.ret_void()
+    target = binding.Target.from_triple(TRIPLES[tier.arch])
+    machine = target.create_target_machine(features=",".join(f"+{name}" for name in tier.needs), opt=3)
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    return machine.emit_assembly(parsed)
+
+
+def count(text, instruction):
+    return sum(instruction in line.split()[:2] for line in text.splitlines())       # "{vex} vpdpbusd" too
+
+
+EACH = pytest.mark.parametrize("tier", [t for t in TIERS.values() if t.instruction], ids=lambda t: t.name)
+
+
+@EACH
+@pytest.mark.parametrize("bits", ["i2", "b3"])
+def test_the_instruction_stands_in_the_assembly_of_packed_products(tier, bits):
+    text = assembly(tier, tiles.emit_packed, bits=bits, rows=1)
+    dots = tiles.GROUPS[bits] * 16 // tier.lanes * (2 if bits == "b3" and tier.instruction == "vpdpbusd" else 1)
+    assert count(text, tier.instruction) == dots
+    assert count(text, "call") == count(text, "bl") == 0
+
+
+@EACH
+def test_a_tile_of_codes_keeps_its_sums_in_registers(tier):
+    """One dot product per row, panel and part; nothing is stored but the result."""
+    text = assembly(tier, tiles.emit_codes, rows=tier.rows, panels=tier.panels)
+    sums = tier.rows * tier.panels * 16 // tier.lanes
+    assert count(text, tier.instruction) == sums
+    loop = max(text.split("\n.LBB"), key=lambda block: count(block, tier.instruction))
+    if tier.arch == "x86_64":
+        spills = [line for line in loop.splitlines() if "(%rsp)" in line and "mm" in line]
+        assert not spills
+
+
+def test_the_portable_tier_has_no_instruction_of_its_own():
+    text = assembly(TIERS["portable"], tiles.emit_codes, rows=2, panels=1)
+    assert "vpdpbusd" not in text and "maddubs" not in text
+    assert count(text, "call") == 0 or "call" not in text
+
+
+def test_sixteen_bits_hold_what_avx2_sums():
+    """Two products of a code and an int8: the instruction saturates above 32,767, and cannot get there."""
+    largest_code = 127                          # trits have 0, 1, 2; the head's digits go up to 127
+    assert 2 * largest_code * 128 <= 32_767
+
+
+def test_the_first_tier_that_runs_is_chosen(monkeypatch):
+    monkeypatch.delenv(isa.ENV, raising=False)
+    names = list(TIERS)
+    best = next(t for t in TIERS.values() if isa.runs(t))
+    assert isa.choose() == best
+    assert names.index("portable") == len(names) - 1
+    assert isa.runs(TIERS["portable"])
+
+
+def test_a_machine_without_vector_instructions_gets_the_portable_tier(monkeypatch):
+    monkeypatch.delenv(isa.ENV, raising=False)
+    monkeypatch.setattr(isa, "host", lambda: ("riscv64", frozenset()))
+    assert isa.choose().name == "portable"
+
+
+def test_a_tier_can_be_forced(monkeypatch):
+    monkeypatch.setenv(isa.ENV, "portable")
+    assert isa.choose().name == "portable"
+
+
+def test_an_unknown_tier_lists_the_known_ones():
+    with pytest.raises(CheckError, match=r"tier \(BITNET_REF_ISA\) must be one of avx512vnni.*; got 'mmx'"):
+        isa.choose("mmx")
+
+
+def test_a_tier_that_this_machine_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(isa, "host", lambda: ("x86_64", frozenset({"avx2", "fma", "f16c"})))
+    with pytest.raises(CheckError, match=r"needs a processor with x86_64, avx512f.*; got x86_64 without "
+                                         r"avx512bw, avx512f.*; unset BITNET_REF_ISA, or choose of: avx2, portable"):
+        isa.choose("avx512vnni")
+
+
+def test_a_bad_tier_ends_a_command_with_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "bitnet_ref.train", "--output", str(tmp_path / "run")],
+                          env={**os.environ, isa.ENV: "mmx"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: tier (BITNET_REF_ISA) must be one of") and "Traceback" not in done.stderr
