@@ -9,6 +9,7 @@ from bitnet_ref.kernels.numba_cpu import cache
 
 cache.set_up()                               # before the first compiled function is defined
 
+from bitnet_ref.kernels.numba_cpu.adamw import adamw_  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.attention import attention, attention_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
     prepare,
@@ -16,13 +17,20 @@ from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
     ternary_linear,
     ternary_linear_backward,
 )
+from bitnet_ref.kernels.numba_cpu.cross_entropy import cross_entropy, cross_entropy_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.decode_step import decode_step, prefill  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.embedding import embedding_backward  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.glu import relu2, relu2_backward, swiglu, swiglu_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.rmsnorm import rmsnorm, rmsnorm_backward  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.rope import rope, rope_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.threads import use  # noqa: E402
 
 __all__ = [
-    "absmax_int8", "absmean_ternary", "attention", "attention_backward", "decode_step", "linear",
-    "linear_backward", "prefill", "prepare", "rmsnorm_int8", "ternary_linear", "ternary_linear_backward", "use",
+    "absmax_int8", "absmean_ternary", "adamw_", "attention", "attention_backward", "cross_entropy",
+    "cross_entropy_backward", "decode_step", "embedding_backward", "linear", "linear_backward", "prefill", "prepare",
+    "relu2", "relu2_backward", "rmsnorm", "rmsnorm_backward", "rmsnorm_int8", "rope", "rope_backward", "swiglu",
+    "swiglu_backward", "ternary_linear", "ternary_linear_backward", "use",
 ]
 PROVIDES = tuple(name for name in __all__ if name != "use")

@@ -33,6 +33,7 @@ from bitnet_ref.kernels.numba_cpu.frame import (
     uint8_1,
     uint8_2,
 )
+from bitnet_ref.kernels.numba_cpu.glu import gated
 from bitnet_ref.kernels.numba_cpu.program import (
     AT,
     BLOCKS,
@@ -51,8 +52,8 @@ from bitnet_ref.kernels.numba_cpu.program import (
     Q,
     Tables,
 )
+from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
-from bitnet_ref.kernels.numba_cpu.vectors import rstd_of, sigmoid
 
 _tile, _half_tile = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, half=half) for half in (False, True))
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
@@ -111,12 +112,10 @@ def enter(m, src, l, p, prog, rows):
         rows.x_scale[m], rows.x_sum[m], _ = norm_row(x, g, prog.eps[0], f[NORMED] != 0, rows.codes[m, :n])
         rows.codes[m, n:f[BLOCKS] * (16 if f[KIND] == PACKED_I2 else 20)] = 0
         return
-    rstd = rstd_of(x, prog.eps[0]) if f[NORMED] else np.float32(1)
-    for i in range(n):
-        rows.floats[m, i] = x[i] * rstd
-    if f[GAIN]:
-        for i in range(n):
-            rows.floats[m, i] *= g[i]
+    if f[NORMED]:
+        norm_floats(x, g, prog.eps[0], rows.floats[m, :n])
+    else:
+        rows.floats[m, :n] = x
 
 
 @compiled
@@ -233,18 +232,6 @@ def attend(tile, l, rows, cache, scratch):
 
 
 @compiled
-def gated(gate, up, relu2):
-    """gate (F,) becomes the gated unit's result."""
-    if relu2:
-        for i in range(gate.size):
-            r = np.float32(0) if gate[i] <= 0 else gate[i]
-            gate[i] = r * r * up[i]                                             # (GL.3)
-    else:
-        for i in range(gate.size):
-            gate[i] = gate[i] * sigmoid(gate[i]) * up[i]                        # (GL.1)
-
-
-@compiled
 def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     """One task of a phase."""
     if kind == PRODUCT:
@@ -266,7 +253,7 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     elif kind == ENTER_O:
         enter(task, rows.o, l, p, prog, rows)
     elif kind == ENTER_U:
-        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0)
+        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0, rows.gate[task])
         enter(task, rows.gate, l, p, prog, rows)
     elif kind == TURN:
         turn_and_keep(task, l, rows, cache)

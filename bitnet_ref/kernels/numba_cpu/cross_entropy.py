@@ -1,0 +1,99 @@
+"""Cross-entropy by rows, and fused with the head so that only a chunk of the logits is ever held.
+
+Read after: kernels/numba_cpu/embedding. Read next: kernels/numba_cpu/adamw.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from bitnet_ref import layers as reference
+from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
+from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.vectors import LANES, exp, lane_sums, lane_tops
+
+
+@compiled
+def _log_sum_exp(row, chunk, lanes):
+    """log(sum(exp(row))) of logits (V,), by chunks of exponentials: lane i sums every 16th, lanes in order."""
+    whole = row.size // LANES * LANES
+    top = row[row.size - 1]
+    if whole:
+        lane_tops((row.ctypes.data, whole // LANES, lanes.ctypes.data))
+        for i in range(LANES):
+            top = max(top, lanes[i])
+    for j in range(whole, row.size):
+        top = max(top, row[j])
+    total = np.float64(0)
+    for a in range(0, row.size, chunk.size):
+        n = min(chunk.size, row.size - a)
+        for j in range(n):
+            chunk[j] = exp(row[a + j] - top)
+        vectors = (n + LANES - 1) // LANES
+        for j in range(n, vectors * LANES):
+            chunk[j] = 0
+        lane_sums((chunk.ctypes.data, vectors, lanes.ctypes.data))
+        for i in range(LANES):
+            total += np.float64(lanes[i])
+    return np.float32(np.log(total)) + top                                      # (CE.1)
+
+
+CHUNK = 1024                 # exponentials summed in float32 before float64 takes over
+
+
+@compiled_parallel
+def rows_loss(logits, targets, lse, losses, scratch, threads):
+    """lse, losses (M,) of logits (M, V)."""
+    for t in prange(threads):
+        floats = scratch[t].view(np.float32)
+        chunk, lanes = floats[:CHUNK], floats[CHUNK:CHUNK + LANES]
+        for m in range(len(logits) * t // threads, len(logits) * (t + 1) // threads):
+            lse[m] = _log_sum_exp(logits[m], chunk, lanes)
+            losses[m] = lse[m] - logits[m, targets[m]]                          # (CE.2)
+
+
+@compiled_parallel
+def rows_backward(scale, logits, targets, lse, d, threads):
+    """d (M, V) = scale * (softmax(logits) - onehot(targets)); d may be logits."""
+    for t in prange(threads):
+        for m in range(len(logits) * t // threads, len(logits) * (t + 1) // threads):
+            row, out, shift = logits[m], d[m], lse[m]
+            for j in range(row.size):
+                out[j] = exp(row[j] - shift)                                    # (CE.3)
+            out[targets[m]] -= np.float32(1)
+            for j in range(row.size):
+                out[j] *= scale                                                 # (CE.4)
+
+
+def losses_of(logits: np.ndarray, targets: np.ndarray, lse: np.ndarray, losses: np.ndarray) -> None:
+    """lse, losses float32 (M,) of logits (M, V), targets int64 (M,)."""
+    with team(4 * (CHUNK + LANES)) as t:
+        rows_loss(logits, targets, lse, losses, t.scratch, t.threads)
+
+
+def backward(scale: float, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray, d: np.ndarray) -> None:
+    """d (M, V) of logits (M, V), lse (M,)."""
+    with team() as t:
+        rows_backward(np.float32(scale), logits, targets, lse, d, t.threads)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndarray]:
+    """As layers.cross_entropy; the mean is summed in float64."""
+    if not is_ours(logits) or logits.size == 0:
+        return reference.cross_entropy(logits, targets)
+    lse, losses = np.empty((2, len(logits)), np.float32)
+    losses_of(np.ascontiguousarray(logits), np.ascontiguousarray(targets, np.int64), lse, losses)
+    return np.float32(np.sum(losses, dtype=np.float64) / len(losses)), lse[:, None]
+
+
+def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray,
+                           out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.cross_entropy_backward."""
+    if not is_ours(logits, lse) or not logits.flags.c_contiguous or (out is not None and out.dtype != np.float32):
+        return reference.cross_entropy_backward(dloss, logits, targets, lse, out)
+    d = np.empty(logits.shape, np.float32) if out is None else out
+    backward(float(dloss) / len(targets), logits, np.ascontiguousarray(targets, np.int64),
+             np.ascontiguousarray(lse.reshape(-1)), d)
+    return d

@@ -1,0 +1,50 @@
+"""RoPE, a rotation of pairs in place or into `out`; backward turns the other way.
+
+Read after: kernels/numba_cpu/rmsnorm. Read next: kernels/numba_cpu/glu.
+"""
+
+import numpy as np
+from numba import prange
+
+from bitnet_ref import layers as reference
+from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
+from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.threads import team
+
+
+@compiled_parallel
+def turn(x, cos, sin, sign, y, threads):
+    """y (B, T, H, Dh) = x turned by the angles (T, Dh/2), times `sign`."""
+    B, T, H, Dh = x.shape
+    half = Dh // 2
+    for t in prange(threads):
+        for m in range(B * T * t // threads, B * T * (t + 1) // threads):
+            b, at = m // T, m % T
+            for h in range(H):
+                source, result = x[b, at, h], y[b, at, h]
+                for i in range(half):
+                    c, s = cos[at, i], sign * sin[at, i]
+                    first, second = source[i], source[half + i]
+                    result[i] = first * c - second * s                          # (RO.2)
+                    result[half + i] = second * c + first * s                   # (RO.3)
+
+
+def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float, out: np.ndarray | None) -> np.ndarray:
+    y = np.empty(x.shape, np.float32) if out is None else out
+    with team() as t:
+        turn(np.ascontiguousarray(x), cos[:, 0], sin[:, 0], np.float32(sign), y, t.threads)
+    return y
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.rope; `out` may be x."""
+    if not is_ours(x, cos, sin) or (out is not None and not out.flags.c_contiguous):
+        return reference.rope(x, cos, sin, out)
+    return _turned(x, cos, sin, 1, out)
+
+
+def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.rope_backward; `out` may be dy."""
+    if not is_ours(dy, cos, sin):
+        return reference.rope_backward(dy, cos, sin)
+    return _turned(dy, cos, sin, -1, out)
