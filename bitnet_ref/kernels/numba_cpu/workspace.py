@@ -1,0 +1,107 @@
+"""The memory of a training step, carved once: what backward needs of each layer, and what is needed briefly.
+
+Its size is known before anything is allocated. Nothing else is allocated per step.
+Read after: kernels/numba_cpu/adamw. Read next: kernels/numba_cpu/train_step.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.kernels.numba_cpu.program import aligned
+
+CHUNK_BYTES = 1 << 22        # of logits held at a time
+
+
+class Entered(NamedTuple):
+    """An input as its products read it: codes and their scales, or floats; rstd where it is normalised."""
+
+    x_q: np.ndarray              # int8 (M, K), empty for floats
+    x_scale: np.ndarray          # (M,)
+    rstd: np.ndarray             # (M,)
+    floats: np.ndarray           # (M, K), empty for codes and for floats that are not normalised
+
+
+class Saved(NamedTuple):
+    """What a layer keeps until its backward. Gradients of gate and up take the places of gate and up."""
+
+    x: np.ndarray                # (M, D)
+    q: np.ndarray                # (M, D), turned
+    k: np.ndarray                # (M, KV Dh), turned
+    v: np.ndarray                # (M, KV Dh)
+    o: np.ndarray                # (M, D)
+    lse: np.ndarray              # (B, KV, R, T, 1)
+    h: np.ndarray                # (M, D)
+    gate: np.ndarray             # (M, F)
+    up: np.ndarray               # (M, F)
+    u: np.ndarray                # (M, F)
+    entered: dict[str, Entered]  # by the first weight that reads it
+
+
+class Workspace(NamedTuple):
+    """Arrays by name; float32 unless said."""
+
+    B: int
+    T: int
+    layers: list[Saved]
+    x: np.ndarray                # (M, D): the final stream
+    head: Entered
+    a: np.ndarray                # (M, D): what is added to the stream
+    dx: np.ndarray               # (M, D): gradient of the stream
+    do: np.ndarray               # (M, D)
+    dq: np.ndarray               # (M, D)
+    dk: np.ndarray               # (M, KV Dh)
+    dv: np.ndarray               # (M, KV Dh)
+    du: np.ndarray               # (M, F)
+    dn: np.ndarray               # (M, widest input): gradient behind a norm
+    logits: np.ndarray           # (chunk, V)
+    lse: np.ndarray              # (M,)
+    losses: np.ndarray           # (M,)
+    n_bytes: int
+
+
+class Carver:
+    """Hands out parts of one block of memory; with no block yet, only counts."""
+
+    def __init__(self, memory: np.ndarray | None) -> None:
+        self.memory, self.end = memory, 0
+
+    def __call__(self, *shape: int, dtype: type = np.float32) -> np.ndarray:
+        """An array of this shape."""
+        begin, size = self.end, math.prod(shape) * np.dtype(dtype).itemsize
+        self.end += (size + 63) // 64 * 64
+        if self.memory is None:
+            return np.broadcast_to(dtype(0), shape)
+        return self.memory[begin:begin + size].view(dtype).reshape(shape)
+
+
+def workspace(plan: Any, B: int, T: int) -> Workspace:
+    """For micro-batches of B sequences of T tokens."""
+    return _carved(plan, B, T, Carver(aligned(needed(plan, B, T))))
+
+
+def needed(plan: Any, B: int, T: int) -> int:
+    """Its bytes; nothing is allocated."""
+    return _carved(plan, B, T, Carver(None)).n_bytes
+
+
+def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
+    cfg, M = plan.cfg, B * T
+    D, F, V, KV = cfg.d_model, cfg.d_ff, cfg.vocab_size, cfg.n_kv_heads * cfg.head_dim
+
+    def entered(width: int, normed: bool, ternary: bool) -> Entered:
+        kept = normed and not ternary
+        return Entered(new(M if ternary else 0, width, dtype=np.int8), new(M), new(M), new(M if kept else 0, width))
+
+    layers = []
+    for _ in range(cfg.n_layers):
+        inputs = {e.weights[0]: entered(width, e.norm is not None, cfg.linear == "ternary")
+                  for place, width in zip(plan.layout, (D, D, D, F)) for e in place}
+        layers.append(Saved(new(M, D), new(M, D), new(M, KV), new(M, KV), new(M, D),
+                            new(B, cfg.n_kv_heads, cfg.n_heads // cfg.n_kv_heads, T, 1), new(M, D), new(M, F),
+                            new(M, F), new(M, F), inputs))
+    chunk = min(M, max(64, CHUNK_BYTES // (4 * V)))
+    parts = (new(M, D), entered(D, True, cfg.head == "ternary"), new(M, D), new(M, D), new(M, D), new(M, D),
+             new(M, KV), new(M, KV), new(M, F), new(M, max(D, F)), new(chunk, V), new(M), new(M))
+    return Workspace(B, T, layers, *parts, new.end)
