@@ -8,7 +8,7 @@ is passed.
 Read after: pack/rosetta. Read next: layers/embedding.
 """
 
-from bitnet_ref.layers.adamw import adamw_
+from bitnet_ref.layers.adamw import adamw_, square_sum
 from bitnet_ref.layers.attention import attention, attention_backward
 from bitnet_ref.layers.bitlinear import (
     bitlinear,
@@ -30,5 +30,5 @@ ALL_OPS = {op.__name__: op for op in (
     embedding, embedding_backward, rmsnorm, rmsnorm_backward, rope, rope_backward,
     attention, attention_backward, swiglu, swiglu_backward, relu2, relu2_backward, linear, linear_backward,
     absmean_ternary, absmax_int8, rmsnorm_int8, prepare, ternary_linear, ternary_linear_backward,
-    bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, adamw_,
+    bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, adamw_, square_sum,
 )}

@@ -10,6 +10,11 @@ import numpy as np
 BLOCK = 1 << 15              # elements: 4 arrays and 2 temporaries of 128 KiB each fit in a 1 MiB L2 cache
 
 
+def square_sum(x: np.ndarray) -> float:
+    """Sum of squares of flat x (n,) in float64: what the norm of a gradient is the root of."""
+    return sum(float(np.sum(np.square(x[a:a + BLOCK], dtype=np.float64))) for a in range(0, len(x), BLOCK))  # (AW.5)
+
+
 def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, lr: float, decay: float,
            beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8) -> None:
     """One update in place of p, m, v (n,) from the gradient g (n,). `step` counts from 1.

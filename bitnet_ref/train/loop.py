@@ -59,7 +59,7 @@ def optimise(run: Run, data: Dataset) -> dict[str, float]:
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named below
         loss = run.model.loss_and_grads(batches, run.grads)
         require_finite(loss, f"the loss of step {run.step}", run.model, ids)
-        norm = clip_(run.grads.flat, cfg.max_norm)
+        norm = clip_(run.grads.flat, cfg.max_norm, run.model.plan.ops)
         _require_finite_gradient(run, norm)
         lr, decay = lr_at(run.step, cfg), wd_at(run.step, cfg)
         run.step, run.cursor = run.step + 1, run.cursor + 1

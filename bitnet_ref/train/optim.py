@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref import layers
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.model.params import Params
 
@@ -20,13 +21,12 @@ class Adam(NamedTuple):
     second: Params
 
 
-def clip_(flat: np.ndarray, max_norm: float) -> float:
+def clip_(flat: np.ndarray, max_norm: float, ops: Any = layers) -> float:
     """Scale the gradient `flat` (n,) down to norm `max_norm` if it is longer. Returns the norm before.
 
-    One norm over all tensors, summed pairwise in float64: the same on every machine, and no overflow below
-    1e150.
+    One norm over all tensors, summed in float64: no overflow below 1e150.
     """
-    norm = math.sqrt(np.sum(np.square(flat, dtype=np.float64)))                 # (OP.1)
+    norm = math.sqrt(ops.square_sum(flat))                                      # (OP.1)
     if norm > max_norm:
         flat *= max_norm / norm                                                 # (OP.2)
     return norm

@@ -9,7 +9,7 @@ from bitnet_ref.kernels.numba_cpu import cache
 
 cache.set_up()                               # before the first compiled function is defined
 
-from bitnet_ref.kernels.numba_cpu.adamw import adamw_  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.adamw import adamw_, square_sum  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.attention import attention, attention_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
     prepare,
@@ -31,7 +31,7 @@ from bitnet_ref.kernels.numba_cpu.train_step import train_step  # noqa: E402
 __all__ = [
     "absmax_int8", "absmean_ternary", "adamw_", "attention", "attention_backward", "cross_entropy",
     "cross_entropy_backward", "decode_step", "embedding_backward", "linear", "linear_backward", "prefill", "prepare",
-    "relu2", "relu2_backward", "rmsnorm", "rmsnorm_backward", "rmsnorm_int8", "rope", "rope_backward", "swiglu",
+    "relu2", "relu2_backward", "rmsnorm", "rmsnorm_backward", "rmsnorm_int8", "rope", "rope_backward", "square_sum", "swiglu",
     "swiglu_backward", "ternary_linear", "ternary_linear_backward", "train_step", "use",
 ]
 PROVIDES = tuple(name for name in __all__ if name != "use")

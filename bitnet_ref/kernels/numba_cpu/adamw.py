@@ -10,6 +10,9 @@ from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
 from bitnet_ref.kernels.numba_cpu.linear import is_ours
 from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.vectors import square_sum as square_of
+
+PART = 1 << 14               # elements of a partial sum
 
 
 @compiled_parallel
@@ -23,6 +26,23 @@ def _update(p, g, m, v, beta1, beta2, rest1, rest2, keep, rate, correct2, eps, t
             mb[i], vb[i] = first, second
             step = rate * first / (np.sqrt(second / correct2) + eps)
             pb[i] = pb[i] * keep - step                                         # (AW.3), (AW.4)
+
+
+@compiled_parallel
+def _square_sums(x, sums, threads):
+    for t in prange(threads):
+        for p in range(sums.size * t // threads, sums.size * (t + 1) // threads):
+            sums[p] = square_of(x[p * PART:(p + 1) * PART])
+
+
+def square_sum(x: np.ndarray) -> float:
+    """As layers.square_sum; PART by PART, so that the sum does not depend on threads."""
+    if not is_ours(x) or not x.flags.c_contiguous:
+        return reference.square_sum(x)
+    sums = np.zeros(-(-x.size // PART))
+    with team() as t:
+        _square_sums(x, sums, t.threads)
+    return float(np.sum(sums))
 
 
 def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, lr: float, decay: float,

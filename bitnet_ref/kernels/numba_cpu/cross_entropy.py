@@ -55,16 +55,14 @@ def rows_loss(logits, targets, lse, losses, scratch, threads):
 
 
 @compiled_parallel
-def rows_backward(scale, logits, targets, lse, d, threads):
-    """d (M, V) = scale * (softmax(logits) - onehot(targets)); d may be logits."""
+def rows_backward(scale, d, targets, lse, threads):
+    """Logits d (M, V) become scale * (softmax(d) - onehot(targets)), in place."""
     for t in prange(threads):
-        for m in range(len(logits) * t // threads, len(logits) * (t + 1) // threads):
-            row, out, shift = logits[m], d[m], lse[m]
+        for m in range(len(d) * t // threads, len(d) * (t + 1) // threads):
+            row, shift = d[m], lse[m]
             for j in range(row.size):
-                out[j] = exp(row[j] - shift)                                    # (CE.3)
-            out[targets[m]] -= np.float32(1)
-            for j in range(row.size):
-                out[j] *= scale                                                 # (CE.4)
+                row[j] = exp(row[j] - shift) * scale                            # (CE.3), (CE.4)
+            row[targets[m]] -= scale
 
 
 def losses_of(logits: np.ndarray, targets: np.ndarray, lse: np.ndarray, losses: np.ndarray) -> None:
@@ -73,10 +71,10 @@ def losses_of(logits: np.ndarray, targets: np.ndarray, lse: np.ndarray, losses: 
         rows_loss(logits, targets, lse, losses, t.scratch, t.threads)
 
 
-def backward(scale: float, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray, d: np.ndarray) -> None:
-    """d (M, V) of logits (M, V), lse (M,)."""
+def backward_(scale: float, d: np.ndarray, targets: np.ndarray, lse: np.ndarray) -> None:
+    """Logits d (M, V) become their gradient; targets int64 (M,), lse (M,)."""
     with team() as t:
-        rows_backward(np.float32(scale), logits, targets, lse, d, t.threads)
+        rows_backward(np.float32(scale), d, targets, lse, t.threads)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -94,6 +92,8 @@ def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, 
     if not is_ours(logits, lse) or not logits.flags.c_contiguous or (out is not None and out.dtype != np.float32):
         return reference.cross_entropy_backward(dloss, logits, targets, lse, out)
     d = np.empty(logits.shape, np.float32) if out is None else out
-    backward(float(dloss) / len(targets), logits, np.ascontiguousarray(targets, np.int64),
-             np.ascontiguousarray(lse.reshape(-1)), d)
+    if d is not logits:
+        np.copyto(d, logits)
+    backward_(float(dloss) / len(targets), d, np.ascontiguousarray(targets, np.int64),
+              np.ascontiguousarray(lse.reshape(-1)))
     return d

@@ -7,6 +7,7 @@ Read after: kernels/numba_cpu/whole. Read next: kernels/numba_cuda.
 
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from bitnet_ref.checks import check
@@ -96,9 +97,10 @@ def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
-    with team(scratch_bytes(program.widest, at + T, program.head_dim)) as t:
+    alone = numba.get_num_threads() == 1 or B * T * program.work <= ALONE
+    with team(scratch_bytes(program.widest, at + T, program.head_dim), pool=not alone) as t:
         where = frame(arrays_of(program.tables, rows, text.cache, tiles, phases, t.scratch))
-        if t.threads == 1 or B * T * program.work <= ALONE:
+        if alone:
             compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
             on_threads(compiled_walk().address, where.ctypes.data, len(where), t.threads)
@@ -115,8 +117,8 @@ def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray, np.nda
 
     rows = Rows(np.arange(M) // T, np.zeros(M, np.int64), np.arange(T - 1, M, T), floats(M, D), floats(M, D),
                 floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F), floats(M, F),
-                aligned(M * widest).view(np.int8).reshape(M, widest), floats(M if program.floats else 1, widest),
-                np.empty(M, np.float32), np.empty(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
+                floats(M, F), aligned(M * widest).view(np.int8).reshape(M, widest),
+                floats(M if program.floats else 1, widest), np.empty(M, np.float32), np.empty(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
     tiles = _tiles(B, T, H, KV)
     return rows, tiles, schedule(program.tables, M, B, len(tiles))
 

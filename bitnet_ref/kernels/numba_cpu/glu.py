@@ -18,7 +18,7 @@ from bitnet_ref.kernels.numba_cpu.vectors import sigmoid
 
 @compiled
 def gated(gate, up, relu2, y):
-    """y (n,) of gate, up (n,); y may be gate."""
+    """y (n,) of gate, up (n,). No two may overlap, or the loop is not vectorised."""
     if relu2:
         for i in range(gate.size):
             r = np.float32(0) if gate[i] <= 0 else gate[i]
@@ -30,7 +30,7 @@ def gated(gate, up, relu2, y):
 
 @compiled
 def gated_backward(dy, gate, up, relu2, dgate, dup):
-    """dgate, dup (n,); dgate may be gate and dup may be up, or either dy."""
+    """dgate, dup (n,). No two may overlap."""
     if relu2:
         for i in range(gate.size):
             r, d, u = np.float32(0) if gate[i] <= 0 else gate[i], dy[i], up[i]

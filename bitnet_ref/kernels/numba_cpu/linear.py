@@ -17,7 +17,7 @@ from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
 
 ROWS, BLOCK = TIER.float_rows, PANEL * TIER.float_panels
-DEPTH = 2048                                 # of k packed at a time: a block of 512 KiB stays in L2
+DEPTH = 512                                  # of k packed at a time: a block of 128 KiB stays in L2
 TRANSPOSED, AS_IT_IS, TRITS, CODES = range(4)            # what a block is packed from
 _tile = kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, onto=True)
 _row = kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=True)

@@ -1,7 +1,8 @@
 """How many threads, and the memory that each has to itself.
 
 Numba's pool runs every parallel loop. One loop at a time: the pool is not re-entrant, and the scratch is
-shared, so what is compiled is called inside `with team() as t`. Results never depend on the count.
+shared, so what is compiled is called inside `with team() as t`. Results never depend on the count. A process
+that was forked from one that ran the pool has none: OpenMP would end it, so it is told before.
 Read after: kernels/numba_cpu/vectors. Read next: kernels/numba_cpu/quant.
 """
 
@@ -18,6 +19,7 @@ from bitnet_ref.checks import check
 
 _lock = threading.RLock()
 _scratch = [np.zeros((0, 0), np.uint8)]
+_home: list[int] = []        # the process that has run the pool
 
 
 class Team(NamedTuple):
@@ -41,10 +43,17 @@ def use(threads: int) -> None:
 
 
 @contextmanager
-def team(scratch: int = 0) -> Iterator[Team]:
-    """The pool, for this caller alone, with at least `scratch` bytes for each thread (64-byte aligned)."""
+def team(scratch: int = 0, pool: bool = True) -> Iterator[Team]:
+    """The pool, for this caller alone, with at least `scratch` bytes for each thread (64-byte aligned).
+
+    `pool` False: only the caller's thread will run. Raises CheckError in a forked process.
+    """
     with _lock:
-        threads = numba.get_num_threads()
+        threads = numba.get_num_threads() if pool else 1
+        if pool:
+            _home[:] = _home or [os.getpid()]
+            check(_home[0] == os.getpid(), "threads must be used in the process that started them",
+                  "a process forked from it", "start processes by spawn (multiprocessing.set_start_method)")
         rows, size = _scratch[0].shape
         if rows < threads or size < scratch:
             size = (max(size, scratch) + 63) // 64 * 64

@@ -1,8 +1,8 @@
 """One training step of the whole model over a workspace: the reference's train_step, with nothing allocated.
 
 The verbs and their order are those of model/block; what differs is where results go. Residual gradients are
-added where they are made, gradients of gate and up replace what they are the gradients of, and the head is
-fused with the loss so that a chunk of the logits is all that is ever held.
+added where they are made, and the head is fused with the loss so that a chunk of the logits is all that is
+ever held.
 Read after: kernels/numba_cpu/workspace. Read next: kernels/numba_cpu/program.
 """
 
@@ -14,8 +14,7 @@ import numpy as np
 from bitnet_ref.kernels.numba_cpu.attention import backward as attention_backward
 from bitnet_ref.kernels.numba_cpu.attention import forward as attention
 from bitnet_ref.kernels.numba_cpu.bitlinear import norm_int8, ternary_dw, ternary_dx, ternary_product
-from bitnet_ref.kernels.numba_cpu.cross_entropy import backward as rows_backward
-from bitnet_ref.kernels.numba_cpu.cross_entropy import losses_of
+from bitnet_ref.kernels.numba_cpu.cross_entropy import backward_, losses_of
 from bitnet_ref.kernels.numba_cpu.embedding import embedding_backward
 from bitnet_ref.kernels.numba_cpu.glu import backward as gated_backward
 from bitnet_ref.kernels.numba_cpu.glu import forward as gated
@@ -39,9 +38,10 @@ def train_step(plan: Any, w: dict[str, Any], batches: Iterable[tuple[np.ndarray,
     for ids, targets in batches:
         ws = plan.kept.get("workspace")
         if ws is None or ids.shape != (ws.B, ws.T):
-            plan.kept["workspace"] = None                  # let go of the old one before the new one is made
+            ws = plan.kept["workspace"] = None             # let go of the old one before the new one is made
             ws = plan.kept["workspace"] = workspace(plan, *ids.shape)
-        table = rope_table(np.arange(ws.T), plan.cfg.head_dim, plan.cfg.rope_theta)
+            plan.kept["angles"] = rope_table(np.arange(ws.T), plan.cfg.head_dim, plan.cfg.rope_theta)
+        table = plan.kept["angles"]
         _forward(plan, w, ids, ws, table)
         total += share * _loss(plan, w, np.ascontiguousarray(targets, np.int64).reshape(-1), share, ws, grads)
         _backward(plan, w, ids, ws, table, grads)
@@ -80,7 +80,7 @@ def _loss(plan: Any, w: Any, targets: np.ndarray, share: float, ws: Workspace, g
         logits, lse = ws.logits[:b - a], ws.lse[a:b]
         _multiply(ws.x[a:b], part, w["head"], logits, ternary)                                 # (TR.3)
         losses_of(logits, targets[a:b], lse, ws.losses[a:b])                                   # (TR.4)
-        rows_backward(share / M, logits, targets[a:b], lse, logits)
+        backward_(share / M, logits, targets[a:b], lse)
         _multiply_backward(logits, ws.x[a:b], part, w["head"], dhead, ws.dx[a:b], False, ternary)
     norm_backward(ws.dx, ws.x, w[entry.norm], ws.head.rstd, ws.dx, grads[entry.norm])
     return float(np.sum(ws.losses, dtype=np.float64)) / M
@@ -94,8 +94,8 @@ def _backward(plan: Any, w: Any, ids: np.ndarray, ws: Workspace, table: tuple[np
         s, at = ws.layers[l], f"layers.{l}."
         rest = (w, at, s, ws, cfg, grads)
         _project_backward((ws.dx,), s.u, places.down, ws.du, False, *rest)                     # (BK.8)
-        gated_backward(ws.du, s.gate, s.up, cfg.glu == "relu2", s.gate, s.up)                  # (BK.7)
-        _project_backward((s.gate, s.up), s.h, places.gate_up, ws.dx, True, *rest)             # (BK.6), (BK.9)
+        gated_backward(ws.du, s.gate, s.up, cfg.glu == "relu2", ws.dgate, ws.dup)              # (BK.7)
+        _project_backward((ws.dgate, ws.dup), s.h, places.gate_up, ws.dx, True, *rest)             # (BK.6), (BK.9)
         _project_backward((ws.dx,), s.o, places.out, ws.do, False, *rest)                      # (BK.4)
         q, k, v, o, do, dq, dk, dv = (_heads(x, ws, cfg)
                                       for x in (s.q, s.k, s.v, s.o, ws.do, ws.dq, ws.dk, ws.dv))

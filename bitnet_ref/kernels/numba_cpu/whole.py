@@ -75,8 +75,9 @@ class Rows(NamedTuple):
     v: np.ndarray                # (M, KV Dh)
     o: np.ndarray                # (M, D)
     a: np.ndarray                # (M, D): what is added to the stream next
-    gate: np.ndarray             # (M, F), then the gated unit's result
+    gate: np.ndarray             # (M, F)
     up: np.ndarray               # (M, F)
+    u: np.ndarray                # (M, F): the gated unit's result
     codes: np.ndarray            # int8 (M, widest input and some zeros)
     floats: np.ndarray           # (M, widest input): the same, where the product is in float32
     x_scale: np.ndarray          # (M,)
@@ -253,8 +254,8 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     elif kind == ENTER_O:
         enter(task, rows.o, l, p, prog, rows)
     elif kind == ENTER_U:
-        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0, rows.gate[task])
-        enter(task, rows.gate, l, p, prog, rows)
+        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0, rows.u[task])
+        enter(task, rows.u, l, p, prog, rows)
     elif kind == TURN:
         turn_and_keep(task, l, rows, cache)
     else:
@@ -315,10 +316,10 @@ def walk(address, n_arrays, thread):
     prog = Tables(uint8_1(f, 0), int64_3(f, 1), float32_2(f, 2), float32_3(f, 3), int64_1(f, 4), float32_1(f, 5))
     rows = Rows(int64_1(f, 6), int64_1(f, 7), int64_1(f, 8), float32_2(f, 9), float32_2(f, 10), float32_2(f, 11),
                 float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15), float32_2(f, 16),
-                int8_2(f, 17), float32_2(f, 18), float32_1(f, 19), int32_1(f, 20), float32_2(f, 21),
-                int64_1(f, 22))
-    cache = Cache(float32_6(f, 23), float32_5(f, 24), float32_2(f, 25), float32_2(f, 26))
-    tiles, phases, scratch = int64_2(f, 27), int64_2(f, 28), uint8_2(f, 29)[thread]
+                float32_2(f, 17), int8_2(f, 18), float32_2(f, 19), float32_1(f, 20), int32_1(f, 21),
+                float32_2(f, 22), int64_1(f, 23))
+    cache = Cache(float32_6(f, 24), float32_5(f, 25), float32_2(f, 26), float32_2(f, 27))
+    tiles, phases, scratch = int64_2(f, 28), int64_2(f, 29), uint8_2(f, 30)[thread]
     for i in range(len(phases)):
         kind, n_tasks, l, p, ready = phases[i]
         wait(rows.counters, 0, ready)

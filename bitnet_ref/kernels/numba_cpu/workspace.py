@@ -24,7 +24,7 @@ class Entered(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a layer keeps until its backward. Gradients of gate and up take the places of gate and up."""
+    """What a layer keeps until its backward."""
 
     x: np.ndarray                # (M, D)
     q: np.ndarray                # (M, D), turned
@@ -54,6 +54,8 @@ class Workspace(NamedTuple):
     dk: np.ndarray               # (M, KV Dh)
     dv: np.ndarray               # (M, KV Dh)
     du: np.ndarray               # (M, F)
+    dgate: np.ndarray            # (M, F)
+    dup: np.ndarray              # (M, F)
     dn: np.ndarray               # (M, widest input): gradient behind a norm
     logits: np.ndarray           # (chunk, V)
     lse: np.ndarray              # (M,)
@@ -103,5 +105,5 @@ def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
                             new(M, F), new(M, F), inputs))
     chunk = min(M, max(64, CHUNK_BYTES // (4 * V)))
     parts = (new(M, D), entered(D, True, cfg.head == "ternary"), new(M, D), new(M, D), new(M, D), new(M, D),
-             new(M, KV), new(M, KV), new(M, F), new(M, max(D, F)), new(chunk, V), new(M), new(M))
+             new(M, KV), new(M, KV), new(M, F), new(M, F), new(M, F), new(M, max(D, F)), new(chunk, V), new(M), new(M))
     return Workspace(B, T, layers, *parts, new.end)

@@ -1,0 +1,296 @@
+"""The whole-model path of the Numba backend: a token equals the full forward bit for bit, whatever surrounds it.
+
+Not the rows of the call, nor the batch, nor what is in the cache, nor the threads, nor the packing may move a
+bit; and no thread may wait for one that does not come.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+from derivative import array_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import NORMS, label, seeds, small_batch, small_config, small_params, variants
+
+from bitnet_ref import kernels
+from bitnet_ref.checks import CheckError
+from bitnet_ref.kernels.numba_cpu import program
+from bitnet_ref.kernels.numba_cpu.decode_step import ALONE, FIRST_ROOM
+from bitnet_ref.kernels.numba_cpu.whole import schedule
+from bitnet_ref.model import Transformer
+
+OPS = kernels.load("numba")
+PATH = sys.modules["bitnet_ref.kernels.numba_cpu.decode_step"]      # the package has a function of that name
+KINDS = list(variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1), linear=("ternary", "full"),
+                      head=("full", "ternary")))
+THREADS = numba.config.NUMBA_NUM_THREADS
+
+
+def small_model(seed=0, dtype=np.float32, **given):
+    cfg = small_config(**given)
+    return Transformer(cfg, small_params(cfg, seed, dtype), OPS)
+
+
+def together(monkeypatch):
+    """Small models run on all threads too."""
+    monkeypatch.setattr(PATH, "ALONE", 0)
+
+
+@pytest.fixture
+def threads():
+    """A setter of the number of threads, undone at the end."""
+    yield numba.set_num_threads
+    numba.set_num_threads(THREADS)
+
+
+# --- bit for bit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=label)
+def test_decoding_with_a_cache_equals_the_full_forward_bit_for_bit(kind):
+    model, (ids, _) = small_model(**kind), small_batch(small_config(), B=3, T=9)
+    want, _ = model(ids)
+    logits, state = model.prefill(ids[:, :4])
+    for t in range(4, 9):
+        np.testing.assert_array_equal(logits, want[:, t - 1])
+        logits, state = model.decode_step(ids[:, t], state)
+    np.testing.assert_array_equal(logits, want[:, -1])
+
+
+@settings(max_examples=15)
+@given(seed=seeds, lengths=st.tuples(st.integers(1, 20), st.integers(1, 20)), B=st.integers(1, 4))
+def test_a_text_has_the_same_logits_however_it_was_cut(seed, lengths, B):
+    """All at once, token by token, in two pieces, alone or among others."""
+    model, (ids, _) = small_model(seed % 3, n_kv_heads=2, context=64), small_batch(small_config(), seed, B, sum(lengths))
+    want, _ = model.prefill(ids)
+    logits, state = model.prefill(ids[:, :lengths[0]])
+    for t in range(lengths[0], sum(lengths)):
+        logits, state = model.decode_step(ids[:, t], state)
+    np.testing.assert_array_equal(logits, want)
+    for b in range(B):
+        np.testing.assert_array_equal(model.prefill(ids[b:b + 1])[0][0], want[b])
+
+
+def test_threads_change_no_bit(monkeypatch, threads):
+    together(monkeypatch)
+    results = []
+    for n in range(1, THREADS + 1):
+        threads(n)
+        model = small_model(d_model=96, n_heads=4, n_kv_heads=2, d_ff=200, context=64)
+        ids, _ = small_batch(small_config(), B=2, T=30)
+        first, state = model.prefill(ids)
+        results.append([first, model.decode_step(ids[:, 0], state)[0], model(ids)[0]])
+    for other in results[1:]:
+        for a, b in zip(other, results[0]):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_packing_changes_no_bit():
+    model, (ids, _) = small_model(context=64), small_batch(small_config(), B=1, T=20)
+    want, _ = model.prefill(ids)
+    for bits in ("i2", "b3"):
+        model.ready.kept["program"] = program.build(model.plan, model.ready, bits)
+        np.testing.assert_array_equal(model.prefill(ids)[0], want)
+
+
+def test_a_float16_head_is_read_as_it_is():
+    cfg = small_config(tied_embeddings=False)
+    params = small_params(cfg, 0, np.float32)
+    params["head"][...] = params["head"].astype(np.float16)
+    model, (ids, _) = Transformer(cfg, params, OPS), small_batch(cfg, B=2, T=9)
+    want, _ = model.prefill(ids)
+    model.ready["head"] = params["head"].astype(np.float16)
+    model.ready.kept.clear()
+    np.testing.assert_array_equal(model.prefill(ids)[0], want)
+    assert program.FLOAT16 in model.ready.kept["program"].tables.table[:, :, program.KIND]
+
+
+# --- twin ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k["linear"] == k["head"] == "full"], ids=label)
+def test_the_full_precision_path_equals_the_reference(kind, tol):
+    model, (ids, _) = small_model(**kind), small_batch(small_config(), B=2, T=9)
+    want, _ = Transformer(model.cfg, model.params, kernels.load("numpy"))(ids)
+    assert array_error(model.prefill(ids)[0], want[:, -1]) <= tol["float32_model"]
+
+
+def test_float64_is_the_references():
+    model, (ids, _) = small_model(dtype=np.float64), small_batch(small_config(), B=2, T=5)
+    logits, state = model.prefill(ids)
+    assert logits.dtype == np.float64
+    want, _ = Transformer(model.cfg, model.params, kernels.load("numpy"))(np.hstack([ids, ids[:, :1]]))
+    assert array_error(model.decode_step(ids[:, 0], state)[0], want[:, -1]) <= 1e-12
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_state_takes_the_text_back_there():
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=8)
+    _, early = model.prefill(ids[:, :4])
+    first, _ = model.decode_step(ids[:, 4], early)
+    again, late = model.decode_step(ids[:, 4], early)
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(model.decode_step(ids[:, 5], late)[0], model.prefill(ids[:, :6])[0])
+
+
+def test_a_state_whose_tokens_were_overwritten_is_refused():
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=8)
+    _, early = model.prefill(ids[:, :4])
+    _, gone = model.decode_step(ids[:, 4], early)
+    model.decode_step(ids[:, 5], early)
+    with pytest.raises(CheckError, match=r"a state must stand in its cache; got .*; prefill the text again"):
+        model.decode_step(ids[:, 5], gone)
+
+
+def test_a_cache_grows_and_keeps_what_it_held():
+    model, n = small_model(context=FIRST_ROOM + 40), FIRST_ROOM + 20
+    ids, _ = small_batch(small_config(), B=1, T=n)
+    want, _ = model.prefill(ids)
+    logits, state = model.prefill(ids[:, :n - 30])
+    for t in range(n - 30, n):
+        logits, state = model.decode_step(ids[:, t], state)
+    np.testing.assert_array_equal(logits, want)
+    assert len(state.text.cache.cos) >= n
+
+
+def test_a_full_context_is_refused():
+    model, (ids, _) = small_model(context=8), small_batch(small_config(), B=1, T=8)
+    _, state = model.prefill(ids)
+    with pytest.raises(CheckError, match="at most 8 tokens; got 9; drop the oldest"):
+        model.decode_step(ids[:, 0], state)
+
+
+def test_new_weights_are_packed_anew():
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=5)
+    before, _ = model.prefill(ids)
+    model.params.flat[:] = small_params(model.cfg, 7, np.float32).flat
+    model.requantise()
+    after, _ = model.prefill(ids)
+    np.testing.assert_array_equal(after, model(ids)[0][:, -1])
+    assert not np.array_equal(after, before)
+
+
+# --- no thread waits for one that does not come ---------------------------------------------------------------
+
+
+def test_every_task_is_done_once_and_waits_for_no_later_one():
+    model, (ids, _) = small_model(inner_gain=True, norm="inner"), small_batch(small_config(), B=2, T=9)
+    model.prefill(ids)
+    phases = schedule(model.ready.kept["program"].tables, 18, 2, 5)
+    done = np.concatenate([[0], np.cumsum(phases[:, 1])])
+    assert np.all(phases[:, 4] <= done[:-1])
+    assert phases[-1, 4] == done[-1]
+
+
+HANG = """
+import sys, numpy as np, threading
+sys.path.insert(0, {tests!r})
+from strategies import small_batch, small_config, small_params
+from bitnet_ref import kernels
+from bitnet_ref.model import Transformer
+ops = kernels.load("numba", {threads})
+sys.modules["bitnet_ref.kernels.numba_cpu.decode_step"].ALONE = 0
+model = Transformer(small_config(context=512), small_params(small_config(), 0, np.float32), ops)
+ids, _ = small_batch(small_config(), B=1, T=5)
+logits, state = model.prefill(ids)
+for _ in range(300):
+    model.decode_step(ids[:, 0], state)
+print("done", int(logits.argmax()))
+"""
+
+
+def run(code, **env):
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True,
+                          timeout=240)
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_more_threads_than_processors_do_not_hang(layer):
+    code = HANG.format(tests=os.path.dirname(os.path.dirname(__file__)), threads=8)
+    done = run(code, NUMBA_NUM_THREADS="8", NUMBA_THREADING_LAYER=layer)
+    if "No threading layer could be loaded" in done.stderr:
+        pytest.skip(f"this machine has no {layer}")
+    assert done.stdout.startswith("done"), done.stderr
+
+
+def test_two_threads_of_python_take_turns(monkeypatch):
+    together(monkeypatch)
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=9)
+    want, found = model.prefill(ids)[0], []
+
+    def work():
+        found.extend(model.prefill(ids)[0] for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(60)
+    assert len(found) == 80
+    for logits in found:
+        np.testing.assert_array_equal(logits, want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_decodes_alone_or_says_why_not(monkeypatch):
+    """The pool's threads stay behind in a fork; OpenMP would end the process without a word of ours."""
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=9)
+    want = model.prefill(ids)[0]
+    model(ids)                                              # the pool has run here
+
+    def child(queue):
+        queue.put(model.prefill(ids)[0])
+        try:
+            model(ids)
+        except CheckError as e:
+            queue.put(str(e))
+
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    process = fork.Process(target=child, args=(queue,))
+    process.start()
+    np.testing.assert_array_equal(queue.get(timeout=60), want)
+    assert queue.get(timeout=60).startswith("threads must be used in the process that started them; got")
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_ctrl_c_between_tokens_leaves_a_working_model(monkeypatch):
+    together(monkeypatch)
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=9)
+    want, state = model.prefill(ids)
+    def interrupted(arrays):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PATH, "frame", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.decode_step(ids[:, 0], state)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model.prefill(ids)[0], want)
+
+
+def test_small_models_do_not_start_threads():
+    """nano: 4.4 million multiply-adds a token."""
+    assert ALONE > 5_000_000
+
+
+# --- threads, asked for wrongly -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_too_few_threads(threads):
+    with pytest.raises(CheckError, match="threads must be at least 1"):
+        kernels.load("numba", threads)
+
+
+def test_too_many_threads():
+    with pytest.raises(CheckError, match=rf"threads must lie in 1..{THREADS} .*; got {THREADS + 1}; choose fewer"):
+        kernels.load("numba", THREADS + 1)
