@@ -75,7 +75,8 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """--backend and --threads, for commands that run a model."""
-    parser.add_argument("--backend", type=text, default="numba", help="implementation of the ops (default: numba)")
+    parser.add_argument("--backend", type=text, default="numba",
+                        help="implementation of the ops (default: numba)")
     parser.add_argument("--threads", type=int, help="threads to run with (default: all processors)")
 
 

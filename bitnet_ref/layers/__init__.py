@@ -18,7 +18,7 @@ from bitnet_ref.layers.bitlinear import (
     ternary_linear,
     ternary_linear_backward,
 )
-from bitnet_ref.layers.cross_entropy import cross_entropy, cross_entropy_backward
+from bitnet_ref.layers.cross_entropy import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from bitnet_ref.layers.embedding import embedding, embedding_backward
 from bitnet_ref.layers.glu import relu2, relu2_backward, swiglu, swiglu_backward
 from bitnet_ref.layers.linear import linear, linear_backward
@@ -30,5 +30,6 @@ ALL_OPS = {op.__name__: op for op in (
     embedding, embedding_backward, rmsnorm, rmsnorm_backward, rope, rope_backward,
     attention, attention_backward, swiglu, swiglu_backward, relu2, relu2_backward, linear, linear_backward,
     absmean_ternary, absmax_int8, rmsnorm_int8, prepare, ternary_linear, ternary_linear_backward,
-    bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, adamw_, square_sum,
+    bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, linear_cross_entropy,
+    adamw_, square_sum,
 )}

@@ -12,7 +12,8 @@ BLOCK = 1 << 15              # elements: 4 arrays and 2 temporaries of 128 KiB e
 
 def square_sum(x: np.ndarray) -> float:
     """Sum of squares of flat x (n,) in float64: what the norm of a gradient is the root of."""
-    return sum(float(np.sum(np.square(x[a:a + BLOCK], dtype=np.float64))) for a in range(0, len(x), BLOCK))  # (AW.5)
+    parts = (x[a:a + BLOCK] for a in range(0, len(x), BLOCK))
+    return sum(float(np.sum(np.square(part, dtype=np.float64))) for part in parts)             # (AW.5)
 
 
 def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, lr: float, decay: float,

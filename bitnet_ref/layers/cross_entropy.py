@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_ref.layers.linear import linear, linear_backward
+
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndarray]:
     """logits (M, V)  targets int (M,)  ->  loss () in nats per token, lse (M, 1)"""
@@ -24,3 +26,15 @@ def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, 
     d = np.exp(d, out=d)                                                        # (CE.3)
     d[np.arange(len(targets)), targets] -= 1
     return np.multiply(d, dloss / len(targets), out=d)                          # (CE.4)
+
+
+def linear_cross_entropy(x: np.ndarray, w: np.ndarray, targets: np.ndarray, share: Any,
+                         dw: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Output projection and loss, forward and backward at once: what a backend fuses, never to hold (M, V).
+
+    x (M, K)  w (V, K)  targets int (M,)  ->  loss (), dx (M, K) of share * loss; accumulates into dw (V, K).
+    """
+    logits = linear(x, w)
+    loss, lse = cross_entropy(logits, targets)
+    dlogits = cross_entropy_backward(share, logits, targets, lse, out=logits)
+    return loss, linear_backward(dlogits, x, w, dw)                             # (CE.5)

@@ -33,7 +33,8 @@ class Plan(NamedTuple):
 def build(cfg: ModelConfig, ops: Any) -> Plan:
     """Resolve every variant of `cfg` into functions of the backend `ops`."""
     return Plan(cfg, ops, layout(cfg), PROJECTION[cfg.linear](ops), PROJECTION[cfg.head](ops),
-                (Entry("final_norm", ("head",)),), getattr(ops, cfg.glu), getattr(ops, f"{cfg.glu}_backward"), {})
+                (Entry("final_norm", ("head",)),), getattr(ops, cfg.glu), getattr(ops, f"{cfg.glu}_backward"),
+                {})
 
 
 def block(x: np.ndarray, w: dict[str, Any], at: str, table: tuple[np.ndarray, np.ndarray],

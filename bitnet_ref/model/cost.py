@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.model.layout import FREE, layout, shapes
+from bitnet_ref.pack import b3, i2
 
-BITS_PER_TRIT = {"2 bits (i2)": 2.0, "1.6 bits (b3)": 1.6, "log2(3) = 1.585 bits (the bound)": math.log2(3)}
+BITS_PER_TRIT = {"2 bits (i2)": i2.BITS_PER_TRIT, "1.6 bits (b3)": b3.BITS_PER_TRIT,
+                 "log2(3) = 1.585 bits (the bound)": math.log2(3)}
 
 
 class ParamCount(NamedTuple):

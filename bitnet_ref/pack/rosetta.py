@@ -4,7 +4,7 @@ All four store a trit as its value + 1 in two bits, four trits to a byte, and le
 differ in *which* four trits share a byte and in which of them has the low bits; no file says which it is.
 docs/formats/rosetta.md has a picture of each.
 Port note: decoding with the wrong layout gives valid trits, plausible histograms and nonsense.
-Read after: pack. Read next: layers.
+Read after: pack/b3. Read next: layers.
 """
 
 import math
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import check, expect, lookup
+from bitnet_ref.checks import check, lookup
+from bitnet_ref.pack.i2 import check_bytes, check_trits
 
 LOW_FIRST, HIGH_FIRST = (0, 2, 4, 6), (6, 4, 2, 0)       # the bit of the first, second, ... trit of a byte
 TAIL = 32                                                # bytes after I2_S data; a float32 scale leads them
@@ -25,7 +26,7 @@ def pack_hf(w_q: np.ndarray) -> np.ndarray:
     Rows that N lacks to a multiple of 4 have the code 0. Raises CheckError for other than trits.
     Source: `pack_weights` of transformers, integrations/bitnet.py.
     """
-    _check_trits(w_q)
+    check_trits(w_q)
     n_rows, n_bytes = len(w_q), -(-len(w_q) // 4)
     packed = np.zeros((n_bytes, w_q.shape[1]), np.uint8)
     for i, shift in enumerate(LOW_FIRST):
@@ -51,7 +52,7 @@ def pack_i2s(w_q: np.ndarray, w_scale: Any, layout: str) -> np.ndarray:
     Raises CheckError for other than trits, a shape that the layout does not allow, a bad scale.
     Source: microsoft/BitNet, src/ggml-bitnet-mad.cpp and utils/convert-hf-to-gguf-bitnet.py.
     """
-    _check_trits(w_q)
+    check_trits(w_q)
     groups = w_q.reshape(_groups(w_q.shape, layout))
     data = np.zeros((len(groups), groups.shape[2]), np.uint8)
     for i, shift in enumerate(HIGH_FIRST):
@@ -78,12 +79,6 @@ def unpack_i2s(data: np.ndarray, shape: tuple[int, int], layout: str) -> tuple[n
     return w_q.reshape(shape), w_scale
 
 
-def check_bytes(name: str, packed: np.ndarray, ndim: int) -> None:
-    """Raise CheckError unless `packed` is uint8 of `ndim` axes."""
-    check(packed.dtype == np.uint8 and packed.ndim == ndim, f"{name} must be uint8 of {ndim} axes",
-          f"{packed.dtype} {packed.shape}", "pass the bytes as the file has them")
-
-
 def _unpack(packed: np.ndarray, w_q: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
     """Fill w_q int8 (4, *packed.shape): field i of every byte is w_q[i]. No wider type on the way."""
     bad = np.count_nonzero(packed & packed >> 1 & 0b01010101)                   # both bits of a field set
@@ -99,15 +94,6 @@ def _unpack(packed: np.ndarray, w_q: np.ndarray, shifts: tuple[int, ...]) -> np.
 
 def _codes(w_q: np.ndarray) -> np.ndarray:
     return (w_q + np.int8(1)).view(np.uint8)
-
-
-def _check_trits(w_q: np.ndarray) -> None:
-    expect("w_q", w_q, "N K")
-    check(w_q.dtype == np.int8 and w_q.size > 0, "w_q must be int8 and not empty", f"{w_q.dtype} {w_q.shape}",
-          "ternarise first (bitnet_ref.quant.absmean_ternary)")
-    low, high = int(w_q.min()), int(w_q.max())
-    check(low >= -1 and high <= 1, "w_q must hold -1, 0 and +1 only", f"{low} to {high}",
-          "ternarise first (bitnet_ref.quant.absmean_ternary)")
 
 
 def _groups(shape: tuple[int, ...], layout: str) -> tuple[int, int, int]:

@@ -47,7 +47,8 @@ EACH = pytest.mark.parametrize("tier", [t for t in TIERS.values() if t.instructi
 @pytest.mark.parametrize("bits", ["i2", "b3"])
 def test_the_instruction_stands_in_the_assembly_of_packed_products(tier, bits):
     text = assembly(tier, tiles.emit_packed, bits=bits, rows=1)
-    dots = tiles.GROUPS[bits] * 16 // tier.lanes * (2 if bits == "b3" and tier.instruction == "vpdpbusd" else 1)
+    each = 2 if bits == "b3" and tier.instruction == "vpdpbusd" else 1      # fractions before and after
+    dots = tiles.GROUPS[bits] * 16 // tier.lanes * each
     assert count(text, tier.instruction) == dots
     assert count(text, "call") == count(text, "bl") == 0
 
@@ -66,8 +67,8 @@ def test_a_tile_of_codes_keeps_its_sums_in_registers(tier):
 
 def test_the_portable_tier_has_no_instruction_of_its_own():
     text = assembly(TIERS["portable"], tiles.emit_codes, rows=2, panels=1)
-    assert "vpdpbusd" not in text and "maddubs" not in text
-    assert count(text, "call") == 0 or "call" not in text
+    assert "vpdpbusd" not in text
+    assert "maddubs" not in text
 
 
 def test_sixteen_bits_hold_what_avx2_sums():
@@ -104,7 +105,7 @@ def test_an_unknown_tier_lists_the_known_ones():
 def test_a_tier_that_this_machine_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(isa, "host", lambda: ("x86_64", frozenset({"avx2", "fma", "f16c"})))
     with pytest.raises(CheckError, match=r"needs a processor with x86_64, avx512f.*; got x86_64 without "
-                                         r"avx512bw, avx512f.*; unset BITNET_REF_ISA, or choose of: avx2, portable"):
+                                         r"avx512bw, avx512f.*; unset .*, or choose of: avx2, portable"):
         isa.choose("avx512vnni")
 
 
@@ -112,4 +113,5 @@ def test_a_bad_tier_ends_a_command_with_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-m", "bitnet_ref.train", "--output", str(tmp_path / "run")],
                           env={**os.environ, isa.ENV: "mmx"}, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: tier (BITNET_REF_ISA) must be one of") and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: tier (BITNET_REF_ISA) must be one of")
+    assert "Traceback" not in done.stderr

@@ -17,7 +17,11 @@ from bitnet_ref.kernels.numba_cpu.bitlinear import (  # noqa: E402
     ternary_linear,
     ternary_linear_backward,
 )
-from bitnet_ref.kernels.numba_cpu.cross_entropy import cross_entropy, cross_entropy_backward  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.cross_entropy import (  # noqa: E402
+    cross_entropy,
+    cross_entropy_backward,
+    linear_cross_entropy,
+)
 from bitnet_ref.kernels.numba_cpu.decode_step import decode_step, prefill  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.embedding import embedding_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.glu import relu2, relu2_backward, swiglu, swiglu_backward  # noqa: E402
@@ -30,8 +34,9 @@ from bitnet_ref.kernels.numba_cpu.train_step import train_step  # noqa: E402
 
 __all__ = [
     "absmax_int8", "absmean_ternary", "adamw_", "attention", "attention_backward", "cross_entropy",
-    "cross_entropy_backward", "decode_step", "embedding_backward", "linear", "linear_backward", "prefill", "prepare",
-    "relu2", "relu2_backward", "rmsnorm", "rmsnorm_backward", "rmsnorm_int8", "rope", "rope_backward", "square_sum", "swiglu",
-    "swiglu_backward", "ternary_linear", "ternary_linear_backward", "train_step", "use",
+    "cross_entropy_backward", "decode_step", "embedding_backward", "linear", "linear_backward",
+    "linear_cross_entropy", "prefill", "prepare", "relu2", "relu2_backward", "rmsnorm", "rmsnorm_backward",
+    "rmsnorm_int8", "rope", "rope_backward", "square_sum", "swiglu", "swiglu_backward", "ternary_linear",
+    "ternary_linear_backward", "train_step", "use",
 ]
 PROVIDES = tuple(name for name in __all__ if name != "use")

@@ -51,6 +51,7 @@ def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int
     if not is_ours(p, g, m, v) or not all(a.flags.c_contiguous for a in (p, g, m, v)):
         reference.adamw_(p, g, m, v, step, lr, decay, beta1, beta2, eps)
         return
-    numbers = (beta1, beta2, 1 - beta1, 1 - beta2, 1 - lr * decay, lr / (1 - beta1**step), 1 - beta2**step, eps)
+    rate, correct2 = lr / (1 - beta1**step), 1 - beta2**step
+    numbers = (beta1, beta2, 1 - beta1, 1 - beta2, 1 - lr * decay, rate, correct2, eps)
     with team() as t:
         _update(p, g, m, v, *(np.float32(x) for x in numbers), t.threads)

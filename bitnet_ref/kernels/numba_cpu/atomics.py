@@ -3,7 +3,7 @@
 Every thread walks the same phases; in each it claims tasks until none is left. Whoever claims a task finishes
 it, so one thread alone gets through, however many were asked for and whenever they come: nobody waits for a
 thread to arrive, only for tasks that a running thread has begun.
-Read after: kernels/numba_cpu/program. Read next: kernels/numba_cpu/whole.
+Read after: kernels/numba_cpu/frame. Read next: kernels/numba_cpu/whole.
 """
 
 import sys

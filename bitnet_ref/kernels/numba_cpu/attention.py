@@ -1,6 +1,6 @@
 """Causal attention on the float32 tile: a few queries at a time, so memory is linear in the length.
 
-Keys lie in panels of sixteen, a feature after the other, so that scores are sixteen to a vector; values lie as
+Keys lie in panels of sixteen, a feature after the other, so scores are sixteen to a vector; values lie as
 they come. For TILE queries all scores are made, then the softmax, then the weighted values: one chain per
 output in the order of the keys, in which a masked key adds a zero. So a query gives the same bits alone with
 a cache (decode) as among others (prefill). Backward makes the probabilities of QUERIES queries again and runs
@@ -57,7 +57,8 @@ def onto(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
         p = 0
         while p < panels:
             wide = panels - p >= WIDE
-            at = (a + r * a_row, a_row, a_k, b + p * b_panel, b_panel, b_k, n_k, c + r * ldc + 4 * PANEL * p, ldc)
+            out = c + r * ldc + 4 * PANEL * p
+            at = (a + r * a_row, a_row, a_k, b + p * b_panel, b_panel, b_k, n_k, out, ldc)
             if wide:
                 _onto(at)
             else:
@@ -83,24 +84,25 @@ def into_panels(rows, panels):
 
 
 @compiled
-def weigh(rows, n_first, step, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o, lse):
+def weigh(rows, n_first, step, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o,
+          lse):
     """o and log-sum-exp of up to TILE queries; the first sees n_first keys, each next `step` more.
 
-    q (rows, n_d), scaled; keys: address of panels (n_d, 16), key_panel bytes apart; values: address of rows of
-    16 wide floats; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes, totals: scratch.
+    q (rows, n_d), scaled; keys: address of panels (n_d, 16), key_panel bytes apart; values: address of rows
+    of whole panels; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes, totals: scratch.
     """
     n_keys = n_first + step * (rows - 1)
     panels = (n_keys + PANEL - 1) // PANEL
     lds = 4 * scores.shape[1]
-    few(rows, panels, q, ldq, 4, keys, key_panel, 4 * PANEL, n_d, scores.ctypes.data, lds)        # (AT.1)
+    few(rows, panels, q, ldq, 4, keys, key_panel, 4 * PANEL, n_d, scores.ctypes.data, lds)  # (AT.1)
     for r in range(rows):
-        total, top = softmax_row(scores[r], n_first + step * r, lanes)                                   # (AT.3)
+        total, top = softmax_row(scores[r], n_first + step * r, lanes)          # (AT.3)
         for j in range(padded(n_first + step * r, PANEL), PANEL * panels):
-            scores[r, j] = 0                                                                      # (AT.2)
+            scores[r, j] = 0                                                    # (AT.2)
         totals[r] = total
         lse[r] = np.log(total) + top
     few(rows, padded(n_d, PANEL) // PANEL, scores.ctypes.data, lds, 4, values, 4 * PANEL, value_row, n_keys,
-        o.ctypes.data, 4 * o.shape[1])                                                            # (AT.4)
+        o.ctypes.data, 4 * o.shape[1])                                          # (AT.4)
     for r in range(rows):
         inverse = np.float32(1) / totals[r]
         for d in range(n_d):
@@ -145,8 +147,8 @@ def _forward(q, k, v, o, lse, scratch, threads):
                     for r in range(rows):
                         for d in range(Dh):
                             queries[r, d] = q[b, i + r, h, d] * scale
-                    weigh(rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data, 4 * Dh * PANEL,
-                          values.ctypes.data, 4 * wide, scores, lanes, totals, results,
+                    weigh(rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
+                          4 * Dh * PANEL, values.ctypes.data, 4 * wide, scores, lanes, totals, results,
                           lse[b, g, h - g * R, i:i + rows, 0])
                     for r in range(rows):
                         o[b, i + r, h] = results[r, :Dh]
@@ -154,7 +156,7 @@ def _forward(q, k, v, o, lse, scratch, threads):
 
 @compiled
 def backward_scratch(T, S, Dh):
-    """Floats that a thread needs: four forms of keys and values, two gradients, two blocks of scores, rows."""
+    """Floats that a thread needs: keys and values in panels and rows, gradients, two blocks of scores."""
     wide, keys = padded(Dh, PANEL), padded(padded(S, PANEL), TILE)
     return keys * (2 * Dh + 4 * wide + 2 * QUERIES) + 3 * QUERIES * wide + QUERIES + 12 * PANEL
 
@@ -198,30 +200,30 @@ def _backward(do, q, k, v, o, lse, dq, dk, dv, scratch, threads):
                                 q_rows[r, d] = q[b, i + r, h, d] * scale
                                 do_rows[r, d] = do[b, i + r, h, d]
                                 total += np.float64(do[b, i + r, h, d] * o[b, i + r, h, d])
-                            delta[r] = np.float32(total)                                          # (AT.8)
+                            delta[r] = np.float32(total)                        # (AT.8)
                     for r in range(0, QUERIES, TILE):
-                        few(TILE, panels, q_rows[r].ctypes.data, 4 * wide, 4, k_panels.ctypes.data, 4 * Dh * PANEL,
-                            4 * PANEL, Dh, p[r].ctypes.data, 4 * n_keys)
+                        few(TILE, panels, q_rows[r].ctypes.data, 4 * wide, 4, k_panels.ctypes.data,
+                            4 * Dh * PANEL, 4 * PANEL, Dh, p[r].ctypes.data, 4 * n_keys)
                         few(TILE, panels, do_rows[r].ctypes.data, 4 * wide, 4, v_panels.ctypes.data,
-                            4 * Dh * PANEL, 4 * PANEL, Dh, ds[r].ctypes.data, 4 * n_keys)         # (AT.7)
+                            4 * Dh * PANEL, 4 * PANEL, Dh, ds[r].ctypes.data, 4 * n_keys)  # (AT.7)
                     for r in range(QUERIES):
                         seen = S - T + i + r + 1 if r < rows else 0
                         shift = lse[b, g, h - g * R, i + r, 0] if r < rows else np.float32(0)
                         row, drow = p[r], ds[r]
                         for j in range(seen):
-                            row[j] = exp(row[j] - shift)                                          # (AT.5)
+                            row[j] = exp(row[j] - shift)                        # (AT.5)
                         for j in range(seen):
                             drow[j] = (drow[j] - delta[r]) * row[j]
                         row[seen:padded(PANEL * panels, TILE)] = 0
                         drow[seen:padded(PANEL * panels, TILE)] = 0
                     n_rows = padded(last, TILE)
                     at_p, at_ds = p.ctypes.data, ds.ctypes.data
-                    onto(n_rows, wide // PANEL, at_p, 4, 4 * n_keys, do_rows.ctypes.data, 4 * PANEL, 4 * wide, rows,
-                         dv_sum.ctypes.data, 4 * wide)                                            # (AT.6)
-                    onto(n_rows, wide // PANEL, at_ds, 4, 4 * n_keys, q_rows.ctypes.data, 4 * PANEL, 4 * wide, rows,
-                         dk_sum.ctypes.data, 4 * wide)                                            # (AT.10)
-                    onto(QUERIES, wide // PANEL, at_ds, 4 * n_keys, 4, k_rows.ctypes.data, 4 * PANEL, 4 * wide, last,
-                         dq_rows.ctypes.data, 4 * wide)                                           # (AT.9)
+                    onto(n_rows, wide // PANEL, at_p, 4, 4 * n_keys, do_rows.ctypes.data, 4 * PANEL, 4 * wide,
+                         rows, dv_sum.ctypes.data, 4 * wide)                    # (AT.6)
+                    onto(n_rows, wide // PANEL, at_ds, 4, 4 * n_keys, q_rows.ctypes.data, 4 * PANEL, 4 * wide,
+                         rows, dk_sum.ctypes.data, 4 * wide)                    # (AT.10)
+                    onto(QUERIES, wide // PANEL, at_ds, 4 * n_keys, 4, k_rows.ctypes.data, 4 * PANEL,
+                         4 * wide, last, dq_rows.ctypes.data, 4 * wide)                   # (AT.9)
                     for r in range(rows):
                         for d in range(Dh):
                             dq[b, i + r, h, d] = dq_rows[r, d] * scale
@@ -246,18 +248,19 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
     """As layers.attention."""
     if not is_ours(q, k, v):
         return reference.attention(q, k, v)
-    B, T, H, Dh = q.shape
+    B, T, H, _ = q.shape
     o, lse = np.empty(q.shape, np.float32), np.empty((B, k.shape[2], H // k.shape[2], T, 1), np.float32)
-    forward(*(np.ascontiguousarray(a) for a in (q, k, v)), o, lse)
+    contiguous = np.ascontiguousarray
+    forward(contiguous(q), contiguous(k), contiguous(v), o, lse)
     return o, lse
 
 
 def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray,
                        lse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As layers.attention_backward."""
-    given = (do, q, k, v, o, lse)
-    if not is_ours(*given):
-        return reference.attention_backward(*given)
+    if not is_ours(do, q, k, v, o, lse):
+        return reference.attention_backward(do, q, k, v, o, lse)
+    do, q, k, v, o, lse = (np.ascontiguousarray(a) for a in (do, q, k, v, o, lse))
     dq, dk, dv = np.empty(q.shape, np.float32), np.empty(k.shape, np.float32), np.empty(k.shape, np.float32)
-    backward(*(np.ascontiguousarray(a) for a in given), dq, dk, dv)
+    backward(do, q, k, v, o, lse, dq, dk, dv)
     return dq, dk, dv

@@ -1,9 +1,9 @@
-"""BitLinear on packed weights: decode reads two (or 1.6) bits for each weight, and all sums are exact integers.
+"""BitLinear on packed weights: decode reads two (or 1.6) bits for each weight; all sums are exact integers.
 
-A few rows (decode) walk the packed panels, whose bytes are decoded in registers. Many rows (prefill, training)
-unpack a block of outputs into codes once and walk it by register tiles. Both give the sum of (w + 1) x less
-the sum of x, and then the scales, in the reference's order: the same bits as the reference, whatever the
-number of rows. Inputs are padded with zeros to a whole number of blocks; a zero times any code is nothing.
+A few rows (decode) walk the packed panels, whose bytes are decoded in registers. Many rows (prefill,
+training) have a block of outputs unpacked into codes once and walk it by register tiles. Both give the sum of
+(w + 1) x less the sum of x, and then the scales, in the reference's order: the same bits as the reference,
+whatever the number of rows. Inputs are padded to whole blocks with zeros; a zero times any code is nothing.
 Read after: kernels/numba_cpu/linear. Read next: kernels/numba_cpu/attention.
 """
 
@@ -91,7 +91,8 @@ def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
     packed = np.empty((-(-N // PANEL), blocks, 64), np.uint8)
     with team() as t:
         bad = _pack_panels(np.ascontiguousarray(w_q), GROUPS[bits], packed, t.threads)
-    check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values", "ternarise it first")
+    check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values",
+          "ternarise it first")
     return packed
 
 
@@ -120,7 +121,8 @@ def unpack_block(packed, groups, first, codes):
     """codes uint8 (panels, groups * blocks, 16, 4): the codes of the packed panels from `first` on."""
     blocks = packed.shape[1]
     for p in range(min(len(codes), len(packed) - first)):
-        at = (packed.ctypes.data + (first + p) * blocks * 64, blocks, codes.ctypes.data + p * codes.shape[1] * 64)
+        at = (packed.ctypes.data + (first + p) * blocks * 64, blocks,
+              codes.ctypes.data + p * codes.shape[1] * 64)
         if groups == 4:
             _unpack_i2(at)
         else:
@@ -155,8 +157,8 @@ def few_rows(packed, groups, panel0, panel1, x, x_scale, w_scale, sums, y, edge)
         rows = 4 if n_rows - m >= 4 else 1
         at = (x.ctypes.data + m * x.shape[1], x.shape[1], x_scale.ctypes.data + 4 * m, w_scale.ctypes.data,
               sums.ctypes.data + 4 * m)
-        _walk_panels(rows, packed, groups, panel0, whole, at, y.ctypes.data + 4 * (m * n_out + PANEL * panel0),
-                     4 * n_out)
+        _walk_panels(rows, packed, groups, panel0, whole, at,
+                     y.ctypes.data + 4 * (m * n_out + PANEL * panel0), 4 * n_out)
         if whole < panel1:                                 # the last panel has fewer than sixteen outputs
             _walk_panels(rows, packed, groups, whole, panel1, at, edge.ctypes.data, 4 * PANEL)
             for r in range(rows):
@@ -249,7 +251,7 @@ NO_TRITS = np.zeros((0, 0), np.int8)
 
 def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_scale: Any, y: np.ndarray,
                     packed: np.ndarray = NOT_PACKED, bits: str = "b3") -> np.ndarray:
-    """y float32 (M, N) from x_q int8 (M, K), x_scale (M,) and trits int8 (N, K), or the packed panels of them."""
+    """y float32 (M, N) from x_q int8 (M, K), x_scale (M,) and trits int8 (N, K), or packed panels of them."""
     M, K = x_q.shape
     padded = -(-K // 4) * 4 if not len(packed) else packed.shape[1] * 4 * GROUPS[bits]
     if padded != K:
@@ -257,16 +259,17 @@ def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_sca
         wide[:, :K] = x_q
         x_q = wide
     with team(many_scratch(padded)) as t:
-        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.full(1, w_scale, np.float32), np.empty(M, np.int32), y,
-                 t.threads, t.scratch)
+        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.full(1, w_scale, np.float32),
+                 np.empty(M, np.int32), y, t.threads, t.scratch)
     return y
 
 
-def ternary_dx(dy: np.ndarray, w_q: np.ndarray, w_scale: Any, dx: np.ndarray, onto: bool = False) -> np.ndarray:
+def ternary_dx(dy: np.ndarray, w_q: np.ndarray, w_scale: Any, dx: np.ndarray,
+               onto: bool = False) -> np.ndarray:
     """dx (M, K) = (or +=) dy (M, N) @ (w_q (N, K) * w_scale)."""
     with team(SCRATCH) as t:
-        multiply(TRITS, dy, dy.shape[1], 1, NO_FLOATS, w_q, np.full(1, w_scale, np.float32), dx, dy.shape[1], onto,
-                 t.threads, t.scratch)
+        multiply(TRITS, dy, dy.shape[1], 1, NO_FLOATS, w_q, np.full(1, w_scale, np.float32), dx, dy.shape[1],
+                 onto, t.threads, t.scratch)
     return dx
 
 

@@ -1,7 +1,7 @@
 """Where compiled code is kept between runs, and what is said when something must be compiled first.
 
-In NUMBA_CACHE_DIR if that is set, else under BITNET_REF_CACHE (default: the user's cache folder). A folder that
-cannot be written costs the compilation in every process, and says so once.
+In NUMBA_CACHE_DIR if that is set, else under BITNET_REF_CACHE (default: the user's cache folder). A folder
+that cannot be written costs the compilation in every process, and says so once.
 Read after: kernels/numba_cpu/isa. Read next: kernels/numba_cpu/tiles.
 """
 
@@ -38,8 +38,8 @@ def set_up() -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as e:
-        print(f"note: compiled code must be kept in a folder that can be written; {place} cannot ({e.strerror}): "
-              "every process compiles anew, some 20 seconds; set BITNET_REF_CACHE to another folder",
+        print("note: compiled code must be kept in a folder that can be written; "
+              f"{place} cannot ({e.strerror}), so each process compiles anew; set BITNET_REF_CACHE",
               file=sys.stderr)
         place = Path(tempfile.mkdtemp(prefix="bitnet_ref-numba-"))
     numba.config.CACHE_DIR = str(place)
@@ -70,4 +70,5 @@ class Patience(event.Listener):
     def say(self) -> None:
         """The line."""
         self.said = True
-        print(f"compiling for {isa.choose().name}, once for this machine (kept in {self.place})", file=sys.stderr)
+        print(f"compiling for {isa.choose().name}, once for this machine (kept in {self.place})",
+              file=sys.stderr)

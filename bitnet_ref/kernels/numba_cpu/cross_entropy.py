@@ -3,6 +3,7 @@
 Read after: kernels/numba_cpu/embedding. Read next: kernels/numba_cpu/adamw.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.linear import flat, is_ours, product, product_dw, product_dx
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.vectors import LANES, exp, lane_sums, lane_tops
 
 
 @compiled
 def _log_sum_exp(row, chunk, lanes):
-    """log(sum(exp(row))) of logits (V,), by chunks of exponentials: lane i sums every 16th, lanes in order."""
+    """log(sum(exp(row))) of logits (V,), chunk by chunk: lane i sums every 16th, then the lanes in order."""
     whole = row.size // LANES * LANES
     top = row[row.size - 1]
     if whole:
@@ -41,6 +42,9 @@ def _log_sum_exp(row, chunk, lanes):
 
 
 CHUNK = 1024                 # exponentials summed in float32 before float64 takes over
+LOGITS = 1 << 20             # held at a time, but at least LEAST rows of them
+LEAST = 64
+Part = Callable[[int, int, np.ndarray], None]
 
 
 @compiled_parallel
@@ -77,6 +81,29 @@ def backward_(scale: float, d: np.ndarray, targets: np.ndarray, lse: np.ndarray)
         rows_backward(np.float32(scale), d, targets, lse, t.threads)
 
 
+def rows_at_once(M: int, V: int) -> int:
+    """Rows of logits (M, V) that are held at a time."""
+    return min(M, max(LEAST, LOGITS // V))
+
+
+def chunk_by_chunk(multiply: Part, multiply_backward: Part, targets: np.ndarray, share: float,
+                   logits: np.ndarray, lse: np.ndarray, losses: np.ndarray) -> float:
+    """The mean loss of M tokens with `logits` (rows, V) as the only memory of its kind.
+
+    multiply(a, b, y) makes the logits of tokens a to b in y; multiply_backward(a, b, dy) takes back their
+    gradient, of share * loss. targets int64 (M,); lse, losses float32 (M,) are overwritten.
+    """
+    M = len(targets)
+    for a in range(0, M, len(logits)):
+        b = min(a + len(logits), M)
+        part = logits[:b - a]
+        multiply(a, b, part)
+        losses_of(part, targets[a:b], lse[a:b], losses[a:b])
+        backward_(share / M, part, targets[a:b], lse[a:b])
+        multiply_backward(a, b, part)
+    return float(np.sum(losses, dtype=np.float64)) / M
+
+
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndarray]:
     """As layers.cross_entropy; the mean is summed in float64."""
     if not is_ours(logits) or logits.size == 0:
@@ -89,7 +116,7 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndar
 def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray,
                            out: np.ndarray | None = None) -> np.ndarray:
     """As layers.cross_entropy_backward."""
-    if not is_ours(logits, lse) or not logits.flags.c_contiguous or (out is not None and out.dtype != np.float32):
+    if not is_ours(logits, lse, logits if out is None else out) or not logits.flags.c_contiguous:
         return reference.cross_entropy_backward(dloss, logits, targets, lse, out)
     d = np.empty(logits.shape, np.float32) if out is None else out
     if d is not logits:
@@ -97,3 +124,23 @@ def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, 
     backward_(float(dloss) / len(targets), d, np.ascontiguousarray(targets, np.int64),
               np.ascontiguousarray(lse.reshape(-1)))
     return d
+
+
+def linear_cross_entropy(x: np.ndarray, w: np.ndarray, targets: np.ndarray, share: Any,
+                         dw: np.ndarray) -> tuple[Any, np.ndarray]:
+    """As layers.linear_cross_entropy; never holds more than a chunk of the logits."""
+    if not is_ours(x, w, dw) or x.size == 0 or not dw.flags.c_contiguous:
+        return reference.linear_cross_entropy(x, w, targets, share, dw)
+    x, w, (M, V) = flat(x), np.ascontiguousarray(w), (len(x), len(w))
+    dx, (lse, losses) = np.empty(x.shape, np.float32), np.empty((2, M), np.float32)
+
+    def backward(a: int, b: int, dy: np.ndarray) -> None:                       # (CE.5)
+        product_dx(dy, w, dx[a:b])
+        product_dw(dy, x[a:b], dw)
+
+    def forward(a: int, b: int, y: np.ndarray) -> None:
+        product(x[a:b], w, y)
+
+    loss = chunk_by_chunk(forward, backward, np.ascontiguousarray(targets, np.int64), float(share),
+                          np.empty((rows_at_once(M, V), V), np.float32), lse, losses)
+    return np.float32(loss), dx

@@ -2,7 +2,7 @@
 
 The state that they pass on is a place in a cache: how many tokens of it belong to this text. An earlier state
 may be used again, which takes the text back to there; a state whose tokens were overwritten since is refused.
-Read after: kernels/numba_cpu/whole. Read next: kernels/numba_cuda.
+Read after: kernels/numba_cpu/whole. Read next: model.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,8 @@ class Text:
         room = padded(min(room, self.cfg.context), PANEL)
         cos, sin = rope_table(np.arange(room), Dh, self.cfg.rope_theta)
         return Cache(np.zeros((L, self.n_sequences, KV, room // PANEL, Dh, PANEL), np.float32),
-                     np.zeros((L, self.n_sequences, KV, room, padded(Dh, PANEL)), np.float32), cos[:, 0], sin[:, 0])
+                     np.zeros((L, self.n_sequences, KV, room, padded(Dh, PANEL)), np.float32),
+                     cos[:, 0], sin[:, 0])
 
     def grow(self, length: int) -> None:
         """Have room for `length` positions. Raises CheckError beyond the model's context."""
@@ -115,10 +116,11 @@ def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray, np.nda
     def floats(*shape: int) -> np.ndarray:
         return aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
 
+    codes = aligned(M * widest).view(np.int8).reshape(M, widest)
     rows = Rows(np.arange(M) // T, np.zeros(M, np.int64), np.arange(T - 1, M, T), floats(M, D), floats(M, D),
-                floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F), floats(M, F),
-                floats(M, F), aligned(M * widest).view(np.int8).reshape(M, widest),
-                floats(M if program.floats else 1, widest), np.empty(M, np.float32), np.empty(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
+                floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F),
+                floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
+                np.zeros(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
     tiles = _tiles(B, T, H, KV)
     return rows, tiles, schedule(program.tables, M, B, len(tiles))
 
@@ -127,7 +129,9 @@ def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:
     """int64 (tasks, 4) for whole.attend: several rows of a head, or the heads that share keys for one row."""
     R = H // KV
     if T == 1:
-        found = [(b, 1, g * R + h, min(TILE, R - h)) for b in range(B) for g in range(KV) for h in range(0, R, TILE)]
+        found = [(b, 1, g * R + h, min(TILE, R - h))
+                 for b in range(B) for g in range(KV) for h in range(0, R, TILE)]
     else:
-        found = [(b * T + i, min(TILE, T - i), h, 1) for b in range(B) for h in range(H) for i in range(0, T, TILE)]
+        found = [(b * T + i, min(TILE, T - i), h, 1)
+                 for b in range(B) for h in range(H) for i in range(0, T, TILE)]
     return np.array(found, np.int64)

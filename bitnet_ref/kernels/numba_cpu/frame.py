@@ -1,8 +1,8 @@
 """How a compiled function gets its arrays: one table of addresses and shapes, and how threads call it.
 
-Arrays that Numba hands from function to function carry a count of their users, which threads would fight over;
-and what is called by name is compiled again into every caller. A frame is plain memory and a call by address,
-so neither happens. Who makes a frame keeps its arrays alive for as long as it is used.
+Arrays that Numba hands from function to function carry a count of their users, which threads would fight
+over; and what is called by name is compiled again into every caller. A frame is plain memory and a call by
+address, so neither happens. Who makes a frame keeps its arrays alive for as long as it is used.
 Read after: kernels/numba_cpu/program. Read next: kernels/numba_cpu/atomics.
 """
 

@@ -69,7 +69,8 @@ def backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray, relu2: bool, dgat
              dup: np.ndarray) -> None:
     """Arrays of any one shape, C-contiguous."""
     with team() as t:
-        _backward(*(a.reshape(-1) for a in (dy, gate, up)), relu2, dgate.reshape(-1), dup.reshape(-1), t.threads)
+        _backward(dy.reshape(-1), gate.reshape(-1), up.reshape(-1), relu2, dgate.reshape(-1), dup.reshape(-1),
+                  t.threads)
 
 
 def _op(name: str, relu2: bool) -> Callable[..., Any]:
@@ -89,7 +90,8 @@ def _op_backward(name: str, relu2: bool) -> Callable[..., Any]:
         if not is_ours(dy, gate, up):
             return getattr(reference, name)(dy, gate, up)
         dgate, dup = np.empty(gate.shape, np.float32), np.empty(gate.shape, np.float32)
-        backward(*(np.ascontiguousarray(a) for a in (dy, gate, up)), relu2, dgate, dup)
+        contiguous = np.ascontiguousarray
+        backward(contiguous(dy), contiguous(gate), contiguous(up), relu2, dgate, dup)
         return dgate, dup
 
     op.__name__, op.__doc__ = name, f"As layers.{name}."

@@ -3,7 +3,7 @@
 A ternary product is sums of four (unsigned code) x (signed int8). Each tier names the LLVM intrinsic that its
 processors have for that, so no compiler is needed on the user's machine. `BITNET_REF_ISA` forces a tier.
 All tiers give the same bits: integer sums are exact, and float sums are in the order of k on every machine.
-Read after: kernels/numba_cpu. Read next: kernels/numba_cpu/tiles.
+Read after: kernels/numba_cpu. Read next: kernels/numba_cpu/cache.
 """
 
 import os
@@ -37,7 +37,8 @@ class Tier(NamedTuple):
 
 
 TIERS = {t.name: t for t in (
-    Tier("avx512vnni", "x86_64", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 16, 6, 4, 6, 4, "vpdpbusd"),
+    Tier("avx512vnni", "x86_64", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 16, 6, 4, 6, 4,
+         "vpdpbusd"),
     Tier("avxvnni", "x86_64", ("avx2", "fma", "f16c", "avxvnni"), 8, 4, 1, 6, 1, "vpdpbusd"),
     Tier("avx2", "x86_64", ("avx2", "fma", "f16c"), 8, 3, 1, 6, 1, "vpmaddubsw"),
     Tier("neon", "aarch64", ("neon", "dotprod"), 4, 4, 1, 6, 1, "sdot"),
@@ -97,7 +98,8 @@ def dot4(builder: ir.IRBuilder, tier: Tier, acc: ir.Value, codes: ir.Value, x: i
         return call(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", sums, acc, *as_sums)
     if tier.name == "avx2":
         pairs = call("llvm.x86.avx2.pmadd.ub.sw", words, codes, x)
-        return builder.add(acc, call("llvm.x86.avx2.pmadd.wd", sums, pairs, ir.Constant(words, [1] * 2 * lanes)))
+        ones = ir.Constant(words, [1] * 2 * lanes)
+        return builder.add(acc, call("llvm.x86.avx2.pmadd.wd", sums, pairs, ones))
     if tier.name == "neon":
         return call("llvm.aarch64.neon.sdot.v4i32.v16i8", sums, acc, codes, x)
     return builder.add(acc, _dot4_in_plain_ir(builder, lanes, codes, x))

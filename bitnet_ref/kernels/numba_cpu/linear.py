@@ -79,11 +79,12 @@ def multiply(kind, a, a_row, a_k, b, q, scale, c, n_k, onto, threads, scratch):
                             edge[r, :width] = c[m + r, n0:n0 + width]
                     at = a.ctypes.data + 4 * (m * a_row + k0 * a_k)
                     if rows == ROWS:
-                        _tile((at, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth, out, ldc))
+                        _tile((at, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth, out,
+                               ldc))
                     else:
                         for r in range(rows):
-                            _row((at + 4 * a_row * r, 0, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth,
-                                  out + ldc * r, ldc))
+                            _row((at + 4 * a_row * r, 0, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK,
+                                  depth, out + ldc * r, ldc))
                     if width < BLOCK:
                         for r in range(rows):
                             c[m + r, n0:n0 + width] = edge[r, :width]

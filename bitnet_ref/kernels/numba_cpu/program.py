@@ -2,7 +2,7 @@
 
 Made once for a set of weights, at the first prefill, and kept beside them. Ternary matrices are packed; full
 ones (the twin, the head) become panels of sixteen outputs in the precision they are stored in.
-Read after: kernels/numba_cpu/attention. Read next: kernels/numba_cpu/atomics.
+Read after: kernels/numba_cpu/train_step. Read next: kernels/numba_cpu/frame.
 """
 
 from typing import Any, NamedTuple

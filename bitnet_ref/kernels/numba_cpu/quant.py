@@ -22,7 +22,7 @@ _floor = np.float32(FLOOR)
 
 @compiled
 def quantise_row(x, g, rstd, x_q):
-    """x_q int8 (K,) of float32 x * rstd * g (g: empty for no gain). Returns x_scale and the sum of the codes."""
+    """x_q int8 (K,) of float32 x * rstd * g (g empty: no gain). Returns x_scale and the sum of the codes."""
     top = np.int32(0)
     if g.size:
         for i in range(x.size):

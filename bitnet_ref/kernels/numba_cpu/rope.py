@@ -29,7 +29,8 @@ def turn(x, cos, sin, sign, y, threads):
                     result[half + i] = second * c + first * s                   # (RO.3)
 
 
-def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float, out: np.ndarray | None) -> np.ndarray:
+def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float,
+            out: np.ndarray | None) -> np.ndarray:
     y = np.empty(x.shape, np.float32) if out is None else out
     with team() as t:
         turn(np.ascontiguousarray(x), cos[:, 0], sin[:, 0], np.float32(sign), y, t.threads)
@@ -43,7 +44,8 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None
     return _turned(x, cos, sin, 1, out)
 
 
-def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray,
+                  out: np.ndarray | None = None) -> np.ndarray:
     """As layers.rope_backward; `out` may be dy."""
     if not is_ours(dy, cos, sin):
         return reference.rope_backward(dy, cos, sin)

@@ -4,7 +4,7 @@ A tile holds sums in vector registers while it walks along k. Outputs lie in the
 outputs to a panel, so nothing is summed across lanes and every output is one chain in the order of k: the
 same bits for any number of rows, threads, or batch (docs/decisions/020). Memory is passed as addresses, whose
 bounds the callers answer for.
-Read after: kernels/numba_cpu/isa. Read next: kernels/numba_cpu/vectors.
+Read after: kernels/numba_cpu/cache. Read next: kernels/numba_cpu/vectors.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,9 +88,9 @@ def sums(builder: ir.IRBuilder, kind: ir.Type, n: int) -> list[ir.Value]:
     return [cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * kind.count)) for _ in range(n)]
 
 
-def add_to(builder: ir.IRBuilder, slot: ir.Value, update: Callable[[ir.Value], ir.Value]) -> None:
-    """slot = update(slot)."""
-    builder.store(update(builder.load(slot)), slot)
+def dot_onto(builder: ir.IRBuilder, tier: Tier, slot: ir.Value, codes: ir.Value, x: ir.Value) -> None:
+    """slot += the dot products of four bytes each."""
+    builder.store(isa.dot4(builder, tier, builder.load(slot), codes, x), slot)
 
 
 # ---- ternary x int8 ----
@@ -105,10 +105,10 @@ def emit_store(builder: ir.IRBuilder, tier: Tier, acc: ir.Value, row: int, x_sca
     m.store(builder.fmul(total, scale), y, builder.add(builder.mul(ldy, I64(row)), I64(4 * offset)))
 
 
-def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value, blocks: ir.Value, x: ir.Value,
-                ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value,
-                ldy: ir.Value, *, bits: str, rows: int) -> None:
-    """Packed panels, one after the other, against `rows` rows: a block of 64 bytes is 16 outputs x 4 x `groups`.
+def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value, blocks: ir.Value,
+                x: ir.Value, ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value,
+                y: ir.Value, ldy: ir.Value, *, bits: str, rows: int) -> None:
+    """Packed panels, one after the other, against `rows` rows: 64 bytes are 16 outputs x 4 x `groups`.
 
     Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers.
     """
@@ -119,8 +119,8 @@ def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value
 
 
 def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
-                x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, bits: str,
-                rows: int) -> None:
+                x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value,
+                bits: str, rows: int) -> None:
     m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
     groups = GROUPS[bits]
     fractions = bits == "b3" and tier.instruction == "vpdpbusd"     # a dot product that takes codes up to 255
@@ -142,8 +142,7 @@ def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value
                     here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
                     four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), block.type)
                     for i, code in enumerate(codes):
-                        add_to(builder, slots[p][r][chains * i + j % chains],
-                               lambda acc: isa.dot4(builder, tier, acc, code, four))
+                        dot_onto(builder, tier, slots[p][r][chains * i + j % chains], code, four)
     for p in range(parts):
         for r in range(rows):
             totals = [total(builder, slots[p][r][i:i + chains]) for i in range(0, len(slots[p][r]), chains)]
@@ -202,7 +201,7 @@ def b3_fractions(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
 
 def emit_unpack(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, codes: ir.Value, *,
                 bits: str) -> None:
-    """The codes (groups * blocks, 16, 4) of one packed panel, for emit_codes: unpacked once, used by many rows."""
+    """The codes (groups * blocks, 16, 4) of one packed panel, for emit_codes: used by many rows."""
     m, groups = Memory(builder), GROUPS[bits]
     with cgutils.for_range(builder, blocks) as loop:
         for part in range(0, 64, 4 * tier.lanes):
@@ -214,8 +213,8 @@ def emit_unpack(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value
 
 
 def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Value, fours: ir.Value,
-               x: ir.Value, ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value,
-               ldy: ir.Value, *, rows: int, panels: int) -> None:
+               x: ir.Value, ldx: ir.Value, x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value,
+               y: ir.Value, ldy: ir.Value, *, rows: int, panels: int) -> None:
     """`panels` panels of unpacked codes (each fours x 16 x 4 bytes, `stride` apart) against `rows` rows."""
     m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
     bytes_of = ir.VectorType(I8, 4 * lanes)
@@ -229,7 +228,7 @@ def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Va
             word = m.load(x, builder.add(x_at, builder.mul(ldx, I64(r))), I32)
             four = builder.bitcast(m.splat(word, lanes), bytes_of)
             for slot, v in zip(slots[r], vectors):
-                add_to(builder, slot, lambda acc: isa.dot4(builder, tier, acc, v, four))
+                dot_onto(builder, tier, slot, v, four)
     for r in range(rows):
         for i, slot in enumerate(slots[r]):
             emit_store(builder, tier, builder.load(slot), r, x_scales, w_scale, x_sums, y, ldy, i * lanes)
@@ -246,6 +245,7 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
     for `ahead` bytes before their turn.
     """
     m, vector = Memory(builder), ir.VectorType(F32, PANEL)
+    stored = ir.VectorType(F16, PANEL) if half else vector
     slots = [sums(builder, vector, panels) for _ in range(rows)]
     places = [[builder.add(builder.mul(ldc, I64(r)), I64(4 * PANEL * p)) for p in range(panels)]
               for r in range(rows)]
@@ -261,12 +261,12 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
         for p in range(panels):
             if ahead:
                 m.prefetch(b, builder.add(builder.add(at, builder.mul(b_panel, I64(p))), I64(ahead)))
-            v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), ir.VectorType(F16 if half else F32, PANEL))
+            v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), stored)
             vectors.append(builder.fpext(v, vector) if half else v)
         for r in range(rows):
             x = m.splat(m.load(a, builder.add(a_at, builder.mul(a_row, I64(r))), F32), PANEL)
             for slot, v in zip(slots[r], vectors):
-                add_to(builder, slot, lambda acc: builder.call(fma, [x, v, acc]))
+                builder.store(builder.call(fma, [x, v, builder.load(slot)]), slot)
     for r in range(rows):
         for p in range(panels):
             m.store(builder.load(slots[r][p]), c, places[r][p])

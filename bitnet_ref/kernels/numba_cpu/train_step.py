@@ -14,7 +14,7 @@ import numpy as np
 from bitnet_ref.kernels.numba_cpu.attention import backward as attention_backward
 from bitnet_ref.kernels.numba_cpu.attention import forward as attention
 from bitnet_ref.kernels.numba_cpu.bitlinear import norm_int8, ternary_dw, ternary_dx, ternary_product
-from bitnet_ref.kernels.numba_cpu.cross_entropy import backward_, losses_of
+from bitnet_ref.kernels.numba_cpu.cross_entropy import chunk_by_chunk
 from bitnet_ref.kernels.numba_cpu.embedding import embedding_backward
 from bitnet_ref.kernels.numba_cpu.glu import backward as gated_backward
 from bitnet_ref.kernels.numba_cpu.glu import forward as gated
@@ -52,38 +52,40 @@ def _forward(plan: Any, w: Any, ids: np.ndarray, ws: Workspace, table: tuple[np.
     """Fills the workspace up to the final stream."""
     cfg, places = plan.cfg, plan.layout
     first = ws.layers[0].x if ws.layers else ws.x
-    np.take(w["embedding"], ids.reshape(-1), axis=0, out=first, mode="clip")    # ids were checked at the border
+    np.take(w["embedding"], ids.reshape(-1), axis=0, out=first, mode="clip")    # the border checked the ids
     for l, s in enumerate(ws.layers):
         at, after = f"layers.{l}.", ws.layers[l + 1].x if l + 1 < len(ws.layers) else ws.x
-        _project(s.x, (s.q, s.k, s.v), places.qkv, w, at, s, cfg)                              # (BK.1)
+        _project(s.x, (s.q, s.k, s.v), places.qkv, w, at, s, cfg)                           # (BK.1)
         q, k, v, o = (_heads(x, ws, cfg) for x in (s.q, s.k, s.v, s.o))
-        rope(q, *table, out=q)                                                                 # (BK.2)
+        rope(q, *table, out=q)                                                              # (BK.2)
         rope(k, *table, out=k)
-        attention(q, k, v, o, s.lse)                                                           # (BK.3)
-        _project(s.o, (ws.a,), places.out, w, at, s, cfg)                                      # (BK.4)
-        np.add(s.x, ws.a, out=s.h)                                                             # (BK.5)
-        _project(s.h, (s.gate, s.up), places.gate_up, w, at, s, cfg)                           # (BK.6)
-        gated(s.gate, s.up, cfg.glu == "relu2", s.u)                                           # (BK.7)
-        _project(s.u, (ws.a,), places.down, w, at, s, cfg)                                     # (BK.8)
-        np.add(s.h, ws.a, out=after)                                                           # (BK.9)
+        attention(q, k, v, o, s.lse)                                                        # (BK.3)
+        _project(s.o, (ws.a,), places.out, w, at, s, cfg)                                   # (BK.4)
+        np.add(s.x, ws.a, out=s.h)                                                          # (BK.5)
+        _project(s.h, (s.gate, s.up), places.gate_up, w, at, s, cfg)                        # (BK.6)
+        gated(s.gate, s.up, cfg.glu == "relu2", s.u)                                        # (BK.7)
+        _project(s.u, (ws.a,), places.down, w, at, s, cfg)                                  # (BK.8)
+        np.add(s.h, ws.a, out=after)                                                        # (BK.9)
 
 
 def _loss(plan: Any, w: Any, targets: np.ndarray, share: float, ws: Workspace, grads: Any) -> float:
     """Mean loss; ws.dx becomes the gradient of the final stream. Logits are made and used chunk by chunk."""
-    cfg, M = plan.cfg, len(targets)
+    cfg = plan.cfg
     entry, ternary = plan.head_entry[0], plan.cfg.head == "ternary"
     _enter(ws.x, entry, w, "", ws.head, ternary, cfg.norm_eps)
     dhead = grads["embedding" if cfg.tied_embeddings else "head"]
-    for a in range(0, M, len(ws.logits)):
-        b = min(a + len(ws.logits), M)
-        part = Entered(*(x[a:b] for x in ws.head))
-        logits, lse = ws.logits[:b - a], ws.lse[a:b]
-        _multiply(ws.x[a:b], part, w["head"], logits, ternary)                                 # (TR.3)
-        losses_of(logits, targets[a:b], lse, ws.losses[a:b])                                   # (TR.4)
-        backward_(share / M, logits, targets[a:b], lse)
-        _multiply_backward(logits, ws.x[a:b], part, w["head"], dhead, ws.dx[a:b], False, ternary)
+
+
+    def multiply(a: int, b: int, y: np.ndarray) -> None:                                    # (TR.3)
+        _multiply(ws.x[a:b], Entered(*(x[a:b] for x in ws.head)), w["head"], y, ternary)
+
+    def multiply_backward(a: int, b: int, dy: np.ndarray) -> None:
+        entered = Entered(*(x[a:b] for x in ws.head))
+        _multiply_backward(dy, ws.x[a:b], entered, w["head"], dhead, ws.dx[a:b], False, ternary)
+
+    loss = chunk_by_chunk(multiply, multiply_backward, targets, share, ws.logits, ws.lse, ws.losses)  # (TR.4)
     norm_backward(ws.dx, ws.x, w[entry.norm], ws.head.rstd, ws.dx, grads[entry.norm])
-    return float(np.sum(ws.losses, dtype=np.float64)) / M
+    return loss
 
 
 def _backward(plan: Any, w: Any, ids: np.ndarray, ws: Workspace, table: tuple[np.ndarray, np.ndarray],
@@ -93,16 +95,16 @@ def _backward(plan: Any, w: Any, ids: np.ndarray, ws: Workspace, table: tuple[np
     for l in reversed(range(len(ws.layers))):
         s, at = ws.layers[l], f"layers.{l}."
         rest = (w, at, s, ws, cfg, grads)
-        _project_backward((ws.dx,), s.u, places.down, ws.du, False, *rest)                     # (BK.8)
-        gated_backward(ws.du, s.gate, s.up, cfg.glu == "relu2", ws.dgate, ws.dup)              # (BK.7)
-        _project_backward((ws.dgate, ws.dup), s.h, places.gate_up, ws.dx, True, *rest)             # (BK.6), (BK.9)
-        _project_backward((ws.dx,), s.o, places.out, ws.do, False, *rest)                      # (BK.4)
+        _project_backward((ws.dx,), s.u, places.down, ws.du, False, *rest)                  # (BK.8)
+        gated_backward(ws.du, s.gate, s.up, cfg.glu == "relu2", ws.dgate, ws.dup)           # (BK.7)
+        _project_backward((ws.dgate, ws.dup), s.h, places.gate_up, ws.dx, True, *rest)      # (BK.6), (BK.9)
+        _project_backward((ws.dx,), s.o, places.out, ws.do, False, *rest)                   # (BK.4)
         q, k, v, o, do, dq, dk, dv = (_heads(x, ws, cfg)
                                       for x in (s.q, s.k, s.v, s.o, ws.do, ws.dq, ws.dk, ws.dv))
-        attention_backward(do, q, k, v, o, s.lse, dq, dk, dv)                                  # (BK.3)
-        rope_backward(dq, *table, out=dq)                                                      # (BK.2)
+        attention_backward(do, q, k, v, o, s.lse, dq, dk, dv)                               # (BK.3)
+        rope_backward(dq, *table, out=dq)                                                   # (BK.2)
         rope_backward(dk, *table, out=dk)
-        _project_backward((ws.dq, ws.dk, ws.dv), s.x, places.qkv, ws.dx, True, *rest)          # (BK.1), (BK.5)
+        _project_backward((ws.dq, ws.dk, ws.dv), s.x, places.qkv, ws.dx, True, *rest)       # (BK.1), (BK.5)
     embedding_backward(ws.dx, ids, grads["embedding"])
 
 
@@ -133,8 +135,8 @@ def _multiply(x: np.ndarray, entered: Entered, w: Any, y: np.ndarray, ternary: b
         product(entered.floats if len(entered.floats) else x, w, y)
 
 
-def _multiply_backward(dy: np.ndarray, x: np.ndarray, entered: Entered, w: Any, dw: np.ndarray, dx: np.ndarray,
-                       onto: bool, ternary: bool) -> None:
+def _multiply_backward(dy: np.ndarray, x: np.ndarray, entered: Entered, w: Any, dw: np.ndarray,
+                       dx: np.ndarray, onto: bool, ternary: bool) -> None:
     """dx (M, K) = (or +=) dy (M, N) times w; accumulates into dw (N, K)."""
     if ternary:
         ternary_dw(dy, entered.x_q, entered.x_scale, dw)

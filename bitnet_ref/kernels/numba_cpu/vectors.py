@@ -21,7 +21,7 @@ LANES = 16
 MAGIC = np.float32(12582912.0)           # 1.5 * 2^23: adding it rounds to an integer, half to even
 MAGIC_BITS = np.int32(0x4B400000)
 LOG2E = np.float32(1.44269504)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)   # high part: 9 bits, n * high is exact
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)   # n * high is exact: 9 bits
 MAGNITUDE, INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 
 
@@ -93,7 +93,8 @@ def emit_lanes(builder: ir.IRBuilder, tier: Tier, x: ir.Value, vectors: ir.Value
                largest: bool) -> None:
     """Sixteen lanes over float32 x (vectors, 16): the sum of each, or the largest (or what is not a NaN)."""
     m, kind = Memory(builder), ir.VectorType(F32, LANES)
-    slot = cgutils.alloca_once_value(builder, m.load(x, 0, kind) if largest else ir.Constant(kind, [0] * LANES))
+    first = m.load(x, 0, kind) if largest else ir.Constant(kind, [0] * LANES)
+    slot = cgutils.alloca_once_value(builder, first)
     with cgutils.for_range(builder, vectors) as loop:
         v = m.load(x, builder.mul(loop.index, ir.IntType(64)(4 * LANES)), kind)
         acc = builder.load(slot)

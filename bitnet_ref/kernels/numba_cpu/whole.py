@@ -55,7 +55,8 @@ from bitnet_ref.kernels.numba_cpu.program import (
 from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
 
-_tile, _half_tile = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, half=half) for half in (False, True))
+_tile, _half_tile = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, half=half)
+                     for half in (False, True))
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
 _row, _half_row = (kernel(emit_floats, rows=1, panels=WIDE, half=half, ahead=1024) for half in (False, True))
 _narrow, _half_narrow = (kernel(emit_floats, rows=1, panels=1, half=half) for half in (False, True))
@@ -105,7 +106,7 @@ def scratch_bytes(widest, n_keys, n_d):
 
 @compiled
 def enter(m, src, l, p, prog, rows):
-    """Row m of the input `src` (M, K) of projection p: normalised, and quantised where the weights are trits."""
+    """Row m of the input `src` (M, K) of projection p: normalised, and quantised if the weights are trits."""
     f = prog.table[l, p]
     g, n = prog.gains[l, p, :f[GAIN]], f[N_IN]
     x = src[m]
@@ -135,8 +136,8 @@ def product(task, l, p, prog, rows, scratch):
     n_codes = BLOCK * 4 * groups * blocks
     words = scratch[n_codes:n_codes + 4 * max(CODE_ROWS * BLOCK, 4 * PANEL)].view(np.float32)
     if n_rows <= FEW:
-        few_rows(packed, groups, GRAIN * task, min(GRAIN * task + GRAIN, panels), rows.codes, rows.x_scale, w_scale,
-                 rows.x_sum, y, words[:4 * PANEL].reshape(4, PANEL))
+        few_rows(packed, groups, GRAIN * task, min(GRAIN * task + GRAIN, panels), rows.codes, rows.x_scale,
+                 w_scale, rows.x_sum, y, words[:4 * PANEL].reshape(4, PANEL))
     else:
         codes = scratch[:n_codes].reshape(BLOCK // PANEL, groups * blocks, PANEL, 4)
         unpack_block(packed, groups, BLOCK // PANEL * task, codes)
@@ -165,7 +166,8 @@ def float_product(task, f, arena, x, y, scratch):
                 out, ldy = y.ctypes.data + 4 * (r * n_out + PANEL * p), 4 * n_out
                 if aside:
                     out = edge.ctypes.data
-                args = (x.ctypes.data + 4 * r * x.shape[1], 4 * x.shape[1], 4, w, n_in * size, size, n_in, out, ldy)
+                ldx = 4 * x.shape[1]
+                args = (x.ctypes.data + r * ldx, ldx, 4, w, n_in * size, size, n_in, out, ldy)
                 if whole and together > 1:
                     if half:
                         _half_tile(args)
@@ -238,7 +240,7 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     if kind == PRODUCT:
         product(task, l, p, prog, rows, scratch)
     elif kind == ENTER:                                    # of the stream, with what was last added to it
-        if p == Q and l > 0 or p == GATE:
+        if (p == Q and l > 0) or p == GATE:
             x, a = rows.x[task], rows.a[task]
             for i in range(x.size):
                 x[i] += a[i]
@@ -313,11 +315,12 @@ def compiled_walk():
 def walk(address, n_arrays, thread):
     """All phases, as every thread takes part in them. A phase waits only for the tasks that it reads from."""
     f = table_at(address, n_arrays)
-    prog = Tables(uint8_1(f, 0), int64_3(f, 1), float32_2(f, 2), float32_3(f, 3), int64_1(f, 4), float32_1(f, 5))
-    rows = Rows(int64_1(f, 6), int64_1(f, 7), int64_1(f, 8), float32_2(f, 9), float32_2(f, 10), float32_2(f, 11),
-                float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15), float32_2(f, 16),
-                float32_2(f, 17), int8_2(f, 18), float32_2(f, 19), float32_1(f, 20), int32_1(f, 21),
-                float32_2(f, 22), int64_1(f, 23))
+    prog = Tables(uint8_1(f, 0), int64_3(f, 1), float32_2(f, 2), float32_3(f, 3), int64_1(f, 4),
+                  float32_1(f, 5))
+    rows = Rows(int64_1(f, 6), int64_1(f, 7), int64_1(f, 8), float32_2(f, 9), float32_2(f, 10),
+                float32_2(f, 11), float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15),
+                float32_2(f, 16), float32_2(f, 17), int8_2(f, 18), float32_2(f, 19), float32_1(f, 20),
+                int32_1(f, 21), float32_2(f, 22), int64_1(f, 23))
     cache = Cache(float32_6(f, 24), float32_5(f, 25), float32_2(f, 26), float32_2(f, 27))
     tiles, phases, scratch = int64_2(f, 28), int64_2(f, 29), uint8_2(f, 30)[thread]
     for i in range(len(phases)):

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.kernels.numba_cpu.cross_entropy import rows_at_once
 from bitnet_ref.kernels.numba_cpu.program import aligned
-
-CHUNK_BYTES = 1 << 22        # of logits held at a time
 
 
 class Entered(NamedTuple):
@@ -94,7 +93,8 @@ def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
 
     def entered(width: int, normed: bool, ternary: bool) -> Entered:
         kept = normed and not ternary
-        return Entered(new(M if ternary else 0, width, dtype=np.int8), new(M), new(M), new(M if kept else 0, width))
+        codes = new(M if ternary else 0, width, dtype=np.int8)
+        return Entered(codes, new(M), new(M), new(M if kept else 0, width))
 
     layers = []
     for _ in range(cfg.n_layers):
@@ -103,7 +103,7 @@ def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
         layers.append(Saved(new(M, D), new(M, D), new(M, KV), new(M, KV), new(M, D),
                             new(B, cfg.n_kv_heads, cfg.n_heads // cfg.n_kv_heads, T, 1), new(M, D), new(M, F),
                             new(M, F), new(M, F), inputs))
-    chunk = min(M, max(64, CHUNK_BYTES // (4 * V)))
     parts = (new(M, D), entered(D, True, cfg.head == "ternary"), new(M, D), new(M, D), new(M, D), new(M, D),
-             new(M, KV), new(M, KV), new(M, F), new(M, F), new(M, F), new(M, max(D, F)), new(chunk, V), new(M), new(M))
+             new(M, KV), new(M, KV), new(M, F), new(M, F), new(M, F), new(M, max(D, F)),
+             new(rows_at_once(M, V), V), new(M), new(M))
     return Workspace(B, T, layers, *parts, new.end)
