@@ -1,6 +1,6 @@
 """python -m bitnet_ref.conform export DIR [--for hf|i2s|npz|raw]
 python -m bitnet_ref.conform DIR
-python -m bitnet_ref.conform dump --model PATH --ids 1,2,3 --layers 0,1
+python -m bitnet_ref.conform dump --model PATH --ids 1,2,3 --layers 0,1 --output DIR
 python -m bitnet_ref.conform hf PATH
 
 `export` a homework, run a port on it, and be told which line is wrong, and why (docs/porting.md). Verbs:

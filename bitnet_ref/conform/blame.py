@@ -24,7 +24,7 @@ MUCH_BETTER = 100             # a pair that is not exact must leave so many time
 EQUAL = 1e-6                  # two suspects whose shares are nearer than this cannot be told apart
 CLEARLY = 3.0                 # tolerances: that a fault would change less than this is no evidence against it
 TINY = float(np.finfo(np.float64).tiny)
-AT_ONCE = 40                  # wrong tensors looked at for causes; more say nothing new
+AT_ONCE = 40                  # wrong tensors looked at for the next cause
 TRIES = 3                     # of them, for which all pairs are tried: the search takes a second or more each
 
 
@@ -59,14 +59,16 @@ class Cause(NamedTuple):
 
 def causes(judge: Judge, verdicts: list[Verdict]) -> tuple[list[Cause], list[str]]:
     """The causes, in the order of their first tensors, and the wrong tensors that no known fault explains."""
-    left = [v.name for v in verdicts if v.status == BAD][:AT_ONCE]
+    left = [v.name for v in verdicts if v.status == BAD]
     right = [v.name for v in verdicts if v.status == OK]
     court, found = _Court(judge, right), []
     order = {name: i for i, name in enumerate(judge.nodes)}
     while left:
-        cause = court.best(left)
+        cause = court.best(left[:AT_ONCE])
         if cause is None:
             break
+        also = {n: share for n in left[AT_ONCE:] if (share := court.explained(cause.suspect, n)) >= ENOUGH}
+        cause = cause._replace(explains=cause.explains | also)
         found.append(cause)
         left = [n for n in left if n not in cause.explains]
     return sorted(found, key=lambda c: min(order[n] for n in c.explains)), left
@@ -111,7 +113,8 @@ class _Court:
         near = [(self._spared(s), total, s, shares) for total, s, shares in ranked
                 if total >= most - EQUAL * len(left)]
         spared, _, suspect, shares = min(near, key=lambda entry: (len(entry[0]), -entry[1]))
-        like = {s.name for other, _, s, _ in near if len(other) == len(spared)} - {suspect.name}
+        like = {s.name for other, _, s, e in near
+                if len(other) == len(spared) and e.keys() == shares.keys()} - {suspect.name}
         others = self._others(suspects, shares, {suspect.name, *like})
         return Cause(suspect, shares, tuple(sorted(like)), others, tuple(spared))
 
@@ -202,13 +205,17 @@ class _Watch:
 
 
 def explained(right: Any, got: np.ndarray, faulty: np.ndarray) -> float:
-    """1 - |got - faulty|^2 / |got - right|^2; by count of wrong entries where not all are finite."""
+    """1 - |got - faulty|^2 / |got - right|^2; by count of wrong entries where not all are finite.
+
+    Not more than |got|^2 is divided by: a tensor far too small is not explained by a fault that makes zeros.
+    """
     right, got = np.asarray(right, np.float64), np.asarray(got, np.float64)
     if faulty.shape != got.shape:
         return 0.0
     if np.isfinite(got).all() and np.isfinite(faulty).all():
         rows = rows_largest(right)                         # small rows count as much as large ones
-        return 1 - _energy((got - faulty) / rows) / max(_energy((got - right) / rows), TINY)
+        most = min(_energy((got - right) / rows), _energy(got / rows)) if got.any() else _energy(right / rows)
+        return 1 - _energy((got - faulty) / rows) / max(most, TINY)
     was, left = (int(np.count_nonzero(~_close(x, got))) for x in (right, faulty))
     return 1 - left / max(was, 1)
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import CHECK_FAILED, DONE, text
+from bitnet_ref.conform.report import plain
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.formats.census import Census, Tick, of_floats, of_packed, shares_of_masters
 from bitnet_ref.formats.hf import DERIVED, PACKED, SCALE, disagreements, file_name
@@ -213,8 +214,9 @@ def _contents(report: Report, config: HfConfig, held: dict[str, Stored], wanted:
 
 def _figures(s: Seen) -> dict[str, Any]:
     c = s.census
-    figures = {"dtype": s.stored.dtype, "shape": list(s.stored.shape), "bad": c.bad, "largest": c.largest,
-               "mean": c.mean, "dead rows": int(c.dead_rows.sum()), "dead columns": int(c.dead_columns.sum())}
+    figures = {"dtype": s.stored.dtype, "shape": list(s.stored.shape), "bad": c.bad,
+               "largest": plain(c.largest), "mean": plain(c.mean),
+               "dead rows": int(c.dead_rows.sum()), "dead columns": int(c.dead_columns.sum())}
     return figures | ({"-1, 0, +1": list(c.shares)} if c.shares else {})
 
 

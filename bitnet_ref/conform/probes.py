@@ -50,11 +50,16 @@ def _quantisers(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+def _gains(seed: int, name: str, n: int) -> np.ndarray:
+    """Positive, float32 (n,); to two digits, for the last one of an exp differs between machines."""
+    return np.round(np.exp(_normal(seed, name, n).astype(np.float64)), 2).astype(np.float32)
+
+
 def _ops(seed: int) -> dict[str, np.ndarray]:
     return {
         "rmsnorm.small.x": _normal(seed, "small", 3, 12) * np.array([[3e-3], [3e-4], [3e-6]], np.float32),
         "rmsnorm.large.x": _normal(seed, "large", 2, 12) * np.float32(1e5) + np.float32(3e4),
-        "rmsnorm.g": np.exp(_normal(seed, "gain", 12)),
+        "rmsnorm.g": _gains(seed, "gain", 12),
         "glu.large.gate": _normal(seed, "gate", 2, 10) * np.float32(1e3),
         "glu.large.up": _normal(seed, "up", 2, 10) * np.float32(50),
         "residual.large.x": _normal(seed, "stream", 2, 6) * np.float32(1e5),
@@ -68,7 +73,7 @@ def _ops(seed: int) -> dict[str, np.ndarray]:
 def _training(seed: int) -> dict[str, np.ndarray]:
     found = {"train.x": _normal(seed, "train.x", 5, 12), "train.w": _normal(seed, "train.w", 7, 12),
              "train.dy": _normal(seed, "train.dy", 5, 7), "train.p.matrix": _normal(seed, "p", 5, 4),
-             "train.p.gain": np.exp(_normal(seed, "pg", 4))}
+             "train.p.gain": _gains(seed, "pg", 4)}
     for step in (1, 2):                                    # the matrix has a gradient that is clipped
         found[f"train.step{step}.grad.matrix"] = _normal(seed, f"{step}matrix", 5, 4) * np.float32(3)
         found[f"train.step{step}.grad.gain"] = _normal(seed, f"{step}gain", 4) * np.float32(0.7)

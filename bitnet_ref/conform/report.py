@@ -119,8 +119,8 @@ def as_dict(report: Report) -> dict[str, Any]:
     """For --json: only plain values."""
     return {
         "conforms": report.conforms,
-        "tensors": [{**v._asdict(), "first": list(v.first), "error": _plain(v.error),
-                     "share": _plain(v.share)} for v in report.verdicts],
+        "tensors": [{**v._asdict(), "first": list(v.first), "error": plain(v.error),
+                     "share": plain(v.share), **_values(report, v.name)} for v in report.verdicts],
         "causes": [{"cause": c.suspect.name, "explains": c.share, "tensors": list(c.explains),
                     "like": list(c.like), "next": [list(n) for n in c.next], "spared": list(c.spared),
                     "faults": [{"name": f.name, "says": f.says, "to do": f.fix, "page": f.page}
@@ -130,5 +130,14 @@ def as_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def _plain(x: float) -> float | str:
+def _values(report: Report, name: str) -> dict[str, Any]:
+    """The port's value and the right one at the first wrong index."""
+    if name not in report.values:
+        return {}
+    got, right = report.values[name]
+    return {"got": plain(float(got)), "right": plain(float(right))}
+
+
+def plain(x: float) -> float | str:
+    """What JSON can hold: infinities and NaN as words."""
     return x if np.isfinite(x) else str(x)

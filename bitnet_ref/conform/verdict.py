@@ -6,10 +6,11 @@ Read after: conform/export. Read next: conform/checkpoint.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from bitnet_ref.checks import check
-from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, text
+from bitnet_ref.cli import BAD_ARGUMENTS, CHECK_FAILED, DONE, Parser, text
 from bitnet_ref.conform import report
 from bitnet_ref.conform.export import DUMP, read_list, shapes
 from bitnet_ref.conform.graph import graph, leaves
@@ -41,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(report.as_dict(found), indent=1) if args.json else report.text(found))
     if args.picture:
         draw(found.verdicts, Path(args.picture))
+    if not found.count("ok") and not found.count("BAD"):
+        print("nothing could be judged", file=sys.stderr)
+        return BAD_ARGUMENTS
     missing = found.count("absent") if args.all else 0
     if missing and not args.json:
         print(f"--all: {missing} tensors of the list were not dumped")

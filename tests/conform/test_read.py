@@ -74,6 +74,7 @@ def test_shapes_that_fit(shape, ok):
     assert fits(shape, (2, 3)) == ok
     assert fits((7, 4, 32), (7, 128))                      # heads kept apart
     assert fits((), (1,))
+    assert fits((1, 4, 8), (1, 32))                        # also of a single token
 
 
 PROBLEMS = {
