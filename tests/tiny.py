@@ -112,7 +112,8 @@ def begin_at_end(path):
     """The run in `path` as its last checkpoint has it. Nothing in the folder changes."""
     checkpoint = latest(path)
     stored = read_state(checkpoint)
-    run = new_run(Path(path), model_config(stored), train_config(stored), {}, load(stored["train"]["backend"]))
+    cfg = train_config(stored)
+    run = new_run(Path(path), model_config(stored), cfg, {}, load(cfg.backend))
     fill(run.model.params, read_tensors(checkpoint, stored, list(named(PARAM, run.model.params))), PARAM)
     run.model.requantise()
     run.step = stored["step"]

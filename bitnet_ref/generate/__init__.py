@@ -1,4 +1,4 @@
-"""Text from a model, the plain way: no cache, one full forward per token. The oracle for every faster way.
+"""Text from a model: prefill the prompt, then a token at a time, by the backend's whole-model path.
 
 Read after: info. Read next: generate/sampling.
 """

@@ -1,7 +1,7 @@
 """python -m bitnet_ref.generate --model RUN --prompt "..."
 python -m bitnet_ref.generate --model RUN --prompt-file FILE --tokens 200 --temperature 0
 
-Continue a text with a trained model. The text streams to stdout; the model decodes without a cache.
+Continue a text with a trained model. The text streams to stdout.
 Read after: generate/language_model. Read next: evaluate.
 """
 

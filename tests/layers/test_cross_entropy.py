@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from bitnet_ref import layers
-from bitnet_ref.layers import cross_entropy, cross_entropy_backward
+from bitnet_ref.layers import (
+    cross_entropy,
+    cross_entropy_backward,
+    linear,
+    linear_backward,
+    linear_cross_entropy,
+)
 
 TARGETS = np.array([0, 3, 6, 3])
 
@@ -40,6 +46,25 @@ def test_backward_is_the_derivative(seed, tol):
         return {"logits": cross_entropy_backward(dloss, logits, TARGETS, cross_entropy(logits, TARGETS)[1])}
 
     errors = gradient_errors(forward, backward, {"logits": example(rng)}, rng)
+    assert max(errors.values()) <= tol["op_derivative"], errors
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fused_op_has_the_derivative_of_its_loss(seed, tol):
+    """With respect to both of its inputs; `share` scales the gradient and not the loss."""
+    rng = np.random.default_rng(seed)
+
+    def forward(x, w):
+        return cross_entropy(linear(x, w), TARGETS)[0]
+
+    def backward(dloss, x, w):
+        dw = np.zeros_like(w)
+        loss, dx = linear_cross_entropy(x, w, TARGETS, dloss, dw)
+        assert loss == pytest.approx(forward(x, w), rel=1e-14)
+        return {"x": dx, "w": dw}
+
+    args = {"x": rng.normal(size=(4, 5)), "w": rng.normal(size=(7, 5))}
+    errors = gradient_errors(forward, backward, args, rng)
     assert max(errors.values()) <= tol["op_derivative"], errors
 
 
@@ -114,6 +139,16 @@ def test_float32_in_float32_out(rng):
     assert {a.dtype for a in (loss, lse, d)} == {np.dtype(np.float32)}
 
 
+def test_the_fused_op_is_the_four_it_stands_for(rng):
+    x, w, dw = rng.normal(size=(4, 5)), rng.normal(size=(7, 5)), np.ones((7, 5))
+    want, logits = dw.copy(), linear(x, w)
+    loss, lse = cross_entropy(logits, TARGETS)
+    dx = linear_backward(cross_entropy_backward(0.25, logits, TARGETS, lse), x, w, want)
+    got = linear_cross_entropy(x, w, TARGETS, 0.25, dw)
+    for a, b in zip((*got, dw), (loss, dx, want)):
+        np.testing.assert_array_equal(a, b)
+
+
 # --- twin ---------------------------------------------------------------------------------------------------
 
 
@@ -122,4 +157,17 @@ def test_twin(backends, tol, rng):
     for ops in (backends, layers):
         loss, lse = ops.cross_entropy(logits, TARGETS)
         results.append([np.asarray(loss), lse, ops.cross_entropy_backward(0.5, logits, TARGETS, lse)])
+    assert max(map(array_error, *results)) <= tol["float32"]
+
+
+@pytest.mark.parametrize(("M", "K", "V"), [(1, 1, 2), (150, 37, 19), (300, 24, 10_001)])
+def test_twin_of_the_fused_op(M, K, V, backends, tol, rng):
+    """Also where a backend takes several chunks of logits, and the last is smaller."""
+    x, w, start = (0.1 * rng.normal(size=s).astype(np.float32) for s in ((M, K), (V, K), (V, K)))
+    targets, results = rng.integers(0, V, M), []
+    for ops in (backends, layers):
+        dw = start.copy() * np.float32(1e-3)
+        loss, dx = ops.linear_cross_entropy(x, w, targets, 0.5, dw)
+        assert dx.dtype == np.float32
+        results.append([np.asarray(loss), dx, dw])
     assert max(map(array_error, *results)) <= tol["float32"]
