@@ -1,0 +1,149 @@
+"""Packed ternary products: equal to the integer product to the last digit, on every tier that runs here."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import seeds
+
+from bitnet_ref import layers
+from bitnet_ref.checks import CheckError
+from bitnet_ref.kernels.numba_cpu import isa
+from bitnet_ref.kernels.numba_cpu.bitlinear import (
+    FEW,
+    MOST_K,
+    NOT_PACKED,
+    pack_panels,
+    prepare,
+    ternary_linear,
+    ternary_product,
+)
+from bitnet_ref.kernels.numba_cpu.linear import product, product_dw, product_dx
+
+BITS = pytest.mark.parametrize("bits", ["i2", "b3"])
+
+
+def operands(rng, M, N, K):
+    return (rng.integers(-127, 128, (M, K)).astype(np.int8), rng.random((M, 1), np.float32),
+            rng.integers(-1, 2, (N, K)).astype(np.int8))
+
+
+def products(x_q, x_scale, w_q, w_scale=np.float32(0.37)):
+    """The reference's product, and ours: from trits, and packed either way."""
+    scales = x_scale.reshape(-1)
+    ours = [ternary_product(x_q, scales, w_q, w_scale, np.empty((len(x_q), len(w_q)), np.float32), *packed)
+            for packed in ((NOT_PACKED,), (pack_panels(w_q, "i2"), "i2"), (pack_panels(w_q, "b3"), "b3"))]
+    return layers.ternary_linear(x_q, x_scale, layers.prepare(w_q, w_scale)), ours
+
+
+@given(seed=seeds, M=st.integers(1, 2 * FEW), N=st.integers(1, 150), K=st.integers(1, 130))
+def test_the_product_is_the_references_bit_for_bit(seed, M, N, K):
+    want, ours = products(*operands(np.random.default_rng(seed), M, N, K))
+    for y in ours:
+        np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("M", [1, 3, 4, FEW, FEW + 1, 100])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_worst_case_is_exact_at_the_largest_width(M, sign):
+    """All 127 against all 1 or -1; one code less, so that the sum is odd and needs every bit."""
+    for bits, K in MOST_K.items():
+        x_q, w_q = np.full((M, K), 127, np.int8), np.full((17, K), sign, np.int8)
+        x_q[:, 0], x_q[M // 2] = 126, -127
+        y = ternary_product(x_q, np.ones(M, np.float32), w_q, 1, np.empty((M, 17), np.float32),
+                            pack_panels(w_q, bits), bits)
+        np.testing.assert_array_equal(y, x_q.astype(np.int64) @ w_q.T.astype(np.int64))
+
+
+@BITS
+def test_a_row_has_the_same_product_in_any_batch(bits, rng):
+    x_q, x_scale, w_q = operands(rng, 40, 70, 90)
+    w = prepare(w_q, np.float32(0.5), bits)
+    whole = ternary_linear(x_q, x_scale, w)
+    for n in (1, 2, 5, FEW, 9, 33):
+        np.testing.assert_array_equal(ternary_linear(x_q[:n], x_scale[:n], w), whole[:n])
+
+
+@given(seed=seeds, M=st.integers(1, 30), N=st.integers(1, 140), K=st.integers(1, 70))
+def test_float_products(seed, M, N, K):
+    """Forward, and both backward products, at sizes that fit no tile; the sum in the order of k."""
+    rng = np.random.default_rng(seed)
+    x, w, dy = (rng.normal(size=s).astype(np.float32) for s in ((M, K), (N, K), (M, N)))
+    dx, dw = np.ones((M, K), np.float32), np.ones((N, K), np.float32)
+    y = product(x, w, np.empty((M, N), np.float32))
+    assert np.abs(y - x @ w.T).max() <= 1e-5 * np.abs(y).max()
+    product_dx(dy, w, dx, onto=True)
+    assert np.abs(dx - 1 - dy @ w).max() <= 1e-5 * np.abs(dx).max()
+    product_dw(dy, x, dw)
+    assert np.abs(dw - 1 - dy.T @ x).max() <= 1e-5 * np.abs(dw).max()
+    np.testing.assert_array_equal(product(x[:1], w, np.empty((1, N), np.float32)), y[:1])
+
+
+def test_a_float_product_is_longer_than_what_is_packed_at_a_time(rng):
+    """And then too a chain in the order of k."""
+    x, w = rng.normal(size=(7, 1500)).astype(np.float32), rng.normal(size=(70, 1500)).astype(np.float32)
+    y = product(x, w, np.empty((7, 70), np.float32))
+    assert np.abs(y - x @ w.T).max() <= 1e-5 * np.abs(y).max()
+
+
+@BITS
+@pytest.mark.parametrize("value", [2, -2, 3, 127])
+def test_other_than_trits_are_refused(bits, value):
+    w_q = np.zeros((5, 7), np.int8)
+    w_q[3, 4] = value
+    with pytest.raises(CheckError, match="must hold -1, 0 and [+]1 only; got 1 other values; ternarise it"):
+        pack_panels(w_q, bits)
+
+
+def test_too_wide_a_row_is_refused():
+    with pytest.raises(CheckError, match=r"packed as b3 must have at most 32760 inputs; got 32761; use packing i2"):
+        pack_panels(np.zeros((1, MOST_K["b3"] + 1), np.int8), "b3")
+    assert prepare(np.zeros((1, MOST_K["b3"] + 1), np.int8), 1.0).bits == "i2"
+
+
+def test_an_unknown_packing_is_refused():
+    with pytest.raises(CheckError, match="packing must be one of i2, b3; got 'q4'"):
+        prepare(np.zeros((1, 1), np.int8), 1.0, "q4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", [t.name for t in isa.TIERS.values() if isa.runs(t)])
+def test_every_tier_that_runs_here(tier):
+    """This file, the golden and twin tests of the products, and decoding, with the tier forced."""
+    if tier == isa.choose().name:
+        pytest.skip("the tier of the suite itself")
+    here = os.path.dirname(__file__)
+    files = [__file__, os.path.join(here, "test_whole.py"), os.path.join(here, "../layers/test_bitlinear.py"),
+             os.path.join(here, "../layers/test_attention.py")]
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *files],
+                          env={**os.environ, isa.ENV: tier}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+# --- where compiled code is kept ------------------------------------------------------------------------------
+
+
+def run(code, **env):
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def test_a_folder_that_cannot_be_written_works_and_says_what_it_costs(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("from bitnet_ref.kernels import load; load('numba'); print('works')",
+               BITNET_REF_CACHE=str(tmp_path / "file"), NUMBA_CACHE_DIR="")
+    assert done.stdout == "works\n"
+    assert "note: compiled code must be kept in a folder that can be written" in done.stderr
+    assert "each process compiles anew; set BITNET_REF_CACHE" in done.stderr
+
+
+def test_each_tier_has_a_folder_of_its_own(tmp_path):
+    """Numba's key does not know which instructions were asked for."""
+    for tier in ("portable", isa.choose().name):
+        code = "from bitnet_ref.kernels import load; load('numba'); import numba; print(numba.config.CACHE_DIR)"
+        done = run(code, BITNET_REF_CACHE=str(tmp_path), NUMBA_CACHE_DIR="", BITNET_REF_ISA=tier)
+        assert done.stdout.strip() == str(tmp_path / "numba" / f"{tier}-{numba.__version__}")
