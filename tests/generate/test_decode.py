@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from strategies import NORMS, seeds, small_config, small_params
 
 from bitnet_ref.checks import CheckError, NonFiniteError
-from bitnet_ref.generate import decode as module
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer

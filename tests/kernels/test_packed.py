@@ -33,12 +33,15 @@ def operands(rng, M, N, K):
             rng.integers(-1, 2, (N, K)).astype(np.int8))
 
 
-def products(x_q, x_scale, w_q, w_scale=np.float32(0.37)):
+W_SCALE = np.float32(0.37)
+
+
+def products(x_q, x_scale, w_q):
     """The reference's product, and ours: from trits, and packed either way."""
     scales = x_scale.reshape(-1)
-    ours = [ternary_product(x_q, scales, w_q, w_scale, np.empty((len(x_q), len(w_q)), np.float32), *packed)
+    ours = [ternary_product(x_q, scales, w_q, W_SCALE, np.empty((len(x_q), len(w_q)), np.float32), *packed)
             for packed in ((NOT_PACKED,), (pack_panels(w_q, "i2"), "i2"), (pack_panels(w_q, "b3"), "b3"))]
-    return layers.ternary_linear(x_q, x_scale, layers.prepare(w_q, w_scale)), ours
+    return layers.ternary_linear(x_q, x_scale, layers.prepare(w_q, W_SCALE)), ours
 
 
 @given(seed=seeds, M=st.integers(1, 2 * FEW), N=st.integers(1, 150), K=st.integers(1, 130))
@@ -96,12 +99,12 @@ def test_a_float_product_is_longer_than_what_is_packed_at_a_time(rng):
 def test_other_than_trits_are_refused(bits, value):
     w_q = np.zeros((5, 7), np.int8)
     w_q[3, 4] = value
-    with pytest.raises(CheckError, match="must hold -1, 0 and [+]1 only; got 1 other values; ternarise it"):
+    with pytest.raises(CheckError, match=r"must hold -1, 0 and \+1 only; got 1 other values; ternarise it"):
         pack_panels(w_q, bits)
 
 
 def test_too_wide_a_row_is_refused():
-    with pytest.raises(CheckError, match=r"packed as b3 must have at most 32760 inputs; got 32761; use packing i2"):
+    with pytest.raises(CheckError, match="packed as b3 must have at most 32760 inputs; got 32761; use packing"):
         pack_panels(np.zeros((1, MOST_K["b3"] + 1), np.int8), "b3")
     assert prepare(np.zeros((1, MOST_K["b3"] + 1), np.int8), 1.0).bits == "i2"
 
@@ -114,7 +117,7 @@ def test_an_unknown_packing_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", [t.name for t in isa.TIERS.values() if isa.runs(t)])
 def test_every_tier_that_runs_here(tier):
-    """This file, the golden and twin tests of the products, and decoding, with the tier forced."""
+    """This file, decoding, and the golden and twin tests of the products, with the tier forced."""
     if tier == isa.choose().name:
         pytest.skip("the tier of the suite itself")
     here = os.path.dirname(__file__)
@@ -125,11 +128,12 @@ def test_every_tier_that_runs_here(tier):
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-# --- where compiled code is kept ------------------------------------------------------------------------------
+# --- where compiled code is kept --------------------------------------------------------------------------
 
 
 def run(code, **env):
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True,
+                          text=True)
 
 
 def test_a_folder_that_cannot_be_written_works_and_says_what_it_costs(tmp_path):

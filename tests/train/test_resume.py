@@ -159,7 +159,7 @@ OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 
 
 
 def test_free_fields_are_those_that_cannot_change_a_parameter():
-    """But for the backend, which may change the last digit (and is free so that a run can go on elsewhere)."""
+    """But for the backend, which may change the last digit: it is free so that a run can go on elsewhere."""
     free = {name for name, f in TrainConfig.__dataclass_fields__.items() if f.metadata["free"]}
     assert free == {*OTHER, "backend"}
 
