@@ -94,3 +94,19 @@ def test_a_constant_ratio_is_pointed_out():
     found = report(tensors)
     assert "0.992188 times the right one" in found.unexplained[name]
     assert "what multiplies bitnet.layers.0.attn_norm.x_q" in found.unexplained[name]
+
+
+def test_a_tensor_far_too_small_is_not_explained_by_a_fault_that_makes_zeros():
+    tensors = dumped()
+    tensors["bitnet.logits"] = tensors["bitnet.logits"] * np.float32(0.1)
+    found = report(tensors)
+    assert not found.causes
+    assert "0.1 times the right one" in found.unexplained["bitnet.logits"]
+
+
+def test_two_faults_that_spoil_as_many_tensors_are_not_alike():
+    """Alike is what explains the same tensors equally well."""
+    planted = ("code_map_plus_two", "weight_scale_inverted")
+    found = report(dumped(*(FAULTS[n].variants[0] for n in planted)))
+    assert {c.suspect.name for c in found.causes} == set(planted)
+    assert all(c.like == () for c in found.causes)

@@ -104,7 +104,7 @@ def test_other_than_trits_are_refused(bits, value):
 
 
 def test_too_wide_a_row_is_refused():
-    with pytest.raises(CheckError, match="packed as b3 must have at most 32760 inputs; got 32761; use packing"):
+    with pytest.raises(CheckError, match="as b3 must have at most 32760 inputs; got 32761; use packing i2"):
         pack_panels(np.zeros((1, MOST_K["b3"] + 1), np.int8), "b3")
     assert prepare(np.zeros((1, MOST_K["b3"] + 1), np.int8), 1.0).bits == "i2"
 
@@ -148,6 +148,7 @@ def test_a_folder_that_cannot_be_written_works_and_says_what_it_costs(tmp_path):
 def test_each_tier_has_a_folder_of_its_own(tmp_path):
     """Numba's key does not know which instructions were asked for."""
     for tier in ("portable", isa.choose().name):
-        code = "from bitnet_ref.kernels import load; load('numba'); import numba; print(numba.config.CACHE_DIR)"
+        code = ("from bitnet_ref.kernels import load; import numba; load('numba'); "
+                "print(numba.config.CACHE_DIR)")
         done = run(code, BITNET_REF_CACHE=str(tmp_path), NUMBA_CACHE_DIR="", BITNET_REF_ISA=tier)
         assert done.stdout.strip() == str(tmp_path / "numba" / f"{tier}-{numba.__version__}")
