@@ -19,7 +19,8 @@ SIBLINGS = {("model", "kernels")}                         # joined from above: T
 
 CORE = {"numpy", "ml_dtypes", "tqdm"}                     # light: any module may import them at its top
 # Imported by the module that needs them: at its top where the whole module is about them, else in a function.
-AT_TOP = {"numba": ("kernels.numba_cpu", "kernels.numba_cuda", "bench.ladders"), "tokenizers": ("data",),
+COMPILED = ("kernels.numba_cpu", "kernels.numba_cuda", "bench.vectors", "bench.roofline", "bench.ladders")
+AT_TOP = {"numba": COMPILED, "llvmlite": COMPILED, "tokenizers": ("data",),
           "safetensors": ("formats", "conform", "bench.golden"), "threadpoolctl": ("kernels", "bench"),
           "matplotlib": ("train.plots",)}
 TORCH = {"torch", "transformers"}

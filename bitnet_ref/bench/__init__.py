@@ -1,4 +1,4 @@
 """Measurements: the commands behind every figure in the docs.
 
-Read after: train/__main__. Read next: bench/torch_peer.
+Read after: train/__main__. Read next: bench/child.
 """

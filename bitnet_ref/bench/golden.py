@@ -3,7 +3,7 @@
 The reference (or another backend) beside the golden tensors: every case is run in both precisions and the
 worst error of each is written into docs/golden.md. The tests hold the same functions to the tolerances.
 golden/README.md says what the files hold; they are made by golden/make.py, which shares no code with this.
-Read after: bench/ladders/attention_cpu. Read next: conform.
+Read after: bench/__main__. Read next: conform.
 """
 
 import json

@@ -17,6 +17,7 @@ from bitnet_ref.checks import check
 
 HEAD = "| rung | time | rate | of the limit | the idea |\n|---|---|---|---|---|"
 PAGE = "docs/ladders.md"
+ROUNDS = 15                  # turns of each rung
 
 
 class Step(NamedTuple):
@@ -35,9 +36,9 @@ def idea(run: Any) -> str:
     return (run.__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
 
-def climb(steps: list[Step], unit: str, rounds: int) -> str:
+def climb(steps: list[Step], unit: str, quick: bool = False) -> str:
     """Time the rungs by turns: a table in Markdown. `unit`: of the rates, in thousands of millions."""
-    middle = timing.median(timing.alternate({s.name: s.run for s in steps}, rounds))
+    middle = timing.median(timing.alternate({s.name: s.run for s in steps}, 3 if quick else ROUNDS))
     lines = []
     for s in steps:
         rate = s.work / middle[s.name]
@@ -75,7 +76,7 @@ def report(args: argparse.Namespace, command: str, tables: Callable[[Machine, Ma
     all_ = measure(args.threads)
     one = measure(1) if args.threads > 1 else all_
     with timing.threads(args.threads):
-        block = "\n\n".join([*(f"{line(m)}" for m in dict.fromkeys((one, all_))), *tables(one, all_)])
+        block = "\n\n".join([*map(line, dict.fromkeys((one, all_))), *tables(one, all_)])
     if args.root:
         from bitnet_ref.bench.page import put
         put(page, block, command)

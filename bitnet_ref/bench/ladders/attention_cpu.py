@@ -4,7 +4,7 @@ Causal attention of one head in float32, from a matrix of scores to tiles that n
 Every rung is o = softmax(mask(q k^T / sqrt(Dh))) v: q, k, v and o float32 (T, Dh). The heads of a group share
 k and v and are otherwise the same again. Counted are the 4 Dh operations of each query and key that see each
 other, T (T + 1) / 2 pairs; a rung that computes masked scores too does more, and is not paid for it.
-Read after: bench/ladders/bitlinear_cpu. Read next: bench/golden.
+Read after: bench/ladders/bitlinear_cpu. Read next: bench/random_model.
 """
 
 import math
@@ -365,7 +365,7 @@ def ladder(T: int, Dh: int, one: Machine, all_: Machine, quick: bool = False) ->
         check(off <= TOLERANCE, f"{name} must be within {TOLERANCE} of the reference", off, "do not use it")
         limit = (all_ if name in SHARED else one).float32
         steps.append(Step(name, partial(run, q, k, v, o), 2 * T * (T + 1) * Dh, limit, idea(run)))
-    return f"T = {T}, Dh = {Dh}:\n\n" + climb(steps, "Gop/s", 3 if quick else 7)
+    return f"T = {T}, Dh = {Dh}:\n\n" + climb(steps, "Gop/s", quick)
 
 
 def main(argv: list[str]) -> int:

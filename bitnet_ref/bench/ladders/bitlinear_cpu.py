@@ -8,28 +8,16 @@ Read after: bench/ladders/layouts. Read next: bench/ladders/attention_cpu.
 """
 
 import sys
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
 from bitnet_ref.bench import timing
-from bitnet_ref.bench.ladders import Step, climb, idea, options, report
-from bitnet_ref.bench.ladders.layouts import (
-    BLOCK,
-    BLOCKS,
-    CODES,
-    COLUMNS,
-    FLOATS,
-    FRACTIONS,
-    PANELS,
-    PLANES,
-    ROWS,
-    WIDE,
-    WIDE_PANELS,
-    Layout,
-    packed,
-)
+from bitnet_ref.bench.ladders import Step, climb, idea, layouts, options, report
+from bitnet_ref.bench.ladders.layouts import BLOCK, WIDE, Layout, packed
 from bitnet_ref.bench.roofline import Machine
 from bitnet_ref.bench.vectors import (
     DOT,
@@ -57,7 +45,7 @@ COMMAND = "bench.ladders.bitlinear_cpu"
 TILE_ROWS = 6                # of the register tile: with WIDE = 4, 24 sums, 4 weights, an input: 32 registers
 DEPTH = 512                  # of k in a cache block: 64 outputs x 512 codes are 32 KiB, which L1 holds
 NEEDS = {"dot": "an instruction for dot products of bytes", "vnni": "one (VNNI) that takes codes up to 255"}
-MOST_K = 1 << 15             # 256 * 2 * 128 * K, the largest sum on the way, stays below 2^31
+MOST_K = 1 << 15             # 256 * 2 * 128 * K, the largest sum that is divided, stays below 2^31
 
 
 class Rung(NamedTuple):
@@ -85,8 +73,8 @@ def float32_blas(w, x, y):
 def naive(w, x, y):
     """A loop over bytes and the four fields of each.
 
-    N K / 4 bytes. Every field costs a shift, a mask, a subtraction, a multiplication and an addition, one
-    weight at a time. Look at: the rate; memory is asleep.
+    N K / 4 bytes. Every weight costs a shift, a mask, a subtraction, a multiplication and an addition; LLVM
+    makes vectors of that, and shuffles to bring each weight to its input. Look at: the share; memory waits.
     """
     for n in range(y.shape[1]):
         total = 0
@@ -119,9 +107,9 @@ def lookup_table(w, x, y):
     """No multiplication at all: the sum of four products is looked up by the byte.
 
     For four inputs there are 3^4 sums of +x, 0 or -x; a table of 256 entries, 1 KiB, is made once for all N
-    outputs. The same bytes, read column by column, and the sums of all outputs pass by for each.
-    Look at: one look-up for four weights, which no addition of more weights to it makes cheaper. T-MAC
-    (arXiv 2407.00088) keeps tables of 16 entries in registers, where a shuffle looks up 16 or more at once.
+    outputs. The same bytes, read column by column, and the sums of all outputs pass by for each. Look at:
+    a load that waits for a load, one output at a time. T-MAC (arXiv 2407.00088) keeps tables of 16 entries
+    in registers, where a shuffle looks up 16 or more at once.
     """
     y[:] = 0
     sums = np.empty(256, np.int32)
@@ -139,11 +127,10 @@ def bit_planes(w, x, y):
     """Bits beside bits: AND, count, and weigh each plane of x by its power of two.
 
     x becomes eight planes (two's complement: the last counts -128), the weights are two, +1 and -1. 64
-    weights to a word, but 16 words of AND and count for each. The same bytes. Look at: the cost grows with
-    the bits of x, which is why this wins for 1 and 2 bits and not for 8.
+    weights to a word, but 16 ANDs and counts for each. The same bytes. Look at: the cost grows with the bits
+    of x. Processors that count the bits of whole registers (VPOPCNTDQ) do well here, others do not.
     """
-    n_words = w.shape[2]
-    bits = np.zeros((8, n_words), np.uint64)
+    bits = np.zeros((8, w.shape[2]), np.uint64)
     for k in range(x.shape[1]):
         for b in range(8):
             bits[b, k // 64] |= np.uint64((x[0, k] >> b) & 1) << np.uint64(k % 64)
@@ -151,7 +138,7 @@ def bit_planes(w, x, y):
         total = 0
         for b in range(8):
             count = 0
-            for i in range(n_words):
+            for i in range(w.shape[2]):
                 count += popcount(w[n, 0, i] & bits[b, i]) - popcount(w[n, 1, i] & bits[b, i])
             total += (count << b) if b < 7 else -(count << b)
         y[0, n] = total
@@ -185,8 +172,7 @@ def intrinsic(w, x, y):
     LLVM does not find the instruction by itself. The same bytes. Look at: what is left is the sum across
     the lanes at the end of each row, and one load of x for each dot product.
     """
-    x_sum = np.int32(x[0].sum())
-    row = x[0]
+    x_sum, row = x[0].sum(), x[0]
     for n in range(y.shape[1]):
         p = q = r = s = int_lanes(0)
         for at in range(0, w.shape[1] * 64, 4 * LANES):
@@ -271,7 +257,7 @@ def base_3_undivided(w, x, y):
     digit = (3 q - q') / 256 for the fraction q before and q' after it, and a dot product is linear: so both
     fractions go through it as they are, and the division is done once, on the sums. Look at: two additions
     and one more dot product instead of two comparisons and their sum. Needs VNNI: fractions reach 255, and
-    the sum of two such products does not fit into AVX2's 16 bits.
+    the sum of two such products does not fit into AVX2's 16 bits; and ten sums want AVX-512's 32 registers.
     """
     first = int_lanes(-x[0].sum())
     for p in range(w.shape[0]):
@@ -357,7 +343,7 @@ def _tile(codes, fours, x, x_at, y, y_at):
 
 @njit
 def _less_sums(x, y):
-    for m in range(x.shape[0]):
+    for m in range(len(x)):
         y[m] = -x[m].sum()
 
 
@@ -407,7 +393,7 @@ def cache_blocked(w, x, y):
     rows share it; with M = 6 it does.
     """
     _less_sums(x, y)
-    for p in range(w.shape[0] // WIDE):
+    for p in range(len(w) // WIDE):
         _wide_panel(w, p, x, y)
 
 
@@ -422,18 +408,26 @@ def threads_rows(w, x, y):
         _wide_panel(w, p, x, y)
 
 
-VECTOR = {f.__name__: Rung(f, layout, *more) for f, layout, *more in (
-    (naive, ROWS), (unpack_row_once, ROWS), (lookup_table, COLUMNS), (bit_planes, PLANES), (blocked, BLOCKS),
-    (intrinsic, BLOCKS, "dot"), (outputs_in_lanes, PANELS, "dot"), (base_3, FRACTIONS, "dot"),
-    (base_3_undivided, FRACTIONS, "vnni"), (threads, PANELS, "dot", 1, True),
-    (threads_base_3, FRACTIONS, "vnni", 1, True), (float32_blas, FLOATS, "", 1, True))}
-MATRIX = {f.__name__: Rung(f, layout, *more) for f, layout, *more in (
-    (row_by_row, PANELS, "dot"), (register_tile, CODES, "dot", TILE_ROWS),
-    (cache_blocked, WIDE_PANELS, "dot", TILE_ROWS), (threads_rows, WIDE_PANELS, "dot", TILE_ROWS, True),
-    (float32_blas, FLOATS, "", 1, True))}
+VECTOR = {rung.run.__name__: rung for rung in (
+    Rung(naive, layouts.ROWS), Rung(unpack_row_once, layouts.ROWS), Rung(lookup_table, layouts.COLUMNS),
+    Rung(bit_planes, layouts.PLANES), Rung(blocked, layouts.BLOCKS), Rung(intrinsic, layouts.BLOCKS, "dot"),
+    Rung(outputs_in_lanes, layouts.PANELS, "dot"), Rung(base_3, layouts.FRACTIONS, "dot"),
+    Rung(base_3_undivided, layouts.FRACTIONS, "vnni"), Rung(threads, layouts.PANELS, "dot", threads=True),
+    Rung(threads_base_3, layouts.FRACTIONS, "vnni", threads=True),
+    Rung(float32_blas, layouts.FLOATS, threads=True))}
+MATRIX = {rung.run.__name__: rung for rung in (
+    Rung(row_by_row, layouts.PANELS, "dot"), Rung(register_tile, layouts.CODES, "dot", TILE_ROWS),
+    Rung(cache_blocked, layouts.WIDE_PANELS, "dot", TILE_ROWS),
+    Rung(threads_rows, layouts.WIDE_PANELS, "dot", TILE_ROWS, True),
+    Rung(float32_blas, layouts.FLOATS, threads=True))}
 
 
 # ---- verified, timed, printed ----
+
+def run_next(run: Any, ring: Iterator[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+    """`run` with the next copy of the weights."""
+    run(next(ring), x, y)
+
 
 def runs_here(rung: Rung) -> bool:
     """Whether this machine has the instructions that the rung needs."""
@@ -442,42 +436,42 @@ def runs_here(rung: Rung) -> bool:
 
 def operands(rung: Rung, w_q: np.ndarray, x_q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(w, x, y) of `rung` for trits w_q (N, K) and int8 x_q (M, K): packed, padded with zeros, and empty."""
-    n, k = w_q.shape
-    x = np.pad(x_q, ((0, -len(x_q) % rung.m), (0, -k % rung.layout.k)))
-    return packed(w_q, rung.layout), x, np.empty((len(x), n + -n % rung.layout.n), np.int32)
+    (n, k), layout = w_q.shape, rung.layout
+    x = np.pad(x_q, ((0, -len(x_q) % rung.m), (0, -k % layout.k)))
+    return packed(w_q, layout), x, np.empty((len(x), n + -n % layout.n), np.int32)
 
 
-def verified(name: str, rung: Rung, w_q: np.ndarray, x_q: np.ndarray) -> Rung:
-    """`rung`, or a CheckError if its product is not exact. (float32 sums below 2^24 are: docs/numerics.md)"""
+def verified(name: str, rung: Rung, w_q: np.ndarray, x_q: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The operands of `rung`; CheckError if it is not exact, as float32 is to 2^24 (docs/numerics.md)."""
     exact = (x_q.astype(np.float32) @ w_q.T.astype(np.float32)).astype(np.int32)
     w, x, y = operands(rung, w_q, x_q)
     rung.run(w, x, y)
     wrong = np.count_nonzero(y[:len(x_q), :len(w_q)] != exact)
     check(wrong == 0, f"{name} must be exact", f"{wrong} of {exact.size} sums are not", "do not use it")
-    return rung
-
-
-def step(name: str, rung: Rung, w_q: np.ndarray, x_q: np.ndarray, one: Machine, all_: Machine,
-         copied: int) -> Step:
-    """The rung with weights from a ring of at least `copied` bytes. `one`, `all_`: of one thread, of all."""
-    w, x, y = operands(rung, w_q, x_q)
-    ring, limits = timing.rotate(w, copied), all_ if rung.threads else one
-    work, limit = (w.nbytes, limits.bandwidth) if len(x_q) == 1 else (2 * w_q.size * len(x_q), limits.int8)
-    return Step(name, lambda: rung.run(next(ring), x, y), work, limit, idea(rung.run))
+    return w, x, y
 
 
 def ladder(n: int, k: int, m: int, one: Machine, all_: Machine, quick: bool = False) -> str:
-    """The table of all rungs that run here, for m rows of x; lines below it name those that do not."""
+    """The table of all rungs that run here, for m rows of x; lines below it name those that do not.
+
+    `one`, `all_`: the machine on one thread, and on all. The weights of a vector product come out of memory.
+    """
     rng = np.random.default_rng(0)
     w_q = rng.integers(-1, 2, (n, k), np.int8)
     x_q = rng.integers(-128, 128, (m, k), np.int8)
     rungs, copied = (MATRIX, 1) if m > 1 else (VECTOR, timing.OUT_OF_CACHE // (64 if quick else 1))
-    steps = [step(name, verified(name, r, w_q, x_q), w_q, x_q, one, all_, copied)
-             for name, r in rungs.items() if runs_here(r)]
-    title = f"N = {n}, K = {k}, M = {m}:\n\n"
-    skipped = "".join(f"\n\nSkipped: `{name}`, which needs {NEEDS[r.needs]}." for name, r in rungs.items()
-                      if not runs_here(r))
-    return title + climb(steps, "GB/s" if m == 1 else "Gop/s", 3 if quick else 7) + skipped
+    rings: dict[Layout, Iterator[np.ndarray]] = {}         # rungs of the same layout share its copies
+    steps, skipped = [], ""
+    for name, rung in rungs.items():
+        if not runs_here(rung):
+            skipped += f"\n\nSkipped: `{name}`, which needs {NEEDS[rung.needs]}."
+            continue
+        w, x, y = verified(name, rung, w_q, x_q)
+        ring = rings.setdefault(rung.layout, timing.rotate(w, copied))
+        limits = all_ if rung.threads else one
+        work, limit = (w.nbytes, limits.bandwidth) if m == 1 else (2 * w_q.size * m, limits.int8)
+        steps.append(Step(name, partial(run_next, rung.run, ring, x, y), work, limit, idea(rung.run)))
+    return f"N = {n}, K = {k}, M = {m}:\n\n" + climb(steps, "GB/s" if m == 1 else "Gop/s", quick) + skipped
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,60 @@
+"""python -m bitnet_ref.bench all
+python -m bitnet_ref.bench kernels --m 512 --n 2560 --k 2560
+python -m bitnet_ref.bench decode --json decode.json --picture decode.png
+
+How fast this machine runs bitnet_ref, beside what it could do at most and beside the peers that are installed
+(NumPy, PyTorch, llama.cpp), in turns within the same rounds. Shares are of limits measured in those rounds.
+Read after: bench/report. Read next: bench/golden.
+"""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+from bitnet_ref.checks import check
+from bitnet_ref.cli import DONE, Parser, run_command, text
+
+PARTS = {"kernels": ("kernels", "part"), "decode": ("inference", "decode"),
+         "prefill": ("inference", "prefill"), "train": ("training", "part"), "startup": ("startup", "part")}
+
+
+def main(argv: list[str]) -> int:
+    """Parse, measure part by part, print each at once; write what is asked for."""
+    args = parsed(argv)
+    from bitnet_ref.bench import report  # not before --help has answered
+    from bitnet_ref.bench.limits import set_up
+    setup = set_up(args.threads, args.rounds, args.quick, (args.m, args.n, args.k),
+                   {"llama": args.llama_python, "torch": args.torch_python})
+    records = {}
+    for name in PARTS if args.part == "all" else (args.part,):
+        measure = getattr(import_module(f"bitnet_ref.bench.{PARTS[name][0]}"), PARTS[name][1])
+        records[name] = report.record(measure(setup), setup)
+        print(report.text(records[name]), flush=True)
+    report.write(records, args.json, args.picture, args.root)
+    return DONE
+
+
+def parsed(argv: list[str]) -> Any:
+    """The arguments. Raises CheckError for numbers below 1, and for figures without meaning in the docs."""
+    parser = Parser("python -m bitnet_ref.bench", __doc__)
+    parser.add_argument("part", choices=(*PARTS, "all"), help="what to measure")
+    for name, what in (("m", "kernels: rows of the product"), ("n", "kernels: its outputs"),
+                       ("k", "kernels: its inputs"), ("threads", "of all engines (default: all processors)")):
+        parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds, whose medians count (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it works")
+    for name, what in (("json", "write the figures"), ("picture", "draw the shares of the limits (PNG)"),
+                       ("root", "write the figures into the docs of the clone in this folder")):
+        parser.add_argument(f"--{name}", type=text, metavar="PATH", help=what)
+    for name in ("llama-python", "torch-python"):
+        parser.add_argument(f"--{name}", type=text, default=sys.executable, metavar="PYTHON",
+                            help="interpreter that has this peer (default: this one)")
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        check(type(value) is not int or value > 0, f"--{name} must be greater than 0", value, "use 1 or more")
+    check(not (args.quick and args.root), "the docs need true figures", "--quick", "leave it out")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,118 @@
+"""A peer in a process of its own: a JSON object a line goes in, one comes out.
+
+PyTorch and llama.cpp bring threads of their own, and perhaps live in another interpreter. In a child they
+wait, asleep, while ours run, so both may take turns within one round. A peer that is not installed is a line
+that says how to get it, never a failure.
+Read after: bench. Read next: bench/torch_peer.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bitnet_ref.checks import CheckError, check
+
+ROOT = Path(__file__).resolve().parents[2]
+Answer = Callable[..., dict[str, Any]]
+
+
+class Child:
+    """`python -m module arguments`, started and greeted; then `ask`. Ends with its `with` block.
+
+    Raises CheckError if it cannot start, or lacks what it needs: its own words.
+    """
+
+    def __init__(self, python: str, module: str, *arguments: str) -> None:
+        path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  stderr, for libraries talk; closed in close()
+        try:
+            self.process = subprocess.Popen(
+                [python, "-m", module, *arguments], text=True, stdin=subprocess.PIPE, stderr=self.said,
+                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+        except OSError as e:
+            self.said.close()
+            raise CheckError(f"{python} must be a Python interpreter; got {e.strerror or e}; "
+                             "give the path of one") from None
+        self.about = self._guarded(self._answer)
+
+    def ask(self, what: str, **given: Any) -> dict[str, Any]:
+        """What it answers. Raises CheckError if it fails; then it is gone."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):                    # why it ended is read below
+            self.process.stdin.write(json.dumps({"what": what, **given}) + "\n")
+            self.process.stdin.flush()
+        return self._guarded(self._answer)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.said.seek(0)
+            last = self.said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise CheckError(f"a peer must answer; got exit code {self.process.returncode}, "
+                             f"{last[0] if last else 'no word'}; see whether it runs by itself")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise CheckError(answer["error"])
+        return answer
+
+    def _guarded(self, step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return step()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it: no more input is its sign to go."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None and not pipe.closed:
+                with suppress(BrokenPipeError):            # it left first
+                    pipe.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.said.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def serve(start: Callable[[], tuple[dict[str, Any], Mapping[str, Answer]]]) -> None:
+    """The child's side. `start()` gives the greeting and {request: function that answers it}.
+
+    A CheckError is an answer too. Whatever libraries print to stdout goes to stderr.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(words: dict[str, Any]) -> None:
+        answers.write(json.dumps(words) + "\n")
+        answers.flush()
+
+    try:
+        greeting, able = start()
+    except CheckError as e:
+        return say({"error": str(e)})
+    say(greeting)
+    for line in sys.stdin:
+        request = json.loads(line)
+        what = request.pop("what")
+        check(what in able, "a request must be known", what, f"ask for {', '.join(able)}")
+        try:
+            say(able[what](**request))
+        except CheckError as e:
+            say({"error": str(e)})
+    return None

@@ -1,0 +1,144 @@
+"""Training steps: our two backends, PyTorch in each of its modes, and what grows with the length of the text.
+
+A step is the trainer's own: gradients, clipping, AdamW, new trits, checks for NaN. Its limit is the products
+of model/cost.py alone: the forward's ternary ones as int8 dot products, all the others in float32.
+Read after: bench/inference. Read next: bench/startup.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bitnet_ref import kernels
+from bitnet_ref.bench.child import Child
+from bitnet_ref.bench.limits import FLOAT32, INT8, limits, runs, share, unrest
+from bitnet_ref.bench.part import Claim, Measure, Part, Setup, Times, by_turns, children, middle, over, ratio
+from bitnet_ref.bench.random_model import NANO, QUICK, SIX
+from bitnet_ref.bench.torch_peer import MODES
+from bitnet_ref.checks import CheckError
+from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.model.cost import count_params, train_ops_per_token
+from bitnet_ref.train.checkpoint import new_run
+from bitnet_ref.train.loop import optimise
+
+MODELS = {"nano": (NANO, 8), "6 layers, width 768": (SIX, 4)}            # config, sequences of a step
+EAGER = "torch float32"
+LENGTHS = (256, 1024, 4096)
+PRODUCTS = "product-only ceiling"
+FEW_MINUTES = 180.0          # seconds: what the README's first command may take
+
+
+def stepper(cfg: ModelConfig, batch: int, backend: str) -> Callable[[], object]:
+    """A run that makes one optimiser step on random tokens, as the trainer does."""
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 4 * batch * cfg.context + 1, np.uint16)
+    how = TrainConfig(batch=batch, backend=backend)
+    run = new_run(Path(), cfg, how, {}, kernels.load(backend))
+    data: Any = SimpleNamespace(train=SimpleNamespace(tokens=tokens))
+    return lambda: optimise(run, data)
+
+
+def least_work(cfg: ModelConfig, tokens: float, found: Any) -> dict[str, float]:
+    """{limit: operations} of a step of that many tokens; all in float32 where int8 has no instruction."""
+    forward = 2.0 * count_params(cfg).projections if INT8 in found and cfg.linear == "ternary" else 0.0
+    work = {INT8: tokens * forward, FLOAT32: tokens * (train_ops_per_token(cfg, cfg.context) - forward)}
+    return {name: ops for name, ops in work.items() if ops}
+
+
+def part(setup: Setup) -> Part:
+    """Both models against PyTorch; nano with longer texts."""
+    models = {"quick": (replace(QUICK, n_layers=1), 2)} if setup.quick else MODELS
+    found = limits(setup.threads, setup.quick, INT8, FLOAT32)
+    parts = [against_torch(setup, name, cfg, batch, found) for name, (cfg, batch) in models.items()]
+    parts.append(with_length(setup, found))
+    notes = list(dict.fromkeys(note for p in parts for note in p.notes))
+    return Part("Training", [m for p in parts for m in p.measures],
+                [c for p in parts for c in p.claims], notes)
+
+
+# ---- against PyTorch ----
+
+def against_torch(setup: Setup, name: str, cfg: ModelConfig, batch: int, found: Any) -> Part:
+    """Tokens per second of a model's training step, and ours against PyTorch's."""
+    notes: list[str] = []
+    setup.say(f"train {name}: making the models; torch.compile takes a minute")
+    who = {backend: stepper(cfg, batch, backend) for backend in ("numpy", "numba")}
+    with children({"torch": (setup.pythons["torch"], *torch_arguments(cfg, batch))}, notes) as peers:
+        for child in peers.values():
+            notes.append(f"peer: {child.about['about']}")
+            who |= modes(child, setup, notes)
+        setup.say(f"train {name}: {setup.rounds} rounds of {', '.join(who)}")
+        times = by_turns(setup, {**runs(found), **who})
+    tokens = batch * cfg.context
+    work = least_work(cfg, tokens, found)
+    measures = [Measure(f"{name}, {mode}", tokens / middle(times, mode), "tokens/s",
+                        share(times, mode, work, found), PRODUCTS, mode.startswith("torch")) for mode in who]
+    limit = sum(ops * middle(times, l) / found[l].amount for l, ops in work.items())
+    measures.append(Measure(f"{name}, {PRODUCTS}", tokens / limit, "tokens/s"))
+    return Part("", measures, torch_claims(name, times), notes + unrest(times, found))
+
+
+def torch_claims(name: str, times: Times) -> list[Claim]:
+    """The rows of training; and of the README's first command, whose steps these are."""
+    peers = [mode for mode in times if mode.startswith("torch")]
+    best = min(peers, key=lambda mode: middle(times, mode), default="none")
+    claims = [Claim(f"train {name}, against PyTorch eager float32", ratio(times, "numba", EAGER), "x",
+                    1.6, 2.0),
+              Claim(f"train {name}, against PyTorch's best mode ({best.removeprefix('torch ')})",
+                    ratio(times, "numba", best), "x", 1.0, 1.3)]
+    if name == "nano":
+        seconds = TrainConfig().steps * middle(times, "numba")
+        claims.append(Claim(f"the {TrainConfig().steps} steps of the default run", seconds, "s", FEW_MINUTES,
+                            most=True))
+    return claims
+
+
+def torch_arguments(cfg: ModelConfig, batch: int) -> tuple[str, ...]:
+    """The command line of the peer: the fields in which the model is not nano."""
+    own = [(name, value) for name, value in vars(cfg).items() if value != getattr(NANO, name)]
+    flags = [part for name, value in own for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ("bitnet_ref.bench.torch_peer", "--serve", "--batch", str(batch), *flags)
+
+
+def modes(child: Child, setup: Setup, notes: list[str]) -> dict[str, Callable[[], object]]:
+    """{name: run} of each mode of torch that works here, already compiled."""
+    found: dict[str, Callable[[], object]] = {}
+    for mode in ("float32", "bf16") if setup.quick else MODES:
+        ask = partial(child.ask, "step", mode=mode, threads=setup.threads)
+        try:
+            ask()
+        except CheckError as e:
+            notes.append(f"torch {mode}: {e}")
+            continue
+        found[f"torch {mode}"] = ask
+    return found
+
+
+# ---- with the length of the text ----
+
+def with_length(setup: Setup, found: Any) -> Part:
+    """Memory and time of a step of nano on one sequence, as it gets longer."""
+    from bitnet_ref.kernels.numba_cpu.workspace import needed
+    from bitnet_ref.model.block import build
+    lengths = (32, 64) if setup.quick else LENGTHS
+    cfgs = {f"nano, one text of {T}": replace(NANO, context=T) for T in lengths}
+    setup.say(f"train: texts of {', '.join(map(str, lengths))} tokens")
+    times = by_turns(setup, {**runs(found), **{n: stepper(cfg, 1, "numba") for n, cfg in cfgs.items()}})
+    ops = kernels.load("numba")
+    memory = {n: needed(build(cfg, ops), 1, cfg.context) / cfg.context for n, cfg in cfgs.items()}
+    seconds = {n: middle(times, n) / cfg.context for n, cfg in cfgs.items()}
+    measures = [Measure(n, cfg.context / middle(times, n), "tokens/s",
+                        share(times, n, least_work(cfg, cfg.context, found), found), PRODUCTS)
+                for n, cfg in cfgs.items()]
+    measures += [Measure(f"{n}, workspace", size / 1024, "KiB/token") for n, size in memory.items()]
+    (first, short), *_, (last, long) = cfgs.items()
+    expected = over(train_ops_per_token(long, long.context), train_ops_per_token(short, short.context))
+    title = f"training {long.context} tokens at once against {short.context}"
+    return Part("", measures, [
+        Claim(f"{title}, memory per token", memory[last] / memory[first], "x", 1.0, most=True),
+        Claim(f"{title}, time per token over the formula's", over(seconds[last] / seconds[first], expected),
+              "x", 1.1, most=True)], [])
