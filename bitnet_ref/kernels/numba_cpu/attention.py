@@ -24,8 +24,8 @@ _tile = kernel(emit_floats, rows=TILE, panels=WIDE)
 _tile_1 = kernel(emit_floats, rows=TILE, panels=1)
 _row = kernel(emit_floats, rows=1, panels=WIDE)
 _row_1 = kernel(emit_floats, rows=1, panels=1)
-_onto = kernel(emit_floats, rows=TILE, panels=WIDE, onto=True)
-_onto_1 = kernel(emit_floats, rows=TILE, panels=1, onto=True)
+_onto = kernel(emit_floats, rows=TILE, panels=WIDE, onto="sum")
+_onto_1 = kernel(emit_floats, rows=TILE, panels=1, onto="sum")
 
 
 @compiled

@@ -1,7 +1,8 @@
 """Products of float32 matrices on the register tile: blocks of 64 outputs, packed once, then walked by rows.
 
-Every output is one chain of fused multiply-adds in the order of k, so it is the same bits for any number of
-rows, threads or blocks. What is packed into the block decides which product it is: a matrix of floats as it
+Every output of a forward product is one chain of fused multiply-adds in the order of k; backward products,
+which sum over tokens or a vocabulary, are summed in parts of DEPTH. So they are the same bits for any number
+of rows or threads. What is packed into the block decides which product it is: a matrix of floats as it
 lies or transposed, trits times their scale, int8 codes times theirs.
 Read after: kernels/numba_cpu/quant. Read next: kernels/numba_cpu/bitlinear.
 """
@@ -19,8 +20,9 @@ from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
 ROWS, BLOCK = TIER.float_rows, PANEL * TIER.float_panels
 DEPTH = 512                                  # of k packed at a time: a block of 128 KiB stays in L2
 TRANSPOSED, AS_IT_IS, TRITS, CODES = range(4)            # what a block is packed from
-_tile = kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, onto=True)
-_row = kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=True)
+ONTO = "chain", "sum"                        # how a block of k joins those before: forward, backward
+_tile, _tile_sum = (kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, onto=how) for how in ONTO)
+_row, _row_sum = (kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=how) for how in ONTO)
 NO_FLOATS, NO_CODES = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.int8)
 ONE = np.ones(1, np.float32)
 
@@ -78,13 +80,19 @@ def multiply(kind, a, a_row, a_k, b, q, scale, c, n_k, onto, threads, scratch):
                         for r in range(rows):
                             edge[r, :width] = c[m + r, n0:n0 + width]
                     at = a.ctypes.data + 4 * (m * a_row + k0 * a_k)
-                    if rows == ROWS:
-                        _tile((at, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK, depth, out,
-                               ldc))
-                    else:
-                        for r in range(rows):
-                            _row((at + 4 * a_row * r, 0, 4 * a_k, block.ctypes.data, 4 * PANEL, 4 * BLOCK,
-                                  depth, out + ldc * r, ldc))
+                    together = ROWS if rows == ROWS else 1
+                    for r in range(0, rows, together):
+                        args = (at + 4 * a_row * r, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL,
+                                4 * BLOCK, depth, out + ldc * r, ldc)
+                        if kind == TRANSPOSED:
+                            if together == ROWS:
+                                _tile(args)
+                            else:
+                                _row(args)
+                        elif together == ROWS:
+                            _tile_sum(args)
+                        else:
+                            _row_sum(args)
                     if width < BLOCK:
                         for r in range(rows):
                             c[m + r, n0:n0 + width] = edge[r, :width]

@@ -27,12 +27,12 @@ KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
 class Tables(NamedTuple):
     """The arena and its tables, as compiled code takes them. Row L of each table is the head."""
 
-    arena: np.ndarray            # uint8 (bytes,)
-    table: np.ndarray            # int64 (L + 1, 7, FIELDS)
-    scales: np.ndarray           # float32 (L + 1, 7): w_scale of ternary matrices
-    gains: np.ndarray            # float32 (L + 1, 7, largest width)
+    arena: np.ndarray            # (bytes,), uint8
+    table: np.ndarray            # (L + 1, 7, FIELDS), int64
+    scales: np.ndarray           # (L + 1, 7): w_scale of ternary matrices
+    gains: np.ndarray            # (L + 1, 7, largest width), float32
     dims: np.ndarray             # int64: L, D, H, KV, Dh, F, V, relu2
-    eps: np.ndarray              # float32 (1,): of the norms
+    eps: np.ndarray              # (1,): of the norms
 
 
 class Program(NamedTuple):

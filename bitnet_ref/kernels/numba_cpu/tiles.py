@@ -238,18 +238,19 @@ def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Va
 
 def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value, a_k: ir.Value, b: ir.Value,
                 b_panel: ir.Value, b_k: ir.Value, n_k: ir.Value, c: ir.Value, ldc: ir.Value, *,
-                rows: int, panels: int, onto: bool = False, half: bool = False, ahead: int = 0) -> None:
-    """c[r, 16 p ...] = (or +=, if `onto`) sum over k of a[r, k] * b[p][k], each product fused with its sum.
+                rows: int, panels: int, onto: str = "", half: bool = False, ahead: int = 0) -> None:
+    """c[r, 16 p ...] = sum over k of a[r, k] * b[p][k], each product fused with its sum.
 
-    a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`), b_panel and b_k apart, asked
-    for `ahead` bytes before their turn.
+    onto: "" writes the sum; "chain" goes on from what c holds; "sum" adds what c holds at the end, since long
+    sums are more exact in parts. a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`),
+    b_panel and b_k apart, asked for `ahead` bytes before their turn.
     """
     m, vector = Memory(builder), ir.VectorType(F32, PANEL)
     stored = ir.VectorType(F16, PANEL) if half else vector
     slots = [sums(builder, vector, panels) for _ in range(rows)]
     places = [[builder.add(builder.mul(ldc, I64(r)), I64(4 * PANEL * p)) for p in range(panels)]
               for r in range(rows)]
-    if onto:
+    if onto == "chain":
         for r in range(rows):
             for p in range(panels):
                 builder.store(m.load(c, places[r][p], vector), slots[r][p])
@@ -269,5 +270,8 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
                 builder.store(builder.call(fma, [x, v, builder.load(slot)]), slot)
     for r in range(rows):
         for p in range(panels):
-            m.store(builder.load(slots[r][p]), c, places[r][p])
+            done = builder.load(slots[r][p])
+            if onto == "sum":
+                done = builder.fadd(m.load(c, places[r][p], vector), done)
+            m.store(done, c, places[r][p])
 

@@ -79,21 +79,21 @@ class Rows(NamedTuple):
     gate: np.ndarray             # (M, F)
     up: np.ndarray               # (M, F)
     u: np.ndarray                # (M, F): the gated unit's result
-    codes: np.ndarray            # int8 (M, widest input and some zeros)
+    codes: np.ndarray            # (M, widest input and some zeros), int8
     floats: np.ndarray           # (M, widest input): the same, where the product is in float32
     x_scale: np.ndarray          # (M,)
-    x_sum: np.ndarray            # int32 (M,)
+    x_sum: np.ndarray            # (M,), int32
     logits: np.ndarray           # (B, V)
-    counters: np.ndarray         # int64 (1 + phases,): tasks done of all phases; tasks claimed of each
+    counters: np.ndarray         # (1 + phases,), int64: tasks done of all phases; tasks claimed of each
 
 
 class Cache(NamedTuple):
     """Keys and values of all layers, as weigh() reads them, and the table of angles."""
 
-    keys: np.ndarray             # float32 (L, B, KV, S/16, Dh, 16)
-    values: np.ndarray           # float32 (L, B, KV, S, Dh padded to 16)
-    cos: np.ndarray              # float32 (S, Dh/2)
-    sin: np.ndarray              # float32 (S, Dh/2)
+    keys: np.ndarray             # (L, B, KV, S/16, Dh, 16), float32
+    values: np.ndarray           # (L, B, KV, S, Dh padded to 16)
+    cos: np.ndarray              # (S, Dh/2)
+    sin: np.ndarray              # (S, Dh/2)
 
 
 @compiled
