@@ -1,4 +1,4 @@
-"""The two configs and the table of presets.
+"""The two configs, the table of presets, and the folder for what can be made again.
 
 Small frozen dataclasses: the field's metadata carries the symbol, the help text and the valid choices, so
 the command line, the error messages and the docs cannot drift from them. Variants (norm, glu, linear, head)
@@ -7,9 +7,12 @@ Read after: checks. Read next: quant.
 """
 
 import math
+import os
+import sys
 import types
 import typing
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet_ref.checks import check, lookup
@@ -199,3 +202,18 @@ PRESETS = {
         TrainConfig(lr=1.2e-3, batch=8, accumulate=64, steps=100_000, warmup=375,
                     eval_every=1000, save_every=1000)),
 }
+
+
+CACHE = "BITNET_REF_CACHE"
+
+
+def cache_dir() -> Path:
+    """$BITNET_REF_CACHE, else bitnet_ref in the platform's folder for caches. Not created here.
+
+    Downloads, prepared corpora and compiled code are kept there.
+    """
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("XDG_CACHE_HOME", "Library/Caches")}
+    variable, default = places.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    return Path(os.environ.get(variable) or Path.home() / default) / "bitnet_ref"

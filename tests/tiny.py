@@ -21,7 +21,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.config import ModelConfig, TrainConfig, cache_dir
 from bitnet_ref.formats.checkpoint import PARAM, fill, latest, model_config, named, read_state, read_tensors
 from bitnet_ref.kernels import load
 from bitnet_ref.train import log, loop, start
@@ -45,7 +45,11 @@ def folder():
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
-    """A file that imports this name leaves the user's cache alone. One thread is quicker at this size."""
+    """A file that imports this name leaves the user's cache alone, but for compiled code.
+
+    One thread is quicker at this size.
+    """
+    monkeypatch.setenv("NUMBA_CACHE_DIR", os.environ.get("NUMBA_CACHE_DIR") or str(cache_dir() / "numba"))
     monkeypatch.setenv("BITNET_REF_CACHE", str(folder() / "cache"))
     with thread_pools().limit(limits=1):
         yield

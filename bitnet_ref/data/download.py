@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bitnet_ref.checks import CheckError, check, lookup
+from bitnet_ref.config import cache_dir
 from bitnet_ref.data.atomic import unreadable, unwritable, whole_file
 
 CHUNK = 1 << 18                 # bytes per read: small enough that a size limit stops a stream early
 TIMEOUT = 30.0                  # seconds without an answer from the server
-DATA, CACHE, MIRROR = "BITNET_REF_DATA", "BITNET_REF_CACHE", "BITNET_REF_MIRROR"
+DATA, MIRROR = "BITNET_REF_DATA", "BITNET_REF_MIRROR"
 
 
 class File(NamedTuple):
@@ -53,15 +54,6 @@ NAMED: dict[str, dict[str, File]] = {
     # The validation file of TinyStories serves as the whole corpus (the training file has 1.9 GB).
     "tinystories": {"train": File(_STORIES + "TinyStories-valid.txt", 1 << 26, None)},
 }
-
-
-def cache_dir() -> Path:
-    """$BITNET_REF_CACHE, else bitnet_ref in the platform's folder for caches. Not created here."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen)
-    places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("XDG_CACHE_HOME", "Library/Caches")}
-    variable, default = places.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
-    return Path(os.environ.get(variable) or Path.home() / default) / "bitnet_ref"
 
 
 def named_files(corpus: str, part: str = "train") -> list[Path]:

@@ -12,11 +12,12 @@ import sys
 from typing import Any
 
 from bitnet_ref.checks import check
+from bitnet_ref.config import cache_dir
 from bitnet_ref.data import split
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.data.corpus import corpus_files, validation_documents
 from bitnet_ref.data.dataset import SAMPLE, VERSION, Dataset, Recipe, is_dataset, open_dataset, write_dataset
-from bitnet_ref.data.download import cache_dir, named_files
+from bitnet_ref.data.download import named_files
 from bitnet_ref.data.tokenizer import load
 
 

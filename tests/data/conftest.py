@@ -10,7 +10,8 @@ import random
 import pytest
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.data.download import CACHE, DATA, MIRROR
+from bitnet_ref.config import CACHE
+from bitnet_ref.data.download import DATA, MIRROR
 
 REAL = os.environ.get(DATA)
 

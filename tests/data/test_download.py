@@ -10,9 +10,10 @@ import threading
 import pytest
 
 from bitnet_ref.checks import CheckError
+from bitnet_ref.config import cache_dir
 from bitnet_ref.data import download
 from bitnet_ref.data.corpus import documents
-from bitnet_ref.data.download import DATA, MIRROR, NAMED, File, cache_dir, named_files
+from bitnet_ref.data.download import DATA, MIRROR, NAMED, File, named_files
 
 from .conftest import files_below
 

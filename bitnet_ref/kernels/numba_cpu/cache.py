@@ -1,6 +1,6 @@
 """Where compiled code is kept between runs, and what is said when something must be compiled first.
 
-In NUMBA_CACHE_DIR if that is set, else under BITNET_REF_CACHE (default: the user's cache folder). A folder
+In NUMBA_CACHE_DIR if that is set, else in the project's folder for caches (config.cache_dir). A folder
 that cannot be written costs the compilation in every process, and says so once.
 Read after: kernels/numba_cpu/isa. Read next: kernels/numba_cpu/tiles.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numba
 from numba.core import event
 
+from bitnet_ref.config import cache_dir
 from bitnet_ref.kernels.numba_cpu import isa
 
 # Division by zero gives infinity, as in NumPy: a check would keep loops from being vectorised.
@@ -25,8 +26,7 @@ inlined = numba.njit(inline="always", error_model="numpy")
 
 def folder() -> Path:
     """The folder of this tier and this Numba."""
-    own = os.environ.get("NUMBA_CACHE_DIR") or Path(
-        os.environ.get("BITNET_REF_CACHE") or Path.home() / ".cache" / "bitnet_ref") / "numba"
+    own = os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "numba"
     return Path(own) / f"{isa.choose().name}-{numba.__version__}"
 
 
