@@ -30,7 +30,8 @@ DIMS = {
 }
 
 
-def load(path: str, backend: str = "numba", threads: int | None = None) -> "LanguageModel":
+def load(path: str, backend: str = "numba", threads: int | None = None,
+         int8_head: bool = False) -> "LanguageModel":
     """The model in `path`: a run folder of `python -m bitnet_ref.train`, or a Hugging Face folder.
 
     It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. Raises CheckError if
@@ -38,4 +39,4 @@ def load(path: str, backend: str = "numba", threads: int | None = None) -> "Lang
     """
     from bitnet_ref.generate.language_model import load
 
-    return load(path, backend, threads)
+    return load(path, backend, threads, int8_head)

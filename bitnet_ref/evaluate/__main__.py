@@ -10,7 +10,7 @@ Read after: evaluate/corpus. Read next: train.
 import json
 import sys
 
-from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, run_command, text
+from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, add_int8_head, run_command, text
 
 
 def main(argv: list[str]) -> int:
@@ -24,10 +24,12 @@ def main(argv: list[str]) -> int:
                         help="score at most this many windows, evenly spaced (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_backend(parser)
+    add_int8_head(parser)
     args = parser.parse_args(argv)
 
     from bitnet_ref.evaluate.corpus import score_corpus
-    result = score_corpus(args.model, args.corpus, args.windows, args.backend, args.threads)
+    result = score_corpus(args.model, args.corpus, args.windows, args.backend, args.threads,
+                          args.int8_head)
     figures = {"loss": result.loss, "perplexity": result.perplexity, "bits per byte": result.bits_per_byte,
                "tokens": result.tokens, "bytes": result.bytes}
     if args.json:

@@ -18,13 +18,13 @@ from bitnet_ref.generate.language_model import TOKENIZER, load
 
 
 def score_corpus(run: str, corpus: str | None, windows: int | None = None, backend: str = "numba",
-                 threads: int | None = None) -> Score:
+                 threads: int | None = None, int8_head: bool = False) -> Score:
     """Score of the run's model on `corpus`, or on the run's own validation side if None.
 
     Of a corpus the whole is scored, or its validation part where it has one (an official part, or the folder
     of a dataset). Raises CheckError for whatever is wrong with model or text.
     """
-    model = load(run, backend, threads)
+    model = load(run, backend, threads, int8_head)
     check(windows is None or windows > 0, "--windows must be greater than 0", windows,
           "leave it out to score all")
     tokens = _own_validation(run) if corpus is None else _tokens(corpus, model.tokenizer)

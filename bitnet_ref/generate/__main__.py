@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.cli import DONE, Parser, add_backend, run_command, text
+from bitnet_ref.cli import DONE, Parser, add_backend, add_int8_head, run_command, text
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
                         help="draw among the k likeliest tokens (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
     add_backend(parser)
+    add_int8_head(parser)
     args = parser.parse_args(argv)
 
     # Imported after parsing, so that --help answers at once.
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     from bitnet_ref.generate.language_model import load
     check_options(args.tokens, args.temperature, args.top_k, args.seed)
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
-    model = load(args.model, args.backend, args.threads)
+    model = load(args.model, args.backend, args.threads, args.int8_head)
     pieces = model.stream(prompt, args.tokens, args.temperature, args.top_k, args.seed)
     first = next(pieces, "")                               # what is wrong is said before anything is printed
     print(prompt + first, end="", flush=True)

@@ -3,12 +3,19 @@
 Read after: layers/glu. Read next: layers/bitlinear.
 """
 
+from typing import Any
+
 import numpy as np
 
 
 def linear(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """y = x @ w.T.   x (..., K)  w (N, K)  ->  y (..., N)"""
     return x @ w.T                                                              # (LI.1)
+
+
+def prepare_rows(w_q: np.ndarray, w_scale: np.ndarray) -> Any:
+    """w of `linear` from w_q int8 (N, K) and w_scale (N, 1), for inference. A backend may keep the bytes."""
+    return w_q * w_scale                                                        # (LI.4)
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:

@@ -31,9 +31,17 @@ class Ready(dict[str, Any]):
 class Weights(dict[str, "np.ndarray | Trits"]):
     """name -> array, or Trits for a ternary matrix. "head" is always there, also when it is the embedding."""
 
-    def ready(self, ops: Any) -> Ready:
-        """The working form of backend `ops`: what `ops.prepare` makes of Trits, arrays as they are."""
-        return Ready({name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()})
+    def ready(self, ops: Any, int8_head: bool = False) -> Ready:
+        """The working form of backend `ops`: what `ops.prepare` makes of Trits, arrays as they are.
+
+        `int8_head`: a full head as int8 rows. The embedding stays as it is, also where the two are one.
+        """
+        made = Ready({name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()})
+        head = self["head"]
+        if int8_head and isinstance(head, np.ndarray):
+            wide = head.astype(np.promote_types(head.dtype, np.float32), copy=False)
+            made["head"] = ops.prepare_rows(*ops.absmax_int8(wide))
+        return made
 
     def trits(self) -> dict[str, Trits]:
         """The ternary matrices alone."""

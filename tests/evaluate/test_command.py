@@ -16,6 +16,7 @@ from bitnet_ref.evaluate.corpus import score_corpus
 from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.formats.checkpoint import STATE, TENSORS, latest, read_state, write_checkpoint
 from bitnet_ref.generate.language_model import load
+from bitnet_ref.kernels import BACKENDS
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def test_the_figures_are_printed_for_a_person(run):
     assert out == (f"perplexity      {want.perplexity:.3f}\nbits per byte   {want.bits_per_byte:.4f}\n"
                    f"loss            {want.loss:.4f} nats per token\n"
                    f"counted         {want.tokens:,} tokens, {want.bytes:,} bytes\n")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_of_int8_rows_costs_less_than_a_thousandth(run, backend):
+    whole, rounded = (json.loads(run("--json", "--backend", backend, *how)[1])["perplexity"]
+                      for how in ((), ("--int8-head",)))
+    assert 0 < abs(rounded / whole - 1) < 1e-3
 
 
 def test_a_limit_of_windows(run):

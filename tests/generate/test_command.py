@@ -38,6 +38,11 @@ def test_the_prompt_is_continued(run):
     assert run("--prompt", "Ba", "--tokens", 0) == (0, "Ba\n", "")
 
 
+def test_a_head_of_int8_rows(run):
+    want = br.load(tiny.trained(), int8_head=True).generate("Ba", 9, 0.0)
+    assert run("--prompt", "Ba", "--int8-head", "--tokens", 9, "--temperature", 0) == (0, f"Ba{want}\n", "")
+
+
 def test_the_prompt_may_come_from_a_file_or_from_stdin(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_bytes("Bà\n".encode())
     want = text("Bà\n", 5, 0)

@@ -32,9 +32,9 @@ KINDS = list(variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1),
 THREADS = numba.config.NUMBA_NUM_THREADS
 
 
-def small_model(seed=0, dtype=np.float32, **given):
+def small_model(seed=0, dtype=np.float32, int8_head=False, **given):
     cfg = small_config(**given)
-    return Transformer(cfg, small_params(cfg, seed, dtype), OPS)
+    return Transformer(cfg, small_params(cfg, seed, dtype), OPS, int8_head)
 
 
 def together(monkeypatch):
@@ -52,7 +52,10 @@ def threads():
 # --- bit for bit --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+INT8 = [{"int8_head": True, "vocab_size": size} for size in (32, 515)]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *INT8], ids=label)
 def test_decoding_with_a_cache_equals_the_full_forward_bit_for_bit(kind):
     model, (ids, _) = small_model(**kind), small_batch(small_config(), B=3, T=9)
     want, _ = model(ids)

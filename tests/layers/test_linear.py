@@ -8,7 +8,7 @@ from against_golden import golden_test
 from derivative import array_error, gradient_errors
 
 from bitnet_ref import layers
-from bitnet_ref.layers import linear, linear_backward
+from bitnet_ref.layers import absmax_int8, linear, linear_backward, prepare_rows
 
 
 def example(rng, dtype=np.float64, lead=(2, 3)):
@@ -69,6 +69,13 @@ def test_float32_in_float32_out(rng):
     assert {a.dtype for a in (y, *backward(y, x, w).values())} == {np.dtype(np.float32)}
 
 
+def test_rows_of_int8_are_their_codes_times_a_scale_each(rng):
+    w_q, w_scale = np.array([[-127, 0, 5], [1, 2, 3]], np.int8), np.array([[0.5], [2.0]])
+    x = rng.normal(size=(4, 3))
+    y = linear(x, prepare_rows(w_q, w_scale))
+    np.testing.assert_allclose(y, np.stack([0.5 * x @ w_q[0], 2.0 * x @ w_q[1]], axis=1), rtol=1e-14)
+
+
 # --- twin ---------------------------------------------------------------------------------------------------
 
 
@@ -79,3 +86,14 @@ def test_twin(backends, tol, rng):
         dw = np.zeros_like(w)
         results.append([ops.linear(x, w), ops.linear_backward(dy, x, w, dw), dw])
     assert max(map(array_error, *results)) <= tol["float32"]
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (3, 37, 19), (2, 1100, 130)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_twin_of_int8_rows(M, K, N, dtype, backends, tol, rng):
+    x, w = (rng.normal(size=s).astype(dtype) for s in ((2, M, K), (N, K)))
+    w_q, w_scale = absmax_int8(w)
+    y = backends.linear(x, backends.prepare_rows(w_q, w_scale))
+    assert y.dtype == dtype
+    want = linear(x.astype(np.float64), prepare_rows(w_q, w_scale.astype(np.float64)))
+    assert array_error(y, want) <= tol[np.dtype(dtype).name]

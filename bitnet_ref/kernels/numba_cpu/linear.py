@@ -3,11 +3,11 @@
 Every output of a forward product is one chain of fused multiply-adds in the order of k; backward products,
 which sum over tokens or a vocabulary, are summed in parts of DEPTH. So they are the same bits for any number
 of rows or threads. What is packed into the block decides which product it is: a matrix of floats as it
-lies or transposed, trits times their scale, int8 codes times theirs.
+lies or transposed, trits times their scale, int8 codes with theirs or without.
 Read after: kernels/numba_cpu/quant. Read next: kernels/numba_cpu/bitlinear.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -19,7 +19,7 @@ from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
 
 ROWS, BLOCK = TIER.float_rows, PANEL * TIER.float_panels
 DEPTH = 512                                  # of k packed at a time: a block of 128 KiB stays in L2
-TRANSPOSED, AS_IT_IS, TRITS, CODES = range(4)            # what a block is packed from
+TRANSPOSED, CODES_TRANSPOSED, AS_IT_IS, TRITS, CODES = range(5)      # what a block is packed from
 ONTO = "chain", "sum"                        # how a block of k joins those before: forward, backward
 _tile, _tile_sum = (kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, onto=how) for how in ONTO)
 _row, _row_sum = (kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=how) for how in ONTO)
@@ -30,19 +30,19 @@ ONE = np.ones(1, np.float32)
 @compiled
 def pack(kind, b, q, scale, n0, width, k0, depth, block):
     """block (depth, BLOCK): the operand of outputs n0... and of k0...; zeros beyond the width."""
-    if kind == TRANSPOSED:                                 # by squares, so that what is read stays in L1
+    if kind <= CODES_TRANSPOSED:                           # by squares, so that what is read stays in L1
         for n in range(0, width, PANEL):
             for k in range(0, depth, PANEL):
                 for i in range(n, min(n + PANEL, width)):
                     for j in range(k, min(k + PANEL, depth)):
-                        block[j, i] = b[n0 + i, k0 + j]
+                        block[j, i] = b[n0 + i, k0 + j] if kind == TRANSPOSED else q[n0 + i, k0 + j]
     for k in range(depth):
         row = block[k]
         row[width:] = 0
         if kind == AS_IT_IS:
             for n in range(width):
                 row[n] = b[k0 + k, n0 + n]
-        elif kind != TRANSPOSED:
+        elif kind > AS_IT_IS:
             factor = scale[0] if kind == TRITS else scale[k0 + k]
             for n in range(width):
                 row[n] = np.float32(q[k0 + k, n0 + n]) * factor
@@ -84,7 +84,7 @@ def multiply(kind, a, a_row, a_k, b, q, scale, c, n_k, onto, threads, scratch):
                     for r in range(0, rows, together):
                         args = (at + 4 * a_row * r, 4 * a_row, 4 * a_k, block.ctypes.data, 4 * PANEL,
                                 4 * BLOCK, depth, out + ldc * r, ldc)
-                        if kind == TRANSPOSED:
+                        if kind <= CODES_TRANSPOSED:
                             if together == ROWS:
                                 _tile(args)
                             else:
@@ -106,6 +106,28 @@ def product(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> np.ndarray:
     with team(SCRATCH) as t:
         multiply(TRANSPOSED, x, x.shape[1], 1, w, NO_CODES, ONE, y, x.shape[1], False, t.threads, t.scratch)
     return y
+
+
+class Rows(NamedTuple):
+    """A matrix w_q int8 (N, K) whose rows have scales w_scale float32 (N, 1)."""
+
+    w_q: np.ndarray
+    w_scale: np.ndarray
+
+
+def prepare_rows(w_q: np.ndarray, w_scale: np.ndarray) -> Any:
+    """As layers.prepare_rows; the bytes are kept and `linear` takes them."""
+    if not is_ours(w_scale):
+        return reference.prepare_rows(w_q, w_scale)
+    return Rows(np.ascontiguousarray(w_q), w_scale)
+
+
+def product_rows(x: np.ndarray, w: Rows, y: np.ndarray) -> np.ndarray:
+    """y (M, N) = x (M, K) @ (w_q * w_scale).T, scaled last."""
+    with team(SCRATCH) as t:
+        multiply(CODES_TRANSPOSED, x, x.shape[1], 1, NO_FLOATS, w.w_q, ONE, y, x.shape[1], False, t.threads,
+                 t.scratch)
+    return np.multiply(y, w.w_scale.T, out=y)
 
 
 def product_dx(dy: np.ndarray, w: np.ndarray, dx: np.ndarray, onto: bool = False) -> np.ndarray:
@@ -132,13 +154,15 @@ def is_ours(*arrays: Any) -> bool:
     return all(a.dtype == np.float32 for a in arrays)
 
 
-def linear(x: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """As layers.linear."""
-    if not is_ours(x, w):
-        return reference.linear(x, w)
-    rows = flat(x)
-    y = np.empty((len(rows), len(w)), np.float32) if out is None else out.reshape(len(rows), len(w))
-    return product(rows, np.ascontiguousarray(w), y).reshape(*x.shape[:-1], len(w))
+def linear(x: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
+    """As layers.linear; w may be Rows."""
+    weights = w.w_q if isinstance(w, Rows) else w
+    if not is_ours(x) or (weights is w and not is_ours(w)):
+        return reference.linear(x, reference.prepare_rows(*w) if weights is not w else w)
+    rows, N = flat(x), len(weights)
+    y = np.empty((len(rows), N), np.float32) if out is None else out.reshape(len(rows), N)
+    y = product_rows(rows, w, y) if isinstance(w, Rows) else product(rows, np.ascontiguousarray(w), y)
+    return y.reshape(*x.shape[:-1], N)
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:

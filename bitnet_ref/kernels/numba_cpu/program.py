@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, pack_panels
+from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, pack_panels
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
+from bitnet_ref.kernels.numba_cpu.linear import Rows
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
 
@@ -20,7 +21,7 @@ Q, K, V, O, GATE, UP, DOWN = range(7)
 # What the table says of a projection: its kind, where it begins in the arena (bytes), outputs, inputs, blocks
 # of a packed panel; whether its input is normalised, by how long a gain, and quantised anew for it.
 KIND, AT, N_OUT, N_IN, BLOCKS, NORMED, GAIN, FRESH, FIELDS = range(9)
-PACKED_I2, PACKED_B3, FLOAT32, FLOAT16 = range(4)
+PACKED_I2, PACKED_B3, FLOAT32, FLOAT16, INT8 = range(5)
 KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
 
 
@@ -77,21 +78,25 @@ def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
 
 def _part(w: Any, bits: str | None) -> tuple[np.ndarray, tuple[int, ...], float]:
     """(panels, (kind, outputs, inputs, blocks), scale) of one matrix."""
-    if hasattr(w, "w_q"):
+    if isinstance(w, Prepared):
         how = bits or w.bits
         how = "i2" if w.w_q.shape[1] > MOST_K[how] else how
         packed = pack_panels(w.w_q, how)
         return packed, (KINDS[how], *w.w_q.shape, packed.shape[1]), float(w.w_scale)
-    half = w.dtype == np.float16
-    return float_panels(w), (FLOAT16 if half else FLOAT32, *w.shape, 0), 1.0
+    if isinstance(w, Rows):                                # the scales of the outputs follow the panels
+        panels = full_panels(w.w_q)
+        scales = np.zeros((len(panels), PANEL), np.float32)
+        scales.reshape(-1)[:len(w.w_q)] = w.w_scale.reshape(-1)
+        return np.append(panels, scales.view(np.int8)), (INT8, *w.w_q.shape, 0), 1.0
+    return full_panels(w), (FLOAT16 if w.dtype == np.float16 else FLOAT32, *w.shape, 0), 1.0
 
 
-def float_panels(w: np.ndarray) -> np.ndarray:
-    """w (N, K)  ->  (ceil(N/16), K, 16), float16 if w is, else float32; zeros beyond the last output."""
-    w = w if w.dtype in (np.float16, np.float32) else w.astype(np.float32)
+def full_panels(w: np.ndarray) -> np.ndarray:
+    """w (N, K)  ->  (ceil(N/16), K, 16), of w's dtype (or float32); zeros beyond the last output."""
+    w = w if w.dtype in (np.int8, np.float16, np.float32) else w.astype(np.float32)
     n, k = w.shape
     panels = np.zeros((-(-n // PANEL), k, PANEL), w.dtype)
-    words = np.uint16 if w.dtype == np.float16 else np.uint32        # the bits move, their meaning does not
+    words = f"u{w.itemsize}"                               # the bits move, their meaning does not
     with team() as t:
         _into_panels(np.ascontiguousarray(w).view(words), panels.view(words), t.threads)
     return panels

@@ -22,6 +22,7 @@ from bitnet_ref.kernels.numba_cpu.isa import I8, I16, I32, Tier
 PANEL = 16                   # outputs of a panel: the float32 lanes of the widest vectors
 TIER = isa.choose()
 F16, F32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(64)
+STORED = {"float32": F32, "float16": F16, "int8": I8}     # of a full matrix; products are in float32
 GROUPS = {"i2": 4, "b3": 5}  # fours of k in a block of 64 bytes
 AHEAD = 4096                 # bytes: how far ahead of use packed weights are asked of memory
 Emit = Callable[..., None]
@@ -238,15 +239,15 @@ def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Va
 
 def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value, a_k: ir.Value, b: ir.Value,
                 b_panel: ir.Value, b_k: ir.Value, n_k: ir.Value, c: ir.Value, ldc: ir.Value, *,
-                rows: int, panels: int, onto: str = "", half: bool = False, ahead: int = 0) -> None:
+                rows: int, panels: int, onto: str = "", kind: str = "float32", ahead: int = 0) -> None:
     """c[r, 16 p ...] = sum over k of a[r, k] * b[p][k], each product fused with its sum.
 
     onto: "" writes the sum; "chain" goes on from what c holds; "sum" adds what c holds at the end, since long
-    sums are more exact in parts. a: floats, a_row and a_k bytes apart; b: sixteen floats (float16 if `half`),
+    sums are more exact in parts. a: floats, a_row and a_k bytes apart; b: sixteen of a `kind` of STORED,
     b_panel and b_k apart, asked for `ahead` bytes before their turn.
     """
     m, vector = Memory(builder), ir.VectorType(F32, PANEL)
-    stored = ir.VectorType(F16, PANEL) if half else vector
+    stored = ir.VectorType(STORED[kind], PANEL)
     slots = [sums(builder, vector, panels) for _ in range(rows)]
     places = [[builder.add(builder.mul(ldc, I64(r)), I64(4 * PANEL * p)) for p in range(panels)]
               for r in range(rows)]
@@ -254,8 +255,8 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
         for r in range(rows):
             for p in range(panels):
                 builder.store(m.load(c, places[r][p], vector), slots[r][p])
-    kind = ir.FunctionType(vector, [vector] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3),
+                                         "llvm.fma.v16f32")
     with cgutils.for_range(builder, n_k) as loop:
         at, a_at = builder.mul(loop.index, b_k), builder.mul(loop.index, a_k)
         vectors = []
@@ -263,7 +264,8 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
             if ahead:
                 m.prefetch(b, builder.add(builder.add(at, builder.mul(b_panel, I64(p))), I64(ahead)))
             v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), stored)
-            vectors.append(builder.fpext(v, vector) if half else v)
+            widen = {"int8": builder.sitofp, "float16": builder.fpext}.get(kind)
+            vectors.append(widen(v, vector) if widen else v)
         for r in range(rows):
             x = m.splat(m.load(a, builder.add(a_at, builder.mul(a_row, I64(r))), F32), PANEL)
             for slot, v in zip(slots[r], vectors):

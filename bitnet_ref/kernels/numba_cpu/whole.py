@@ -39,9 +39,11 @@ from bitnet_ref.kernels.numba_cpu.program import (
     BLOCKS,
     DOWN,
     FLOAT16,
+    FLOAT32,
     FRESH,
     GAIN,
     GATE,
+    INT8,
     KIND,
     N_IN,
     N_OUT,
@@ -53,13 +55,13 @@ from bitnet_ref.kernels.numba_cpu.program import (
     Tables,
 )
 from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
-from bitnet_ref.kernels.numba_cpu.tiles import PANEL, TIER, emit_floats, kernel
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, kernel
 
-_tile, _half_tile = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, half=half)
-                     for half in (False, True))
+_tile, _tile_16, _tile_8 = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
+                            for kind in STORED)
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
-_row, _half_row = (kernel(emit_floats, rows=1, panels=WIDE, half=half, ahead=1024) for half in (False, True))
-_narrow, _half_narrow = (kernel(emit_floats, rows=1, panels=1, half=half) for half in (False, True))
+_row, _row_16, _row_8 = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024) for kind in STORED)
+_narrow, _narrow_16, _narrow_8 = (kernel(emit_floats, rows=1, panels=1, kind=kind) for kind in STORED)
 GRAIN = 8                                    # panels of a task of few rows
 PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND = range(8)      # kinds of phases
 
@@ -149,8 +151,8 @@ def product(task, l, p, prog, rows, scratch):
 def float_product(task, f, arena, x, y, scratch):
     """The same for GRAIN panels of floats: TILE rows at a time, or single rows over more panels at once."""
     n_rows, n_out = y.shape
-    n_in, half = f[N_IN], f[KIND] == FLOAT16
-    size = 32 if half else 64                              # bytes of sixteen weights
+    n_in, kind = f[N_IN], f[KIND]
+    size = 64 if kind == FLOAT32 else 32 if kind == FLOAT16 else 16        # bytes of sixteen weights
     panels = (n_out + PANEL - 1) // PANEL
     edge = scratch[:4 * TILE * WIDE * PANEL].view(np.float32)
     for m in range(0, n_rows, TILE):
@@ -169,23 +171,47 @@ def float_product(task, f, arena, x, y, scratch):
                 ldx = 4 * x.shape[1]
                 args = (x.ctypes.data + r * ldx, ldx, 4, w, n_in * size, size, n_in, out, ldy)
                 if whole and together > 1:
-                    if half:
-                        _half_tile(args)
-                    else:
-                        _tile(args)
+                    many_floats(kind, args)
                     break
-                if together == WIDE:
-                    if half:
-                        _half_row(args)
-                    else:
-                        _row(args)
-                elif half:
-                    _half_narrow(args)
-                else:
-                    _narrow(args)
+                one_float_row(kind, together, args)
                 if aside:
                     y[r, PANEL * p:PANEL * p + width] = edge[:width]
             p += together
+    if kind == INT8:
+        at = f[AT] + panels * n_in * size
+        scales = arena[at:at + 4 * n_out].view(np.float32)
+        for r in range(n_rows):
+            for n in range(PANEL * GRAIN * task, min(PANEL * GRAIN * (task + 1), n_out)):
+                y[r, n] *= scales[n]
+
+
+@compiled
+def many_floats(kind, args):
+    """TILE rows over half of WIDE panels."""
+    if kind == FLOAT32:
+        _tile(args)
+    elif kind == FLOAT16:
+        _tile_16(args)
+    else:
+        _tile_8(args)
+
+
+@compiled
+def one_float_row(kind, panels, args):
+    """A row over WIDE panels, or over one."""
+    if panels == WIDE:
+        if kind == FLOAT32:
+            _row(args)
+        elif kind == FLOAT16:
+            _row_16(args)
+        else:
+            _row_8(args)
+    elif kind == FLOAT32:
+        _narrow(args)
+    elif kind == FLOAT16:
+        _narrow_16(args)
+    else:
+        _narrow_8(args)
 
 
 @compiled
