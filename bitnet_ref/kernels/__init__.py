@@ -8,6 +8,7 @@ Read after: layers/adamw. Read next: kernels/numba_cpu.
 
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.layers import ALL_OPS
@@ -29,6 +30,17 @@ def load(name: str = "numpy", threads: int | None = None) -> SimpleNamespace:
     if threads is not None:
         _use(threads, overlays)
     return SimpleNamespace(**table)
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a result of backend `name` was computed with: its instructions (if it chooses) and its threads."""
+    from threadpoolctl import threadpool_info
+
+    blas = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+    found = {"backend": name, "threads": blas}
+    for overlay in BACKENDS[name]:
+        found |= import_module(f"bitnet_ref.kernels.{overlay}").about()
+    return found
 
 
 def _use(threads: int, overlays: list) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_ref import kernels
 from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.formats import checkpoint as files
@@ -63,7 +64,7 @@ def save(run: Run) -> Path:
             tensors |= {WORKING + name: w_q, SCALE + name: np.asarray(w_scale)}
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
-             "seen": sorted(run.seen), **run.data}
+             "seen": sorted(run.seen), "computed with": kernels.about(run.cfg.backend), **run.data}
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
     for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
         with suppress(OSError):              # one too many is no reason to stop

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
@@ -32,7 +33,8 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
-        "sample": prompt + model.generate(prompt, tokens=120), "machine": machine(),
+        "sample": prompt + model.generate(prompt, tokens=120),
+        "machine": {**machine(), **kernels.about(run.cfg.backend)},
     }
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numba
 import pytest
 
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError
+from bitnet_ref.kernels.numba_cpu import isa
 from bitnet_ref.layers import ALL_OPS
 
 
@@ -41,6 +43,13 @@ def test_overlays_replace_what_they_provide_in_order(monkeypatch):
     monkeypatch.setitem(kernels.BACKENDS, "both", ("first", "second"))
     assert vars(kernels.load("both")) == {**ALL_OPS, "linear": 1, "rope": 2}
     assert vars(kernels.load("numpy")) == ALL_OPS
+
+
+def test_what_a_backend_computes_with():
+    assert kernels.about("numpy").keys() == {"backend", "threads"}
+    about = kernels.about("numba")
+    assert (about["backend"], about["threads"]) == ("numba", numba.get_num_threads())
+    assert about["instructions"] in isa.TIERS
 
 
 def test_a_namespace_is_the_callers_own():

@@ -29,14 +29,39 @@ from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward, prepare
 from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.rmsnorm import rmsnorm, rmsnorm_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.rope import rope, rope_backward  # noqa: E402
-from bitnet_ref.kernels.numba_cpu.threads import use  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.threads import about, use  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.train_step import train_step  # noqa: E402
 
 __all__ = [
-    "absmax_int8", "absmean_ternary", "adamw_", "attention", "attention_backward", "cross_entropy",
-    "cross_entropy_backward", "decode_step", "embedding_backward", "linear", "linear_backward",
-    "linear_cross_entropy", "prefill", "prepare", "prepare_rows", "relu2", "relu2_backward", "rmsnorm",
-    "rmsnorm_backward", "rmsnorm_int8", "rope", "rope_backward", "square_sum", "swiglu", "swiglu_backward",
-    "ternary_linear", "ternary_linear_backward", "train_step", "use",
+    "about",
+    "absmax_int8",
+    "absmean_ternary",
+    "adamw_",
+    "attention",
+    "attention_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "decode_step",
+    "embedding_backward",
+    "linear",
+    "linear_backward",
+    "linear_cross_entropy",
+    "prefill",
+    "prepare",
+    "prepare_rows",
+    "relu2",
+    "relu2_backward",
+    "rmsnorm",
+    "rmsnorm_backward",
+    "rmsnorm_int8",
+    "rope",
+    "rope_backward",
+    "square_sum",
+    "swiglu",
+    "swiglu_backward",
+    "ternary_linear",
+    "ternary_linear_backward",
+    "train_step",
+    "use",
 ]
-PROVIDES = tuple(name for name in __all__ if name != "use")
+PROVIDES = tuple(name for name in __all__ if name not in ("about", "use"))

@@ -10,12 +10,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
 from bitnet_ref.checks import check
+from bitnet_ref.kernels.numba_cpu import isa
 
 _lock = threading.RLock()
 _scratch = [np.zeros((0, 0), np.uint8)]
@@ -40,6 +41,11 @@ def use(threads: int) -> None:
     check(1 <= threads <= most, f"threads must lie in 1..{most} (the processors of this process)", threads,
           "choose fewer, or set NUMBA_NUM_THREADS before the start")
     numba.set_num_threads(threads)
+
+
+def about() -> dict[str, Any]:
+    """The instructions that were chosen, and the threads in use."""
+    return {"instructions": isa.choose().name, "threads": numba.get_num_threads()}
 
 
 @contextmanager
