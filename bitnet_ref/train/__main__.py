@@ -9,7 +9,6 @@ Read after: train/summary. Read next: bench.
 """
 
 import sys
-from typing import Any
 
 from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, INTERRUPTED, Parser, add_args, configs, run_command, text, typed
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
         run, data = start.resume(args.resume, {**typed(args, ModelConfig), **typed(args, TrainConfig)})
     else:
         run, data = start.start(*configs(args), args.output)
-    print(beginning(run, data), file=sys.stderr)
+    print(start.announcement(run, data), file=sys.stderr)
     try:
         loop.train(run, data)
         print(summary.page(run, summary.finish(run, data)))
@@ -48,14 +47,6 @@ def main(argv: list[str]) -> int:
               f"    python -m bitnet_ref.train --resume {run.folder}", file=sys.stderr)
         return INTERRUPTED
     return DONE
-
-
-def beginning(run: Any, data: Any) -> str:
-    """The line before the first step: what will be trained, on what, and how."""
-    from bitnet_ref import kernels
-    return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, "
-            f"threads {kernels.about(run.cfg.backend)['threads']}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,13 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     return restore(checkpoint, state, cfg, _checksums(data), kernels.load(cfg.backend, cfg.threads)), data
 
 
+def announcement(run: Run, data: Dataset) -> str:
+    """The line before the first step: what will be trained, on what, and how."""
+    threads = kernels.about(run.cfg.backend)["threads"]
+    return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
+            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}")
+
+
 def _checksums(data: Dataset) -> dict[str, str]:
     return {"tokenizer": data.tokenizer.checksum,
             "training tokens": data.train.header.payload_sha256,
