@@ -185,10 +185,11 @@ def test_new_weights_are_packed_anew():
 # --- no thread waits for one that does not come -----------------------------------------------------------
 
 
-def test_every_task_is_done_once_and_waits_for_no_later_one():
+@pytest.mark.parametrize("rows", [18, 2], ids=["prompt", "token"])
+def test_every_task_is_done_once_and_waits_for_no_later_one(rows):
     model, (ids, _) = small_model(inner_gain=True, norm="inner"), small_batch(small_config(), B=2, T=9)
     model.prefill(ids)
-    phases = schedule(model.ready.kept["program"].tables, 18, 2, 5)
+    phases = schedule(model.ready.kept["program"].tables, rows, 2, 5, 300)
     done = np.concatenate([[0], np.cumsum(phases[:, 1])])
     assert np.all(phases[:, 4] <= done[:-1])
     assert phases[-1, 4] == done[-1]

@@ -20,7 +20,7 @@ from bitnet_ref.kernels.numba_cpu.vectors import exp, softmax_row
 
 TILE, WIDE = TIER.float_rows, TIER.float_panels          # queries and panels of a register tile
 QUERIES = 8 * TILE                                       # of a block of the backward pass
-_tile = kernel(emit_floats, rows=TILE, panels=WIDE)
+_tile = kernel(emit_floats, rows=TILE, panels=WIDE, ahead=4096)
 _tile_1 = kernel(emit_floats, rows=TILE, panels=1)
 _row = kernel(emit_floats, rows=1, panels=WIDE)
 _row_1 = kernel(emit_floats, rows=1, panels=1)

@@ -16,7 +16,15 @@ from bitnet_ref.kernels.numba_cpu.frame import frame, on_threads
 from bitnet_ref.kernels.numba_cpu.program import Program, aligned, build
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
-from bitnet_ref.kernels.numba_cpu.whole import Cache, Rows, arrays_of, compiled_walk, schedule, scratch_bytes
+from bitnet_ref.kernels.numba_cpu.whole import (
+    CHUNK,
+    Cache,
+    Rows,
+    arrays_of,
+    compiled_walk,
+    schedule,
+    scratch_bytes,
+)
 from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
@@ -30,16 +38,17 @@ class Text:
         self.program, self.cfg, self.n_sequences = program, cfg, n_sequences
         self.serials: list[int] = []         # of the call that wrote each position
         self.calls = 0
-        self.buffers: dict[tuple[int, int], tuple[Rows, np.ndarray, np.ndarray]] = {}
+        self.buffers: dict[tuple[int, int, int], tuple[Rows, np.ndarray, np.ndarray]] = {}
         self.cache = self._room(room)
 
     def _room(self, room: int) -> Cache:
-        L, _, _, KV, Dh = self.program.tables.dims[:5].tolist()
+        L, _, H, KV, Dh = self.program.tables.dims[:5].tolist()
         room = padded(min(room, self.cfg.context), PANEL)
         cos, sin = rope_table(np.arange(room), Dh, self.cfg.rope_theta)
         return Cache(np.zeros((L, self.n_sequences, KV, room // PANEL, Dh, PANEL), np.float32),
                      np.zeros((L, self.n_sequences, KV, room, padded(Dh, PANEL)), np.float32),
-                     cos[:, 0], sin[:, 0])
+                     cos[:, 0], sin[:, 0],
+                     np.zeros((len(_tiles(self.n_sequences, 1, H, KV)), TILE, room + PANEL), np.float32))
 
     def grow(self, length: int) -> None:
         """Have room for `length` positions. Raises CheckError beyond the model's context."""
@@ -92,9 +101,10 @@ def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     text.calls += 1
     text.serials[at:] = [text.calls] * T
     program = text.program
-    rows, tiles, phases = text.buffers.get((B, T)) or _buffers(program, B, T)
+    chunks = (at + T + CHUNK - 1) // CHUNK
+    rows, tiles, phases = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, at + T)
     if T == 1:
-        text.buffers[B, T] = rows, tiles, phases
+        text.buffers = {(B, T, chunks): (rows, tiles, phases)}
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
@@ -108,8 +118,8 @@ def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     return rows.logits.copy(), State(text, at + T, text.calls)
 
 
-def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Rows, tiles and phases for B sequences of T new tokens."""
+def _buffers(program: Program, B: int, T: int, n_keys: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Rows, tiles and phases for B sequences of T new tokens, the last of which sees n_keys."""
     L, D, H, KV, Dh, F, V = program.tables.dims[:7].tolist()
     M, widest = B * T, padded(program.widest + 32, 64)
 
@@ -120,9 +130,9 @@ def _buffers(program: Program, B: int, T: int) -> tuple[Rows, np.ndarray, np.nda
     rows = Rows(np.arange(M) // T, np.zeros(M, np.int64), np.arange(T - 1, M, T), floats(M, D), floats(M, D),
                 floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F),
                 floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
-                np.zeros(M, np.int32), floats(B, V), np.zeros(16 * (L + 1), np.int64))
+                np.zeros(M, np.int32), floats(B, V), np.zeros(20 * (L + 1), np.int64))
     tiles = _tiles(B, T, H, KV)
-    return rows, tiles, schedule(program.tables, M, B, len(tiles))
+    return rows, tiles, schedule(program.tables, M, B, len(tiles), n_keys)
 
 
 def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:

@@ -14,7 +14,8 @@ import numpy as np
 from numba import cfunc, types
 
 from bitnet_ref.kernels.numba_cpu.atomics import fetch_add, wait
-from bitnet_ref.kernels.numba_cpu.attention import TILE, padded, weigh
+from bitnet_ref.kernels.numba_cpu.attention import TILE, few, padded, weigh
+from bitnet_ref.kernels.numba_cpu.attention import WIDE as PANELS
 from bitnet_ref.kernels.numba_cpu.bitlinear import BLOCK, FEW, few_rows, many_rows, norm_row, unpack_block
 from bitnet_ref.kernels.numba_cpu.bitlinear import ROWS as CODE_ROWS
 from bitnet_ref.kernels.numba_cpu.cache import compiled
@@ -56,6 +57,7 @@ from bitnet_ref.kernels.numba_cpu.program import (
 )
 from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, kernel
+from bitnet_ref.kernels.numba_cpu.vectors import softmax_row
 
 _tile, _tile_16, _tile_8 = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
                             for kind in STORED)
@@ -63,7 +65,8 @@ WIDE = 2 * TIER.float_panels                 # panels of a single row: enough ch
 _row, _row_16, _row_8 = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024) for kind in STORED)
 _narrow, _narrow_16, _narrow_8 = (kernel(emit_floats, rows=1, panels=1, kind=kind) for kind in STORED)
 GRAIN = 8                                    # panels of a task of few rows
-PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND = range(8)      # kinds of phases
+CHUNK, COLUMNS = 16 * PANEL, PANELS * PANEL  # keys of a task of scores, features of a task of values
+PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND, SCORES, SOFTMAX, VALUES = range(11)    # phases
 
 
 class Rows(NamedTuple):
@@ -90,12 +93,13 @@ class Rows(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, as weigh() reads them, and the table of angles."""
+    """Keys and values of all layers, as weigh() reads them, the table of angles, scores of one token."""
 
     keys: np.ndarray             # (L, B, KV, S/16, Dh, 16), float32
     values: np.ndarray           # (L, B, KV, S, Dh padded to 16)
     cos: np.ndarray              # (S, Dh/2)
     sin: np.ndarray              # (S, Dh/2)
+    scores: np.ndarray           # (tiles, TILE, S + 16): and in the last column the sum of a row
 
 
 @compiled
@@ -261,6 +265,39 @@ def attend(tile, l, rows, cache, scratch):
 
 
 @compiled
+def score(task, l, tiles, rows, cache, scratch):
+    """Scores of a tile of heads of one token with the keys of a chunk."""
+    m, _, h, n_heads = tiles[task % len(tiles)]
+    n_d, first = 2 * cache.cos.shape[1], task // len(tiles) * CHUNK // PANEL
+    g, scores = h // (rows.q.shape[1] // rows.k.shape[1]), cache.scores[task % len(tiles)]
+    panels = min(CHUNK // PANEL, padded(rows.position[m] + 1, PANEL) // PANEL - first)
+    queries = scratch[:4 * TILE * n_d].view(np.float32).reshape(TILE, n_d)
+    scale = np.float32(n_d ** -0.5)
+    for r in range(n_heads):
+        for d in range(n_d):
+            queries[r, d] = rows.q[m, n_d * (h + r) + d] * scale
+    few(n_heads, panels, queries.ctypes.data, 4 * n_d, 4, cache.keys[l, rows.slot[m], g, first].ctypes.data,
+        4 * n_d * PANEL, 4 * PANEL, n_d, scores.ctypes.data + 4 * PANEL * first, 4 * scores.shape[1])
+
+
+@compiled
+def weigh_values(task, l, tiles, rows, cache, scratch):
+    """o of a tile of heads of one token, WIDE panels of its features."""
+    m, _, h, n_heads = tiles[task % len(tiles)]
+    n_d, wide, first = 2 * cache.cos.shape[1], cache.values.shape[4], task // len(tiles) * COLUMNS
+    g, scores = h // (rows.q.shape[1] // rows.k.shape[1]), cache.scores[task % len(tiles)]
+    columns = min(COLUMNS, wide - first)
+    results = scratch[:4 * TILE * COLUMNS].view(np.float32).reshape(TILE, COLUMNS)
+    few(n_heads, columns // PANEL, scores.ctypes.data, 4 * scores.shape[1], 4,
+        cache.values[l, rows.slot[m], g].ctypes.data + 4 * first, 4 * PANEL, 4 * wide, rows.position[m] + 1,
+        results.ctypes.data, 4 * COLUMNS)
+    for r in range(n_heads):
+        inverse = np.float32(1) / scores[r, -1]
+        for d in range(min(columns, n_d - first)):
+            rows.o[m, n_d * (h + r) + first + d] = results[r, d] * inverse
+
+
+@compiled
 def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     """One task of a phase."""
     if kind == PRODUCT:
@@ -286,12 +323,26 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
         enter(task, rows.u, l, p, prog, rows)
     elif kind == TURN:
         turn_and_keep(task, l, rows, cache)
-    else:
+    elif kind == ATTEND:
         attend(tiles[task], l, rows, cache, scratch)
+    elif kind == SCORES:
+        score(task, l, tiles, rows, cache, scratch)
+    elif kind == SOFTMAX:
+        tile = tiles[task % len(tiles)]
+        if task // len(tiles) < tile[3]:
+            row = cache.scores[task % len(tiles), task // len(tiles)]
+            row[-1], _ = softmax_row(row, rows.position[tile[0]] + 1, scratch[:4 * PANEL].view(np.float32))
+    else:
+        weigh_values(task, l, tiles, rows, cache, scratch)
 
 
-def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int) -> np.ndarray:
-    """int64 (phases, 5): kind, tasks, layer, projection, and how many tasks must be done before it begins."""
+def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int, n_keys: int) -> np.ndarray:
+    """int64 (phases, 5): kind, tasks, layer, projection, and how many tasks must be done before it begins.
+
+    A prompt has a task for each tile of queries. One token (n_rows = n_last) has few tiles, whose keys and
+    features are cut, so that the threads' shares are equal.
+    """
+    parts = ((SCORES, -(-n_keys // CHUNK)), (SOFTMAX, TILE), (VALUES, -(-int(prog.dims[4]) // COLUMNS)))
     L, phases, done, ready = int(prog.dims[0]), [], 0, 0
 
     def add(kind: int, n_tasks: int, l: int, p: int) -> None:
@@ -306,8 +357,9 @@ def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int) -> np.ndarray
                 if p == O:
                     add(TURN, n_rows, l, p)
                     ready = done
-                    add(ATTEND, n_tiles, l, p)
-                    ready = done
+                    for kind, n_parts in parts if n_rows == n_last else ((ATTEND, 1),):
+                        add(kind, n_parts * n_tiles, l, p)
+                        ready = done
                 add({Q: ENTER, GATE: ENTER, O: ENTER_O, DOWN: ENTER_U}.get(p, AGAIN), n_rows, l, p)
                 ready = done
             add(PRODUCT, tasks_of(prog.table[l, p], n_rows), l, p)
@@ -347,8 +399,8 @@ def walk(address, n_arrays, thread):
                 float32_2(f, 11), float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15),
                 float32_2(f, 16), float32_2(f, 17), int8_2(f, 18), float32_2(f, 19), float32_1(f, 20),
                 int32_1(f, 21), float32_2(f, 22), int64_1(f, 23))
-    cache = Cache(float32_6(f, 24), float32_5(f, 25), float32_2(f, 26), float32_2(f, 27))
-    tiles, phases, scratch = int64_2(f, 28), int64_2(f, 29), uint8_2(f, 30)[thread]
+    cache = Cache(float32_6(f, 24), float32_5(f, 25), float32_2(f, 26), float32_2(f, 27), float32_3(f, 28))
+    tiles, phases, scratch = int64_2(f, 29), int64_2(f, 30), uint8_2(f, 31)[thread]
     for i in range(len(phases)):
         kind, n_tasks, l, p, ready = phases[i]
         wait(rows.counters, 0, ready)
