@@ -1,6 +1,7 @@
 """kernels/numba_cpu/isa: one tier is chosen; each has its instruction; what cannot run is refused."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from llvmlite import binding, ir
 from bitnet_ref.checks import CheckError
 from bitnet_ref.kernels.numba_cpu import isa, tiles
 from bitnet_ref.kernels.numba_cpu.isa import TIERS
+from bitnet_ref.kernels.numba_cpu.vectors import emit_lanes
 
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu",
            "any": "x86_64-unknown-linux-gnu"}
@@ -65,6 +67,39 @@ def test_a_tile_of_codes_keeps_its_sums_in_registers(tier):
         assert not spills
 
 
+FUSED = {"avx512vnni": (r"vfmadd\d+ps", 16), "avxvnni": (r"vfmadd\d+ps", 8), "avx2": (r"vfmadd\d+ps", 8),
+         "neon": ("fmla", 4)}
+
+
+@EACH
+@pytest.mark.parametrize("kind", tiles.STORED)
+@pytest.mark.parametrize("onto", ["", "chain", "sum"])
+def test_a_tile_of_floats_is_fused_multiply_adds(tier, kind, onto):
+    """One instruction per product of a register, whatever the weights are stored in; nothing is called."""
+    rows, panels = 2, tier.float_panels
+    text = assembly(tier, tiles.emit_floats, rows=rows, panels=panels, onto=onto, kind=kind, ahead=64)
+    instruction, lanes = FUSED[tier.name]
+    assert len(re.findall(rf"^\s+{instruction}\s", text, re.MULTILINE)) == rows * panels * 16 // lanes
+    assert count(text, "call") == count(text, "callq") == count(text, "bl") == 0
+
+
+@EACH
+@pytest.mark.parametrize("bits", tiles.GROUPS)
+def test_codes_are_unpacked_without_a_division(tier, bits):
+    text = assembly(tier, tiles.emit_unpack, bits=bits)
+    assert "div" not in text
+    assert count(text, "call") == count(text, "callq") == count(text, "bl") == 0
+
+
+@EACH
+@pytest.mark.parametrize(("largest", "instructions"), [(True, ("max", "bsl", "bif", "bit", "blend", "cmp")),
+                                                       (False, ("add",))])
+def test_lanes_are_summed_or_compared_side_by_side(tier, largest, instructions):
+    text = assembly(tier, emit_lanes, largest=largest)
+    assert any(word in text for word in instructions)
+    assert count(text, "call") == count(text, "bl") == 0
+
+
 def test_the_portable_tier_has_no_instruction_of_its_own():
     text = assembly(TIERS["portable"], tiles.emit_codes, rows=2, panels=1)
     assert "vpdpbusd" not in text
@@ -73,7 +108,7 @@ def test_the_portable_tier_has_no_instruction_of_its_own():
 
 def test_sixteen_bits_hold_what_avx2_sums():
     """Two products of a code and an int8: the instruction saturates above 32,767, and cannot get there."""
-    largest_code = 127                          # trits have 0, 1, 2; the head's digits go up to 127
+    largest_code = 2                            # of a trit; the digits of b3 are taken apart before
     assert 2 * largest_code * 128 <= 32_767
 
 
