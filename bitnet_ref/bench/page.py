@@ -61,7 +61,7 @@ def training_block(f: dict[str, Any]) -> str:
     """The tables of docs/benchmarks/training.md."""
     run = f["run"]
     rows = ["| run | bits per byte | seconds per step (median) |", "| --- | --- | --- |",
-            f"| bitnet_ref, NumPy, float32 | {run['bits per byte']:.4f} | "
+            f"| bitnet_ref, {run['machine'].get('backend', 'numpy')}, float32 | {run['bits per byte']:.4f} | "
             f"{run['median seconds per step']:.3f} |"]
     if "peer" in f:
         rows.append(f"| PyTorch, autograd, {f['peer']['mode']} | {f['peer']['bits per byte']:.4f} | "
