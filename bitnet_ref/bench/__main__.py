@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from bitnet_ref.checks import check
-from bitnet_ref.cli import DONE, Parser, run_command, text
+from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
 
 PARTS = {"kernels": ("kernels", "part"), "decode": ("inference", "decode"),
          "prefill": ("inference", "prefill"), "train": ("training", "part"), "startup": ("startup", "part")}
@@ -23,19 +23,17 @@ def main(argv: list[str]) -> int:
     args = parsed(argv)
     from bitnet_ref.bench import report  # not before --help has answered
     from bitnet_ref.bench.limits import set_up
+    report.check_places(args.json, args.picture, args.root)
     setup = set_up(args.threads, args.rounds, args.quick, (args.m, args.n, args.k),
                    {"llama": args.llama_python, "torch": args.torch_python})
-    records = {}
-    for name in PARTS if args.part == "all" else (args.part,):
-        measure = getattr(import_module(f"bitnet_ref.bench.{PARTS[name][0]}"), PARTS[name][1])
-        records[name] = report.record(measure(setup), setup)
-        print(report.text(records[name]), flush=True)
-    report.write(records, args.json, args.picture, args.root)
-    return DONE
+    parts = {name: getattr(import_module(f"bitnet_ref.bench.{PARTS[name][0]}"), PARTS[name][1])
+             for name in (PARTS if args.part == "all" else (args.part,))}
+    whole = report.measured(parts, setup, args.json, args.picture, args.root)
+    return DONE if whole else CHECK_FAILED
 
 
 def parsed(argv: list[str]) -> Any:
-    """The arguments. Raises CheckError for numbers below 1, and for figures without meaning in the docs."""
+    """The arguments. Raises CheckError for those without a meaning."""
     parser = Parser("python -m bitnet_ref.bench", __doc__)
     parser.add_argument("part", choices=(*PARTS, "all"), help="what to measure")
     for name, what in (("m", "kernels: rows of the product"), ("n", "kernels: its outputs"),
@@ -53,6 +51,8 @@ def parsed(argv: list[str]) -> Any:
     for name, value in vars(args).items():
         check(type(value) is not int or value > 0, f"--{name} must be greater than 0", value, "use 1 or more")
     check(not (args.quick and args.root), "the docs need true figures", "--quick", "leave it out")
+    check(args.m is args.n is args.k is None or args.part in ("kernels", "all"),
+          "--m, --n and --k are of the part kernels", args.part, "leave them out")
     return args
 
 

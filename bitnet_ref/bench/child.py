@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitnet_ref.checks import CheckError, check
 
 ROOT = Path(__file__).resolve().parents[2]
 Answer = Callable[..., dict[str, Any]]
+PATIENCE = 900.0              # seconds for one answer; torch.compile takes minutes
 
 
 class Child:
@@ -39,17 +41,36 @@ class Child:
             self.said.close()
             raise CheckError(f"{python} must be a Python interpreter; got {e.strerror or e}; "
                              "give the path of one") from None
-        self.about = self._guarded(self._answer)
+        self.about = self._answer()
+        if "error" in self.about:
+            self.close()
+            raise CheckError(self.about["error"])
 
     def ask(self, what: str, **given: Any) -> dict[str, Any]:
-        """What it answers. Raises CheckError if it fails; then it is gone."""
+        """What it answers. Raises CheckError for what it refuses, and if it ended or kept silent."""
         assert self.process.stdin is not None
+        check(not self.process.stdin.closed, "a peer must be there to be asked", "one that ended before",
+              "see what it said then")
         with suppress(BrokenPipeError):                    # why it ended is read below
             self.process.stdin.write(json.dumps({"what": what, **given}) + "\n")
             self.process.stdin.flush()
-        return self._guarded(self._answer)
+        answer = self._answer()
+        if "error" in answer:                              # of this; it may be asked for something else
+            raise CheckError(answer["error"])
+        return answer
 
     def _answer(self) -> dict[str, Any]:
+        silence = threading.Timer(PATIENCE, self.process.kill)
+        silence.start()
+        try:
+            return self._line()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            silence.cancel()
+
+    def _line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -58,17 +79,11 @@ class Child:
             last = self.said.read().decode(errors="replace").strip().splitlines()[-1:]
             raise CheckError(f"a peer must answer; got exit code {self.process.returncode}, "
                              f"{last[0] if last else 'no word'}; see whether it runs by itself")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise CheckError(answer["error"])
-        return answer
-
-    def _guarded(self, step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            return step()
-        except BaseException:
-            self.close()
-            raise
+            return dict(json.loads(line))
+        except (ValueError, TypeError):
+            raise CheckError(f"a peer must answer in JSON; got {line.strip()[:80]!r}; "
+                             "see what prints when its interpreter starts") from None
 
     def close(self) -> None:
         """End it: no more input is its sign to go."""

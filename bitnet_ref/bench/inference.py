@@ -105,7 +105,7 @@ def decode(setup: Setup) -> Part:
     others = nano(setup), with_context(setup, cfg)
     return Part("Decode, one token at a time", measures + [m for p in others for m in p.measures],
                 decode_claims(times, shares) + [c for p in others for c in p.claims],
-                notes + unrest(times, found))
+                notes + unrest(times, found, setup.machine))
 
 
 def decode_claims(times: Times, shares: dict[str, float | None]) -> list[Claim]:
@@ -169,7 +169,7 @@ def prefill(setup: Setup) -> Part:
             best = min(OURS, key=lambda bits: middle(times, bits))
             claims.append(Claim(f"prefill of {length} tokens ({best}), against llama.cpp TQ2_0",
                                 ratio(times, best, "TQ2_0"), "x", 2.0, 3.5))
-            notes += unrest(times, found)
+            notes += unrest(times, found, setup.machine)
     return Part("Prefill", measures, claims, notes)
 
 
@@ -204,7 +204,8 @@ def llama(setup: Setup, notes: list[str]) -> Iterator[dict[str, Child]]:
               for kind in FORMATS}
     missing: list[str] = []
     with children(wanted, missing) as found:
-        notes += missing[:1] + [f"peer: {c.about['about']}" for c in list(found.values())[:1]]
+        notes += dict.fromkeys(words.partition(": ")[2] for words in missing)
+        notes += [f"peer: {c.about['about']}" for c in list(found.values())[:1]]
         yield found
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitnet_ref.bench import timing
-from bitnet_ref.bench.limits import FLOAT32, INT8, READ, SHORT, limits, rates, runs, share
+from bitnet_ref.bench.limits import FLOAT32, INT8, READ, SHORT, limits, rates, runs, share, unrest
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup, by_turns, middle, over, ratio
 
 SHAPES = ((2560, 2560), (6912, 2560), (2560, 6912))        # (N, K) of 2B4T's blocks
@@ -29,7 +29,8 @@ def part(setup: Setup) -> Part:
     shapes = usual if n is k is None else [(n or usual[0][0], k or usual[0][1])]
     rows = rows if m is None else (m,)
     one, many = from_memory(setup, shapes), in_cache(setup, shapes, rows)
-    return Part("Products", one.measures + many.measures, one.claims + many.claims, many.notes)
+    return Part("Products", one.measures + many.measures, one.claims + many.claims,
+                one.notes + many.notes)
 
 
 # ---- one row ----
@@ -60,7 +61,7 @@ def from_memory(setup: Setup, shapes: list[tuple[int, int]]) -> Part:
         i2, b3 = (f"{bits} GEMV {n}x{k}" for bits in PACKINGS)
         slower = over(rings[i2].copies / rings[b3].copies, ratio(times, b3, i2))      # of one matrix
         claims.append(Claim(f"b3 GEMV {n}x{k}, time against i2", slower, "x", 1.35, 1.0, most=True))
-    return Part("", measures, claims, [])
+    return Part("", measures, claims, unrest(times, found, setup.machine))
 
 
 def ring(n: int, k: int, bits: str, at_least: int, threads: int) -> Ring:
@@ -102,17 +103,18 @@ def in_cache(setup: Setup, shapes: list[tuple[int, int]], rows: tuple[int, ...])
     """GEMM: operations per second beside the limit of dot products, and beside float32 BLAS."""
     measures, claims = [], []
     found = limits(setup.threads, setup.quick, INT8, FLOAT32)
+    notes = [] if INT8 in found else ["this machine has no int8 dot product that we know: no share of it"]
     for (n, k), m in itertools.product(shapes, rows):
         setup.say(f"{m} rows, {n}x{k}")
         times = by_turns(setup, {**runs(found), **gemm(m, n, k)})
+        notes += unrest(times, found, setup.machine)
         for name in (*PACKINGS, "trits", "BLAS"):
             limit, ops = FLOAT32 if name == "BLAS" else INT8, 2 * m * n * k
             measures.append(Measure(f"{name} GEMM {n}x{k}, M = {m}", ops / middle(times, name) / 1e9, "Gop/s",
                                     share(times, name, {limit: ops}, found), limit, name == "BLAS"))
         claims.append(Claim(f"int8 x ternary GEMM {n}x{k}, M = {m}, against float32 BLAS",
                             ratio(times, "b3", "BLAS"), "x", 3.5, 4.5))
-    notes = [] if INT8 in found else ["this machine has no int8 dot product that we know: no share of it"]
-    return Part("", measures, claims, notes)
+    return Part("", measures, claims, list(dict.fromkeys(notes)))
 
 
 def gemm(m: int, n: int, k: int) -> dict[str, Callable[[], object]]:

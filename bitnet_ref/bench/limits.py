@@ -2,7 +2,7 @@
 
 `roofline` says what a machine can do at its best; what it can do while others use it changes from round
 to round. So each round also reads memory, or turns the tiles of dot products and float32: shares are of the
-same second.
+same round.
 Read after: bench/part. Read next: bench/kernels.
 """
 
@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from bitnet_ref.bench.part import Setup, Times
 
 READ, INT8, FLOAT32 = "read bandwidth", "int8 peak", "float32 peak"
 LONG = 20                    # times as long as roofline's turns: the waking of threads must not count
-QUIET = 1.5                  # by how much a limit may move from round to round without a word
+FIELDS = {READ: "bandwidth", INT8: "int8", FLOAT32: "float32"}           # of roofline.Machine
+QUIET = 1.5                  # by how much a limit may fall without a word
 SHORT = 1 << 16              # bytes to read, where only the form of the answer is looked at
 
 
@@ -81,8 +82,16 @@ def share(times: Times, name: str, work: Mapping[str, float], found: Mapping[str
     return statistics.median(a / b for a, b in zip(least, times[name]))
 
 
-def unrest(times: Times, found: Mapping[str, Limit]) -> list[str]:
-    """A line for each limit that others' work moved by more than half from one round to another."""
-    moved = {name: max(times[name]) / min(times[name]) for name in found}
-    return [f"the machine was not quiet: its {name} moved by a factor of {factor:.1f} between rounds"
-            for name, factor in moved.items() if factor > QUIET]
+def unrest(times: Times, found: Mapping[str, Limit], machine: dict[str, Any]) -> list[str]:
+    """A line for each limit that others' work took a good part of, in some round.
+
+    `machine`, which holds the limits at their best, learns of better ones.
+    """
+    said = []
+    for name, limit in found.items():
+        field = FIELDS[name]
+        machine[field] = max(machine[field], limit.amount / min(times[name]))
+        least = limit.amount / max(times[name]) / machine[field]
+        if least < 1 / QUIET:
+            said.append(f"the machine was not quiet: its {name} fell to {100 * least:.0f} % of the best")
+    return said

@@ -7,7 +7,6 @@ Read after: bench/llama_peer. Read next: bench/limits.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ class Claim(NamedTuple):
         sign = -1 if self.most else 1
         if self.aim is not None and sign * self.value >= sign * self.aim:
             return "aim met"
-        return "floor met" if sign * self.value >= sign * self.floor else "below floor"
+        return "floor met" if sign * self.value >= sign * self.floor else "missed"
 
 
 class Part(NamedTuple):
@@ -76,13 +75,8 @@ class Part(NamedTuple):
 
 def by_turns(setup: Setup, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds per call of each run, round by round, on setup.threads; a REST after each turn."""
-    rested: dict[str, Callable[[], object]] = {}
-    for name, run in runs.items():
-        rested[name] = run
-        rested[f"rest after {name}"] = lambda: time.sleep(REST)
     with timing.threads(setup.threads):
-        times = timing.alternate(rested, setup.rounds)
-    return {name: times[name] for name in runs}
+        return timing.alternate(runs, setup.rounds, REST)
 
 
 def middle(times: Times, name: str) -> float:

@@ -6,12 +6,14 @@ Read after: bench/startup. Read next: bench/__main__.
 """
 
 import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bitnet_ref.bench.page import put
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import whole_file
 
 Record = dict[str, Any]
@@ -22,7 +24,8 @@ OURS, PEER = "#d1603d", "#3b6fb6"
 
 def record(part: Part, setup: Setup) -> Record:
     """The part as JSON."""
-    return {"title": part.title, "machine": setup.machine, "rounds": setup.rounds, "notes": part.notes,
+    title = part.title + " (small shapes: a trial, not a measurement)" * setup.quick
+    return {"title": title, "machine": dict(setup.machine), "rounds": setup.rounds, "notes": part.notes,
             "measures": [m._asdict() for m in part.measures],
             "claims": [{**c._asdict(), "verdict": c.verdict} for c in part.claims]}
 
@@ -103,6 +106,29 @@ def claims_table(records: list[Record]) -> str:
 
 # ---- files ----
 
+def measured(parts: Mapping[str, Callable[[Setup], Part]], setup: Setup, figures: str | None,
+             picture: str | None, root: str | None) -> bool:
+    """Measure part by part; print and write each at once. Whether all went well: one may fail alone."""
+    records: dict[str, Record] = {}
+    for name, measure in parts.items():
+        try:
+            records[name] = record(measure(setup), setup)
+        except CheckError as e:                            # a peer that died, say
+            print(f"{name}: {e}", file=sys.stderr)
+            continue
+        print(text(records[name]), flush=True)
+        write(records, figures, picture, root)
+    return len(records) == len(parts)
+
+
+def check_places(figures: str | None, picture: str | None, root: str | None) -> None:
+    """Raise CheckError, before anything is measured, where it could not be written afterwards."""
+    for place in filter(None, (figures, picture)):
+        check(Path(place).absolute().parent.is_dir(), "a file must have a folder", place, "make it first")
+    check(root is None or (Path(root) / "docs" / PAGE).is_file(), "--root must be a clone", root,
+          "name the folder that holds docs/")
+
+
 def write(records: dict[str, Record], figures: str | None, picture: str | None, root: str | None) -> None:
     """To the files that were asked for."""
     if figures:
@@ -156,10 +182,11 @@ def write_page(root: Path, records: dict[str, Record]) -> None:
     except ValueError as e:
         raise CheckError(f"{docs / RECORDS} must be JSON; got {e}; delete it, measure again") from None
     kept = {**kept, **records}
+    write_json(docs / RECORDS, kept)
+    (docs / PICTURE).parent.mkdir(exist_ok=True)
     put(docs / PAGE, "\n\n".join(["![Shares of the machine's limits](../pictures/cpu.png)",
                                   *(table(r) for r in kept.values())]), COMMAND)
     draw(kept, docs / PICTURE)
-    readme = root / "README.md"
-    if f"generated: python -m bitnet_ref.{COMMAND} -->" in readme.read_text(encoding="utf-8"):
+    readme, marker = root / "README.md", f"generated: python -m bitnet_ref.{COMMAND} -->"
+    if readme.is_file() and marker in readme.read_text(encoding="utf-8"):
         put(readme, claims_table(list(kept.values())), COMMAND)
-    write_json(docs / RECORDS, kept)

@@ -21,11 +21,12 @@ ROUND_SECONDS = 1e-3         # a run's turn lasts at least this long: 10,000 tic
 OUT_OF_CACHE = 256 << 20     # bytes of copies: several times the largest cache of a desktop processor
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int = 7,
+              rest: float = 0.0) -> dict[str, list[float]]:
     """{name: seconds per call, one figure for each round} of functions that take turns.
 
     Each is called once to warm up and then often enough in a turn for ROUND_SECONDS. Round i begins with the
-    i-th function. Raises CheckError for no functions or no rounds.
+    i-th function; after each turn come `rest` seconds. Raises CheckError for no functions or no rounds.
     """
     check(len(runs) > 0, "there must be something to time", "nothing", "pass at least one function")
     check(rounds > 0, "rounds must be positive", rounds, "pass at least 1")
@@ -39,6 +40,7 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict
         first = i % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(_seconds(runs[name], repeats[name]) / repeats[name])
+            time.sleep(rest)
     return times
 
 

@@ -76,7 +76,7 @@ def forward(cfg: ModelConfig, p: dict[str, Any], ids: Any) -> Any:
 
     (B, T), shared = ids.shape, cfg.n_kv_heads < cfg.n_heads
     cos, sin = rotary(cfg, T)
-    x = p["embedding"][ids]
+    x = F.embedding(ids, p["embedding"])
     for l in range(cfg.n_layers):
         at = f"layers.{l}."
         n = norm(x, at + "attn_norm")

@@ -79,7 +79,7 @@ def against_torch(setup: Setup, name: str, cfg: ModelConfig, batch: int, found: 
                         share(times, mode, work, found), PRODUCTS, mode.startswith("torch")) for mode in who]
     limit = sum(ops * middle(times, l) / found[l].amount for l, ops in work.items())
     measures.append(Measure(f"{name}, {PRODUCTS}", tokens / limit, "tokens/s"))
-    return Part("", measures, torch_claims(name, times), notes + unrest(times, found))
+    return Part("", measures, torch_claims(name, times), notes + unrest(times, found, setup.machine))
 
 
 def torch_claims(name: str, times: Times) -> list[Claim]:
@@ -121,18 +121,19 @@ def modes(child: Child, setup: Setup, notes: list[str]) -> dict[str, Callable[[]
 # ---- with the length of the text ----
 
 def with_length(setup: Setup, found: Any) -> Part:
-    """Memory and time of a step of nano on one sequence, as it gets longer."""
+    """Memory (as the workspace is carved) and time of a step of nano of equal tokens, as texts get longer."""
     from bitnet_ref.kernels.numba_cpu.workspace import needed
     from bitnet_ref.model.block import build
     lengths = (32, 64) if setup.quick else LENGTHS
-    cfgs = {f"nano, one text of {T}": replace(NANO, context=T) for T in lengths}
+    cfgs = {f"nano, texts of {T}": replace(NANO, context=T) for T in lengths}
     setup.say(f"train: texts of {', '.join(map(str, lengths))} tokens")
-    times = by_turns(setup, {**runs(found), **{n: stepper(cfg, 1, "numba") for n, cfg in cfgs.items()}})
+    longest = max(lengths)                                 # all make a step of as many tokens
+    times = by_turns(setup, {**runs(found), **{n: stepper(cfg, longest // cfg.context, "numba")
+                                               for n, cfg in cfgs.items()}})
     ops = kernels.load("numba")
     memory = {n: needed(build(cfg, ops), 1, cfg.context) / cfg.context for n, cfg in cfgs.items()}
-    seconds = {n: middle(times, n) / cfg.context for n, cfg in cfgs.items()}
-    measures = [Measure(n, cfg.context / middle(times, n), "tokens/s",
-                        share(times, n, least_work(cfg, cfg.context, found), found), PRODUCTS)
+    measures = [Measure(n, longest / middle(times, n), "tokens/s",
+                        share(times, n, least_work(cfg, longest, found), found), PRODUCTS)
                 for n, cfg in cfgs.items()]
     measures += [Measure(f"{n}, workspace", size / 1024, "KiB/token") for n, size in memory.items()]
     (first, short), *_, (last, long) = cfgs.items()
@@ -140,5 +141,5 @@ def with_length(setup: Setup, found: Any) -> Part:
     title = f"training {long.context} tokens at once against {short.context}"
     return Part("", measures, [
         Claim(f"{title}, memory per token", memory[last] / memory[first], "x", 1.0, most=True),
-        Claim(f"{title}, time per token over the formula's", over(seconds[last] / seconds[first], expected),
+        Claim(f"{title}, time per token over the formula's", over(ratio(times, first, last), expected),
               "x", 1.1, most=True)], [])

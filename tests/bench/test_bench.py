@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -49,13 +50,17 @@ def test_a_share_adds_up_kinds_of_work():
     assert limits.share(TIMES, "ours", work, found) == 1.0                 # of 1.75, 2 / 2 and 2 / 8
     assert limits.share(TIMES, "ours", {limits.FLOAT32: 1.0}, found) is None
     assert limits.rates(TIMES, found) == {limits.READ: 20.0, limits.INT8: 2.0}
-    assert len(limits.unrest(TIMES, found)) == 1                           # of READ alone
+    machine = {"bandwidth": 30.0, "int8": 1.0, "float32": 1.0}
+    said = limits.unrest(TIMES, found, machine)
+    assert len(said) == 1                                                  # of READ alone
+    assert "read bandwidth fell to 50 %" in said[0]
+    assert machine == {"bandwidth": 40.0, "int8": 2.0, "float32": 1.0}     # the best that was seen
 
 
 @pytest.mark.parametrize(("value", "most", "verdict"), [
-    (1.2, False, "aim met"), (1.0, False, "floor met"), (0.9, False, "below floor"),
+    (1.2, False, "aim met"), (1.0, False, "floor met"), (0.9, False, "missed"),
     (None, False, "not measured"), (0.9, True, "aim met"), (1.0, True, "floor met"),
-    (1.1, True, "below floor")])
+    (1.1, True, "missed")])
 def test_verdicts(value, most, verdict):
     floor, aim = (1.0, 0.95) if most else (1.0, 1.15)
     assert Claim("c", value, "x", floor, aim, most).verdict == verdict
@@ -169,6 +174,8 @@ def test_every_part_runs(name, fast, tmp_path, capsys):
     (["nothing"], "invalid choice"), (["all", "--rounds", "0"], "--rounds must be greater than 0"),
     (["kernels", "--m", "-1"], "--m must be"), (["all", "--threads", "0"], "--threads must be"),
     (["all", "--quick", "--root", "."], "the docs need true figures"),
+    (["all", "--root", "nowhere"], "--root must be a clone"), (["all", "--json", "no/x.json"], "a folder"),
+    (["decode", "--m", "3"], "are of the part kernels"),
     (["kernels", "--threads", "100000"], "threads")])
 def test_bad_arguments(given, words, capsys):
     assert run_command(command.main, given) == 2
@@ -187,6 +194,68 @@ def test_a_peer_that_is_missing_is_a_line(tmp_path):
         assert found == {}
     assert len(notes) == 1
     tiny.assert_three_parts(notes[0], "must be a Python interpreter")
+
+
+PEER = """
+import sys
+from bitnet_ref.bench.child import serve
+from bitnet_ref.checks import CheckError
+def step(mode):
+    if mode == "refused":
+        raise CheckError("no compiler; got none; install one")
+    if mode == "dies":
+        sys.exit(3)
+    return {"seconds": 1}
+serve(lambda: ({"about": "a peer"}, {"step": step}))
+"""
+
+
+@pytest.fixture
+def peer(tmp_path, monkeypatch):
+    (tmp_path / "a_peer.py").write_text(PEER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with part.Child(sys.executable, "a_peer") as child:
+        yield child
+
+
+def test_a_peer_that_refuses_one_thing_does_the_next(peer):
+    assert peer.about == {"about": "a peer"}
+    for _ in range(2):
+        with pytest.raises(report.CheckError, match="no compiler"):
+            peer.ask("step", mode="refused")
+        assert peer.ask("step", mode="float32") == {"seconds": 1}
+
+
+def test_a_mode_of_torch_that_is_refused_is_a_note(peer, monkeypatch):
+    monkeypatch.setattr(training, "MODES", ("float32", "refused", "bf16"))
+    notes, child = [], SimpleNamespace(ask=lambda what, mode, threads: peer.ask(what, mode=mode))
+    assert list(training.modes(child, SETUP._replace(quick=False), notes)) == ["torch float32", "torch bf16"]
+    assert notes == ["torch refused: no compiler; got none; install one"]
+
+
+def test_a_peer_that_dies_is_one_line_and_is_gone(peer):
+    with pytest.raises(report.CheckError, match="a peer must answer; got exit code 3"):
+        peer.ask("step", mode="dies")
+    with pytest.raises(report.CheckError, match="must be there to be asked"):
+        peer.ask("step", mode="float32")
+
+
+def test_a_silent_peer_is_ended(peer, monkeypatch):
+    monkeypatch.setattr(sys.modules[part.Child.__module__], "PATIENCE", 0.05)
+    with pytest.raises(report.CheckError, match="a peer must answer; got exit code -9"):
+        part.Child(sys.executable, "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(9)")
+
+
+def test_a_part_that_fails_does_not_take_the_others_along(fast, monkeypatch, tmp_path, capsys):
+    def failing(setup):
+        raise report.CheckError("a peer must answer; got nothing; see why")
+
+    monkeypatch.setattr(inference, "decode", failing)
+    monkeypatch.setattr(command, "PARTS", {n: command.PARTS[n] for n in ("decode", "startup")})
+    figures = tmp_path / "figures.json"
+    assert run_command(command.main, ["all", "--quick", "--rounds", "1", "--json", str(figures)]) == 1
+    assert list(json.loads(figures.read_text(encoding="utf-8"))) == ["startup"]
+    assert "decode: a peer must answer" in capsys.readouterr().err
 
 
 def test_torch_answers():

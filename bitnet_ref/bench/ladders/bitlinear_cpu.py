@@ -469,7 +469,8 @@ def ladder(n: int, k: int, m: int, one: Machine, all_: Machine, quick: bool = Fa
         w, x, y = verified(name, rung, w_q, x_q)
         ring = rings.setdefault(rung.layout, timing.rotate(w, copied))
         limits = all_ if rung.threads else one
-        work, limit = (w.nbytes, limits.bandwidth) if m == 1 else (2 * w_q.size * m, limits.int8)
+        peak = limits.float32 if rung.layout is layouts.FLOATS else limits.int8
+        work, limit = (w.nbytes, limits.bandwidth) if m == 1 else (2 * w_q.size * m, peak)
         steps.append(Step(name, partial(run_next, rung.run, ring, x, y), work, limit, idea(rung.run)))
     return f"N = {n}, K = {k}, M = {m}:\n\n" + climb(steps, "GB/s" if m == 1 else "Gop/s", quick) + skipped
 
