@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
                    {"llama": args.llama_python, "torch": args.torch_python})
     parts = {name: getattr(import_module(f"bitnet_ref.bench.{PARTS[name][0]}"), PARTS[name][1])
              for name in (PARTS if args.part == "all" else (args.part,))}
-    whole = report.measured(parts, setup, args.json, args.picture, args.root)
+    whole = report.measured(parts, setup, print, args.json, args.picture, args.root)
     return DONE if whole else CHECK_FAILED
 
 

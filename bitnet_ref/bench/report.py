@@ -106,9 +106,9 @@ def claims_table(records: list[Record]) -> str:
 
 # ---- files ----
 
-def measured(parts: Mapping[str, Callable[[Setup], Part]], setup: Setup, figures: str | None,
-             picture: str | None, root: str | None) -> bool:
-    """Measure part by part; print and write each at once. Whether all went well: one may fail alone."""
+def measured(parts: Mapping[str, Callable[[Setup], Part]], setup: Setup, show: Callable[[str], None],
+             figures: str | None, picture: str | None, root: str | None) -> bool:
+    """Measure part by part; show and write each at once. Whether all went well: one may fail alone."""
     records: dict[str, Record] = {}
     for name, measure in parts.items():
         try:
@@ -116,7 +116,7 @@ def measured(parts: Mapping[str, Callable[[Setup], Part]], setup: Setup, figures
         except CheckError as e:                            # a peer that died, say
             print(f"{name}: {e}", file=sys.stderr)
             continue
-        print(text(records[name]), flush=True)
+        show(text(records[name]))
         write(records, figures, picture, root)
     return len(records) == len(parts)
 
