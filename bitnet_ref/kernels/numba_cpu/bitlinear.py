@@ -77,8 +77,14 @@ def prepare(w_q: np.ndarray, w_scale: Any, bits: str = "b3") -> Prepared:
 
 # ---- packing, at load ----
 
-def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
-    """w_q int8 (N, K)  ->  uint8 (ceil(N/16), ceil(K / (4 groups)), 64): what the tiles read.
+def packed_shape(shape: tuple[int, ...], bits: str) -> tuple[int, int, int]:
+    """Of the panels of a matrix (N, K): (ceil(N/16), ceil(K / (4 groups)), 64)."""
+    n, k = shape
+    return -(-n // PANEL), -(-k // (4 * GROUPS[bits])), 64
+
+
+def pack_panels(w_q: np.ndarray, bits: str, out: np.ndarray | None = None) -> np.ndarray:
+    """w_q int8 (N, K)  ->  uint8 of packed_shape: what the tiles read.
 
     Byte 4 n + i of block b of panel p has the trits of output 16 p + n, inputs 4 (groups b + j) + i for every
     j: i2 has code j in bits 2j; b3 has the fraction sum_j code_j 3^-(j+1) of 256, rounded up.
@@ -87,8 +93,7 @@ def pack_panels(w_q: np.ndarray, bits: str) -> np.ndarray:
     N, K = w_q.shape
     check(MOST_K[bits] >= K, f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
           "use packing i2" if bits == "b3" else "use backend numpy")
-    blocks = -(-K // (4 * GROUPS[bits]))
-    packed = np.empty((-(-N // PANEL), blocks, 64), np.uint8)
+    packed = np.empty(packed_shape(w_q.shape, bits), np.uint8) if out is None else out
     with team() as t:
         bad = _pack_panels(np.ascontiguousarray(w_q), GROUPS[bits], packed, t.threads)
     check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values",

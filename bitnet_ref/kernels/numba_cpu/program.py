@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, pack_panels
+from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, pack_panels, packed_shape
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
 from bitnet_ref.kernels.numba_cpu.linear import Rows
 from bitnet_ref.kernels.numba_cpu.threads import team
@@ -23,6 +23,7 @@ Q, K, V, O, GATE, UP, DOWN = range(7)
 KIND, AT, N_OUT, N_IN, BLOCKS, NORMED, GAIN, FRESH, FIELDS = range(9)
 PACKED_I2, PACKED_B3, FLOAT32, FLOAT16, INT8 = range(5)
 KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
+SIZE = {FLOAT32: 4, FLOAT16: 2, INT8: 1}                   # bytes of a weight
 
 
 class Tables(NamedTuple):
@@ -47,27 +48,30 @@ class Program(NamedTuple):
 
 
 def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
-    """The program of the weights `w` of `plan`. `bits`: pack as i2 or b3 (default: as prepared)."""
+    """The program of the weights `w` of `plan`. `bits`: pack as i2 or b3 (default: as prepared).
+
+    Matrices go into the arena one by one: beside it no second copy is made of all.
+    """
     cfg = plan.cfg
     L, width = cfg.n_layers, max(cfg.d_model, cfg.d_ff)
     table, scales = np.zeros((L + 1, 7, FIELDS), np.int64), np.zeros((L + 1, 7), np.float32)
-    gains, parts = np.zeros((L + 1, 7, width), np.float32), []
-    end = 0
+    gains, parts, end = np.zeros((L + 1, 7, width), np.float32), [], 0
     for l in range(L + 1):
         entries = [e for place in plan.layout for e in place] if l < L else plan.head_entry
         prefix = f"layers.{l}." if l < L else ""
         for entry in entries:
             for i, name in enumerate(entry.weights):
-                p = PLACES.index(name) if l < L else 0
-                part, fields, scales[l, p] = _part(w[prefix + name], bits)
+                p, matrix = PLACES.index(name) if l < L else 0, w[prefix + name]
+                fields, size = _fields(matrix, bits)
+                scales[l, p] = matrix.w_scale if isinstance(matrix, Prepared) else 1
                 gain = w[prefix + entry.norm] if entry.norm not in (None, "free") else np.zeros(0, np.float32)
                 gains[l, p, :len(gain)] = gain
                 table[l, p] = (fields[0], end, *fields[1:], entry.norm is not None, len(gain), i == 0)
-                parts.append((end, part))
-                end += (part.nbytes + 63) // 64 * 64
+                parts.append((matrix, fields[0], slice(end, end + size)))
+                end += (size + 63) // 64 * 64
     arena = aligned(end)
-    for at, part in parts:
-        arena[at:at + part.nbytes] = part.reshape(-1).view(np.uint8)
+    for matrix, kind, place in parts:
+        _fill(matrix, kind, arena[place])
     dims = np.array([L, cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff, cfg.vocab_size,
                      cfg.glu == "relu2"])
     return Program(Tables(arena, table, scales, gains, dims,
@@ -76,30 +80,33 @@ def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
                    bool((table[:, :, KIND] >= FLOAT32).any()))
 
 
-def _part(w: Any, bits: str | None) -> tuple[np.ndarray, tuple[int, ...], float]:
-    """(panels, (kind, outputs, inputs, blocks), scale) of one matrix."""
+def _fields(w: Any, bits: str | None) -> tuple[tuple[int, int, int, int], int]:
+    """(kind, outputs, inputs, blocks) of one matrix, and its bytes in the arena."""
     if isinstance(w, Prepared):
         how = bits or w.bits
         how = "i2" if w.w_q.shape[1] > MOST_K[how] else how
-        packed = pack_panels(w.w_q, how)
-        return packed, (KINDS[how], *w.w_q.shape, packed.shape[1]), float(w.w_scale)
-    if isinstance(w, Rows):                                # the scales of the outputs follow the panels
-        panels = full_panels(w.w_q)
-        scales = np.zeros((len(panels), PANEL), np.float32)
-        scales.reshape(-1)[:len(w.w_q)] = w.w_scale.reshape(-1)
-        return np.append(panels, scales.view(np.int8)), (INT8, *w.w_q.shape, 0), 1.0
-    return full_panels(w), (FLOAT16 if w.dtype == np.float16 else FLOAT32, *w.shape, 0), 1.0
+        (n, k), shape = w.w_q.shape, packed_shape(w.w_q.shape, how)
+        return (KINDS[how], n, k, shape[1]), int(np.prod(shape))
+    kind, full = (INT8, w.w_q) if isinstance(w, Rows) else (FLOAT16 if w.dtype == np.float16 else FLOAT32, w)
+    (n, k), panels = full.shape, -(-len(full) // PANEL)
+    return (kind, n, k, 0), panels * PANEL * (k * SIZE[kind] + 4 * (kind == INT8))
 
 
-def full_panels(w: np.ndarray) -> np.ndarray:
-    """w (N, K)  ->  (ceil(N/16), K, 16), of w's dtype (or float32); zeros beyond the last output."""
-    w = w if w.dtype in (np.int8, np.float16, np.float32) else w.astype(np.float32)
-    n, k = w.shape
-    panels = np.zeros((-(-n // PANEL), k, PANEL), w.dtype)
-    words = f"u{w.itemsize}"                               # the bits move, their meaning does not
+def _fill(w: Any, kind: int, part: np.ndarray) -> None:
+    """One matrix into its part of the arena. The scales of int8 rows follow their panels."""
+    if isinstance(w, Prepared):
+        how = next(bits for bits, k in KINDS.items() if k == kind)
+        pack_panels(w.w_q, how, part.reshape(packed_shape(w.w_q.shape, how)))
+        return
+    full = w.w_q if isinstance(w, Rows) else w if kind == FLOAT16 else w.astype(np.float32, copy=False)
+    (n, k), panels = full.shape, -(-len(full) // PANEL)
+    end = panels * PANEL * k * SIZE[kind]
+    words = f"u{SIZE[kind]}"                               # the bits move, their meaning does not
     with team() as t:
-        _into_panels(np.ascontiguousarray(w).view(words), panels.view(words), t.threads)
-    return panels
+        _into_panels(np.ascontiguousarray(full).view(words), part[:end].view(words).reshape(panels, k, PANEL),
+                     t.threads)
+    if isinstance(w, Rows):
+        part[end:].view(np.float32)[:n] = w.w_scale.reshape(-1)
 
 
 @compiled_parallel
