@@ -19,6 +19,7 @@ from bitnet_ref.data.atomic import whole_file
 Record = dict[str, Any]
 RECORDS, PAGE, PICTURE = "benchmarks/cpu.json", "benchmarks/cpu.md", "pictures/cpu.png"     # below docs/
 COMMAND = "bench"                                          # in the generated markers
+HEADLINES = ("against llama.cpp", "against PyTorch", "M = 512, against", "time per token", "first token")
 OURS, PEER = "#d1603d", "#3b6fb6"
 
 
@@ -102,6 +103,13 @@ def claims_table(records: list[Record]) -> str:
     """What the figures must show, of several parts."""
     lines = ["| what it must show | measured | floor | aim | |", "|---|---|---|---|---|"]
     return "\n".join(lines + [f"| {' | '.join(cells(c))} |" for r in records for c in part_of(r).claims])
+
+
+def headlines(records: list[Record]) -> str:
+    """The few of them that the README shows."""
+    rows = [f"| {c.name} | {figure(c.value, c.unit)} |" for r in records for c in part_of(r).claims
+            if c.value is not None and any(words in c.name for words in HEADLINES)]
+    return "\n".join(["| speed | measured |", "|---|---|", *rows]) + f"\n\n{machine_line(records[0])}"
 
 
 # ---- files ----
@@ -189,4 +197,4 @@ def write_page(root: Path, records: dict[str, Record]) -> None:
     draw(kept, docs / PICTURE)
     readme, marker = root / "README.md", f"generated: python -m bitnet_ref.{COMMAND} -->"
     if readme.is_file() and marker in readme.read_text(encoding="utf-8"):
-        put(readme, claims_table(list(kept.values())), COMMAND)
+        put(readme, headlines(list(kept.values())), COMMAND)

@@ -6,6 +6,7 @@ references are in model/transformer.py. The model receives the namespace and nev
 Read after: layers/adamw. Read next: kernels/numba_cpu.
 """
 
+import os
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ from bitnet_ref.checks import check, lookup
 from bitnet_ref.layers import ALL_OPS
 
 BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   # overlays, applied in order
-DEFAULT = "numba"            # of every command but conform, which judges by the reference
 PATHS = ("prefill", "decode_step", "train_step")
 
 
@@ -47,7 +47,11 @@ def _use(threads: int, overlays: list) -> None:
     """BLAS and the overlays on the same number of threads: never more together than one of them alone."""
     from threadpoolctl import threadpool_limits
 
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     check(threads >= 1, "threads must be at least 1", threads, "leave --threads out to use all processors")
+    if not overlays:                                       # they know how many they have
+        check(threads <= most, f"threads must lie in 1..{most} (the processors of this process)", threads,
+              "choose fewer")
     for overlay in overlays:
         overlay.use(threads)
     threadpool_limits(threads)

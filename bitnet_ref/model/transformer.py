@@ -119,16 +119,36 @@ class Transformer:
         return logits, float(loss)
 
     def loss_and_grads(self, batches: list[tuple[np.ndarray, np.ndarray]], grads: Params) -> float:
-        """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean."""
+        """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean.
+
+        Raises CheckError for ids or targets that are not tokens, or of different shapes.
+        """
+        check(not self.int8_head, "a model to train must have its full head", "one with an int8 head",
+              "leave int8_head out")
+        checked = [(self._checked("ids", ids), self._checked("targets", targets)) for ids, targets in batches]
+        for ids, targets in checked:
+            expect("targets", targets, "B T", B=ids.shape[0], T=ids.shape[1])
         grads.flat[:] = 0
-        return self._by("train_step", train_step, batches, 1 / len(batches), grads)
+        return self._by("train_step", train_step, checked, 1 / len(checked), grads)
 
     def prefill(self, ids: np.ndarray) -> tuple[np.ndarray, Any]:
-        """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step."""
-        return self._by("prefill", prefill, ids)
+        """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step.
+
+        Raises CheckError as calling the model does.
+        """
+        return self._by("prefill", prefill, self._checked("ids", ids))
 
     def decode_step(self, token: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
-        """token int (B,), state  ->  logits (B, V) of the next token, the new state."""
+        """token int (B,), state  ->  logits (B, V) of the next token, the new state.
+
+        Raises CheckError for what is no token, for another batch, and beyond the context.
+        """
+        token = np.asarray(token)
+        check(token.dtype.kind in "iu" and token.ndim == 1 and token.size > 0,
+              "a step needs tokens, integers of shape (B,)", f"{token.dtype} {token.shape}", "pass token ids")
+        check(0 <= token.min() <= token.max() < self.cfg.vocab_size,
+              f"token must lie in 0..{self.cfg.vocab_size - 1}", f"{token.min()}..{token.max()}",
+              "use the tokenizer that the model was trained with")
         return self._by("decode_step", decode_step, token, state)
 
     def _by(self, path: str, reference: Callable[..., Any], *args: Any) -> Any:

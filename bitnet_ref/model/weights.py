@@ -37,7 +37,7 @@ class Weights(dict[str, "np.ndarray | Trits"]):
         `int8_head`: a full head as int8 rows. The embedding stays as it is, also where the two are one.
         """
         made = Ready({name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()})
-        head = self["head"]
+        head = self.get("head")
         if int8_head and isinstance(head, np.ndarray):
             wide = head.astype(np.promote_types(head.dtype, np.float32), copy=False)
             made["head"] = ops.prepare_rows(*ops.absmax_int8(wide))

@@ -108,8 +108,9 @@ def test_the_models_are_those_of_the_issue():
 def a_record():
     measures = [Measure("i2 GEMV", 30.25, "GB/s", 0.97, "read bandwidth"), Measure("nano", 12345.6, "us"),
                 Measure("BLAS", 0.012, "Gop/s", 1.2, "float32 peak", peer=True)]
-    return report.record(Part("Products", measures, [Claim("faster", 4.2, "x", 3.5, 4.5), Claim(
-        "quick", None, "s", 25.0, most=True)], ["a note"]), SETUP)
+    claims = [Claim("faster, against PyTorch", 4.2, "x", 3.5, 4.5),
+              Claim("quick", None, "s", 25.0, most=True)]
+    return report.record(Part("Products", measures, claims, ["a note"]), SETUP)
 
 
 def test_a_record_survives_json():
@@ -123,7 +124,7 @@ def test_a_record_survives_json():
 def test_words():
     said = report.text(a_record())
     assert re.search(r"i2 GEMV +30\.2 GB/s +97 % of read bandwidth\n", said)
-    assert re.search(r"faster +4\.20 x +>= 3\.50 x +>= 4\.50 x +floor met\n", said)
+    assert re.search(r"faster, against PyTorch +4\.20 x +>= 3\.50 x +>= 4\.50 x +floor met\n", said)
     assert re.search(r"quick +- +<= 25\.0 s +not measured\n", said)
     assert "instructions: avx2, threads: 2" in said
     assert "note: a note" in said
@@ -141,12 +142,13 @@ def test_the_page_keeps_what_was_not_measured_anew(tmp_path):
     report.write({"decode": {**a_record(), "title": "Decode"}}, None, str(tmp_path / "x.png"), str(tmp_path))
     page = (docs / report.PAGE).read_text(encoding="utf-8")
     assert page.index("before") < page.index("## Products") < page.index("## Decode") < page.index("after")
-    assert "| faster | 4.20 x | >= 3.50 x | >= 4.50 x | floor met |" in page
+    assert "| faster, against PyTorch | 4.20 x | >= 3.50 x | >= 4.50 x | floor met |" in page
     assert (docs / report.PICTURE).stat().st_size > 5000
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no markers\n"
     (tmp_path / "README.md").write_text(marks, encoding="utf-8")
     report.write({}, None, None, str(tmp_path))
-    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("| faster |") == 2
+    shown = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert shown.count("| faster, against PyTorch | 4.20 x |\n") == 2
 
 
 # ---- the command ----

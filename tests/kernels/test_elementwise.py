@@ -3,7 +3,6 @@
 That an op agrees with the reference on small examples is the twin section of tests/layers/test_<stem>.py.
 """
 
-import numba
 import numpy as np
 import pytest
 from derivative import array_error
@@ -13,6 +12,7 @@ from strategies import seeds
 
 from bitnet_ref import layers
 from bitnet_ref.kernels import load
+from bitnet_ref.kernels.numba_cpu import threads as pool
 from bitnet_ref.layers.rope import rope_table
 
 OPS = load("numba")
@@ -80,13 +80,13 @@ def test_twin(name, rng, tol):
 
 @EACH
 def test_the_number_of_threads_changes_no_bit(name, rng):
-    call, before, results = calls(rng)[name], numba.get_num_threads(), []
+    call, before, results = calls(rng)[name], pool.pool_size(), []
     try:
         for threads in (before, 1):
-            numba.set_num_threads(threads)
+            pool.use(threads)
             results.append(call(OPS))
     finally:
-        numba.set_num_threads(before)
+        pool.use(before)
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -199,3 +199,74 @@ def test_adamw_agrees_with_the_reference_nearly_to_the_last_digit(rng):
         states.append((p, m, v))
     for a, b in zip(*states):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
+
+
+# --- what does not fit ------------------------------------------------------------------------------------
+
+
+def operands(rng):
+    """{name: (op's arguments, shape of its result)} of the ops that write into `out`."""
+    x, w, q = floats(rng, 4, 5, 8), floats(rng, 64, 8), rng.integers(-1, 2, (64, 8)).astype(np.int8)
+    codes, scale = layers.absmax_int8(x)
+    cos, sin = rope_table(np.arange(5), 8, 1e4)
+    heads = floats(rng, 4, 5, 3, 8)
+    return {"linear": ((x, w), (4, 5, 64)), "swiglu": ((x, x), x.shape), "relu2": ((x, x), x.shape),
+            "ternary_linear": ((codes, scale, OPS.prepare(q, np.float32(0.5))), (4, 5, 64)),
+            "rmsnorm": ((x, None), x.shape), "rope": ((heads, cos, sin), heads.shape)}
+
+
+OUTS = {"of float64": lambda shape: np.zeros(shape),
+        "backwards": lambda shape: np.zeros(shape, np.float32)[::-1],
+        "a part of a wider one": lambda s: np.zeros((*s[:-1], s[-1] + 3), np.float32)[..., :s[-1]]}
+
+
+@pytest.mark.parametrize("out", OUTS)
+@pytest.mark.parametrize("name", operands(np.random.default_rng(0)))
+def test_a_result_goes_into_any_array_of_its_shape_and_nowhere_else(name, out, rng):
+    given, shape = operands(rng)[name]
+    want = getattr(OPS, name)(*given)
+    into = OUTS[out](shape)
+    got = getattr(OPS, name)(*given, out=into)
+    for result, wanted in ((got, want),) if name != "rmsnorm" else zip(got, want):
+        np.testing.assert_array_equal(result, wanted)
+    np.testing.assert_array_equal(into, want if name != "rmsnorm" else want[0])
+    if into.base is not None:
+        assert np.count_nonzero(into.base) == np.count_nonzero(into)
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("linear", [(1, 8), (2, 4)]), ("linear_backward", [(3, 2), (3, 4), (2, 4), (2, 5)]),
+    ("swiglu", [(3, 4), (3, 5)]), ("swiglu_backward", [(3, 4), (3, 4), (2, 4)]), ("rmsnorm", [(3, 4), (3,)]),
+    ("rmsnorm_int8", [(3, 4), (3,)]), ("rope", [(2, 5, 3, 8), (4, 1, 4), (4, 1, 4)]),
+    ("attention", [(2, 5, 4, 8), (2, 5, 2, 8), (2, 4, 2, 8)])])
+def test_shapes_that_do_not_fit_are_refused(name, given, rng):
+    with pytest.raises((ValueError, IndexError)):
+        getattr(OPS, name)(*(floats(rng, *shape) for shape in given))
+
+
+@pytest.mark.parametrize("targets", [[0, 1], [0, 1, V], [0, 1, 10**9]])
+def test_targets_that_do_not_fit_are_refused(targets, rng):
+    targets, logits = np.array(targets), floats(rng, 3, V)
+    with pytest.raises((ValueError, IndexError)):
+        OPS.cross_entropy(logits, targets)
+    if len(targets) < 3:                     # the rest of the rows count as they are: the reference's reading
+        return
+    with pytest.raises((ValueError, IndexError)):
+        OPS.cross_entropy_backward(1.0, logits, targets, floats(rng, 3, 1))
+    with pytest.raises((ValueError, IndexError)):
+        OPS.linear_cross_entropy(floats(rng, 3, D), floats(rng, V, D), targets, 1.0, floats(rng, V, D))
+
+
+def test_ids_that_do_not_fit_are_refused(rng):
+    with pytest.raises((ValueError, IndexError)):
+        OPS.embedding_backward(floats(rng, 1, 2, D), np.array([[0, V]]), floats(rng, V, D))
+
+
+def test_parameters_may_have_any_shape(rng):
+    got, want = ([a.reshape(6, 7).copy() for a in floats(np.random.default_rng(1), 4, 42)] for _ in range(2))
+    got[3], want[3] = np.abs(got[3]), np.abs(want[3])
+    OPS.adamw_(*got, 1, 0.01, 0.1)
+    layers.adamw_(*want, 1, 0.01, 0.1)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert OPS.square_sum(got[0]) == pytest.approx(layers.square_sum(got[0]))

@@ -1,8 +1,11 @@
 """Packed ternary products: equal to the integer product to the last digit, on every tier that runs here."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -13,7 +16,7 @@ from strategies import seeds
 
 from bitnet_ref import layers
 from bitnet_ref.checks import CheckError
-from bitnet_ref.kernels.numba_cpu import isa
+from bitnet_ref.kernels.numba_cpu import cache, isa
 from bitnet_ref.kernels.numba_cpu.bitlinear import (
     FEW,
     MOST_K,
@@ -103,6 +106,16 @@ def test_other_than_trits_are_refused(bits, value):
         pack_panels(w_q, bits)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 9, 50])
+@pytest.mark.parametrize("value", [2, -2, -128, 127])
+def test_other_than_trits_are_refused_for_any_number_of_rows(rows, value, rng):
+    w_q = rng.integers(-1, 2, (70, 40)).astype(np.int8)
+    w_q[69, 39] = value
+    x_q, x_scale = layers.absmax_int8(rng.normal(size=(rows, 40)).astype(np.float32))
+    with pytest.raises(CheckError, match=r"must hold -1, 0 and \+1 only; got .* other values; ternarise it"):
+        ternary_linear(x_q, x_scale, prepare(w_q, np.float32(1)))
+
+
 def test_too_wide_a_row_is_refused():
     with pytest.raises(CheckError, match="as b3 must have at most 32760 inputs; got 32761; use packing i2"):
         pack_panels(np.zeros((1, MOST_K["b3"] + 1), np.int8), "b3")
@@ -136,13 +149,58 @@ def run(code, **env):
                           text=True)
 
 
+NORM = """
+import numba
+import numpy as np
+from bitnet_ref.kernels import load
+print(load("numba").relu2(np.ones(3, np.float32), np.ones(3, np.float32)))
+print(numba.config.CACHE_DIR)
+"""
+
+
 def test_a_folder_that_cannot_be_written_works_and_says_what_it_costs(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = run("from bitnet_ref.kernels import load; load('numba'); print('works')",
-               BITNET_REF_CACHE=str(tmp_path / "file"), NUMBA_CACHE_DIR="")
-    assert done.stdout == "works\n"
+    done = run(NORM, BITNET_REF_CACHE=str(tmp_path / "file"), NUMBA_CACHE_DIR="", TMPDIR=str(tmp_path))
+    assert done.stdout.startswith("[1. 1. 1.]\n")
     assert "note: compiled code must be kept in a folder that can be written" in done.stderr
-    assert "each process compiles anew; set BITNET_REF_CACHE" in done.stderr
+    assert "is compiled in each process; set BITNET_REF_CACHE" in done.stderr
+    assert "once for this machine" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]                # the one in its stead is gone
+
+
+def test_what_is_in_a_folder_that_cannot_be_written_is_used(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "index").write_text("compiled")
+    copy = cache._copy(tmp_path / "kept")
+    assert (copy / "index").read_text() == "compiled"
+    shutil.rmtree(copy)
+
+
+def test_folders_of_other_sources_go_after_a_month(tmp_path):
+    for name, age in (("avx2-1-aa", 2.0), ("avx2-1-bb", 0.5), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        then = time.time() - age * cache.MONTH
+        os.utime(tmp_path / name, (then, then))
+    cache._prune(tmp_path / "avx2-1-cc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["avx2-1-bb", "other"]
+
+
+def test_other_sources_are_compiled_anew(monkeypatch, tmp_path):
+    """Numba looks at the file of a function, not at those that it was inlined from."""
+    before = cache.folder()
+    copy = shutil.copytree(Path(cache.__file__).parent, tmp_path / "numba_cpu")
+    (copy / "vectors.py").write_text("changed")
+    monkeypatch.setattr(cache, "__file__", str(copy / "cache.py"))
+    assert cache.folder().name.rpartition("-")[0] == before.name.rpartition("-")[0]
+    assert cache.folder() != before
+
+
+def test_a_portable_tier_that_nobody_asked_for_says_so(tmp_path):
+    told = {"NUMBA_CPU_NAME": "generic", "BITNET_REF_CACHE": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    done = run(NORM, **told)
+    assert done.stdout.startswith("[1. 1. 1.]\n"), done.stderr
+    assert "note: this processor has no vector instructions that we know; the portable tier" in done.stderr
+    assert "note: this" not in run(NORM, BITNET_REF_ISA="portable", **told).stderr
 
 
 def test_each_tier_has_a_folder_of_its_own(tmp_path):
@@ -151,4 +209,5 @@ def test_each_tier_has_a_folder_of_its_own(tmp_path):
         code = ("from bitnet_ref.kernels import load; import numba; load('numba'); "
                 "print(numba.config.CACHE_DIR)")
         done = run(code, BITNET_REF_CACHE=str(tmp_path), NUMBA_CACHE_DIR="", BITNET_REF_ISA=tier)
-        assert done.stdout.strip() == str(tmp_path / "numba" / f"{tier}-{numba.__version__}")
+        folder = str(tmp_path / "numba" / f"{tier}-{numba.__version__}-")
+        assert done.stdout.strip()[:-8] == folder

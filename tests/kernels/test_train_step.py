@@ -3,7 +3,6 @@
 import sys
 import tracemalloc
 
-import numba
 import numpy as np
 import pytest
 from derivative import array_error
@@ -11,6 +10,7 @@ from numba.core.runtime import _nrt_python, rtsys
 from strategies import NORMS, label, small_batch, small_config, small_params, variants
 
 from bitnet_ref.kernels import load
+from bitnet_ref.kernels.numba_cpu import threads as pool
 from bitnet_ref.model import Transformer
 from bitnet_ref.model.block import build
 from bitnet_ref.model.params import Params, param_specs
@@ -101,13 +101,13 @@ def test_one_token_and_long_rows(B, T, tol):
 @pytest.mark.parametrize("given", [{}, {"linear": "full", "norm": "pre"},
                                    {"norm": "inner", "inner_gain": True}], ids=str)
 def test_the_same_bits_again_and_on_any_number_of_threads(given):
-    results, before = [], numba.get_num_threads()
+    results, before = [], pool.pool_size()
     try:
         for threads in (before, before, 1):
-            numba.set_num_threads(threads)
+            pool.use(threads)
             results.append(step(given, NUMBA, NUMBA.train_step, batches=2, B=3, T=50))
     finally:
-        numba.set_num_threads(before)
+        pool.use(before)
     for loss, grads in results[1:]:
         assert loss == results[0][0]
         np.testing.assert_array_equal(grads.flat, results[0][1].flat)

@@ -29,7 +29,7 @@ OPS = kernels.load("numba")
 PATH = sys.modules["bitnet_ref.kernels.numba_cpu.decode_step"]      # the package has a function of that name
 KINDS = list(variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1), linear=("ternary", "full"),
                       head=("full", "ternary")))
-THREADS = numba.config.NUMBA_NUM_THREADS
+THREADS, OPS_THREADS = numba.config.NUMBA_NUM_THREADS, sys.modules["bitnet_ref.kernels.numba_cpu.threads"]
 
 
 def small_model(seed=0, dtype=np.float32, int8_head=False, **given):
@@ -45,14 +45,15 @@ def together(monkeypatch):
 @pytest.fixture
 def threads():
     """A setter of the number of threads, undone at the end."""
-    yield numba.set_num_threads
-    numba.set_num_threads(THREADS)
+    yield OPS_THREADS.use
+    OPS_THREADS.use(THREADS)
 
 
 # --- bit for bit --------------------------------------------------------------------------------------------
 
 
 INT8 = [{"int8_head": True, "vocab_size": size} for size in (32, 515)]
+ODD = [{"linear": "full", "vocab_size": 53, "d_ff": 181}, {"int8_head": True, "vocab_size": 245}]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *INT8], ids=label)
@@ -64,6 +65,16 @@ def test_decoding_with_a_cache_equals_the_full_forward_bit_for_bit(kind):
         np.testing.assert_array_equal(logits, want[:, t - 1])
         logits, state = model.decode_step(ids[:, t], state)
     np.testing.assert_array_equal(logits, want[:, -1])
+
+
+@pytest.mark.parametrize("kind", ODD, ids=label)
+def test_many_rows_of_odd_widths_equal_the_full_forward_bit_for_bit(kind):
+    """A register tile of many rows ends in the middle of a panel."""
+    model, (ids, _) = small_model(**kind), small_batch(small_config(), B=8, T=9)
+    want, _ = model(ids)
+    logits, state = model.prefill(ids[:, :8])
+    np.testing.assert_array_equal(logits, want[:, 7])
+    np.testing.assert_array_equal(model.decode_step(ids[:, 8], state)[0], want[:, 8])
 
 
 @settings(max_examples=15)
@@ -244,6 +255,64 @@ def test_two_threads_of_python_take_turns(monkeypatch):
         np.testing.assert_array_equal(logits, want)
 
 
+def test_two_threads_of_python_may_go_on_from_one_state(monkeypatch):
+    """Each gets the logits of its own token, or is told that the other was there first; nobody hangs."""
+    together(monkeypatch)
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=9)
+    _, state = model.prefill(ids)
+    tokens = [np.array([1]), np.array([2])]
+    want, wrong = [model.decode_step(token, state)[0] for token in tokens], []
+
+    def work(token, logits):
+        for _ in range(200):
+            wrong.append(not np.array_equal(model.decode_step(token, state)[0], logits))
+
+    workers = [threading.Thread(target=work, args=pair, daemon=True) for pair in zip(tokens, want)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(60)
+    assert len(wrong) == 400
+    assert not any(wrong)
+
+
+def test_threads_of_python_keep_to_the_count(threads):
+    """Numba keeps a count for each of them."""
+    threads(1)
+    seen = []
+    worker = threading.Thread(target=lambda: seen.append(kernels.about("numba")["threads"]))
+    worker.start()
+    worker.join()
+    assert seen == [1]
+
+
+FORK = """
+import os, sys
+import numpy as np
+from bitnet_ref import kernels
+from bitnet_ref.checks import CheckError
+ops = kernels.load("numba", {threads})
+pid = os.fork()
+if pid == 0:
+    try:
+        ops.linear(np.ones((3, 4), np.float32), np.ones((5, 4), np.float32))
+        print("ran", flush=True)
+    except CheckError as e:
+        print(e, flush=True)
+    os._exit(0)
+print("ended", os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(("threads", "words"), [(1, "threads must be used in the process"), (None, "ran")])
+def test_a_fork_before_the_first_product(threads, words):
+    """With a number of threads the pool has begun, and cannot be used; without, it begins in the child."""
+    done = run(FORK.format(threads=threads))
+    assert words in done.stdout, done.stderr
+    assert "ended 0" in done.stdout
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_decodes_alone_or_says_why_not(monkeypatch):
     """The pool's threads stay behind in a fork; OpenMP would end the process without a word of ours."""
@@ -282,9 +351,48 @@ def test_ctrl_c_between_tokens_leaves_a_working_model(monkeypatch):
     np.testing.assert_array_equal(model.prefill(ids)[0], want)
 
 
-def test_small_models_do_not_start_threads():
-    """nano: 4.4 million multiply-adds a token."""
+def test_small_models_do_not_start_threads(monkeypatch):
+    """nano has 4.4 million multiply-adds a token, and this one fewer."""
     assert ALONE > 5_000_000
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=9)
+    called = []
+    monkeypatch.setattr(PATH, "on_threads", lambda *args: called.append(args))
+    model.prefill(ids)
+    assert called == []
+    together(monkeypatch)
+    model.prefill(ids)
+    assert len(called) == (THREADS > 1)
+
+
+# --- what is asked for wrongly ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "words"), [
+    ([0, 1], "a token for each of 1 sequences; got 2"), ([-1], r"token must lie in 0..\d+; got -1"),
+    ([10**6], "token must lie in"), ([0.5], "integers of shape"), ([[1]], "integers of shape"),
+    (np.zeros(0, int), "integers of shape")])
+def test_a_wrong_step_is_refused(step, words):
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=5)
+    _, state = model.prefill(ids)
+    with pytest.raises(CheckError, match=words):
+        model.decode_step(step, state)
+
+
+@pytest.mark.parametrize("ids", [np.zeros((1, 0), int), [[-1]], [[10**6]], [[0.5]]], ids=str)
+def test_a_wrong_prompt_is_refused(ids):
+    with pytest.raises(CheckError, match="ids must"):
+        small_model().prefill(ids)
+
+
+def test_a_state_of_other_weights_is_refused():
+    model, (ids, _) = small_model(), small_batch(small_config(), B=1, T=5)
+    _, state = model.prefill(ids)
+    model.requantise()
+    with pytest.raises(CheckError, match="a state must be of these weights; got one of others; prefill"):
+        model.decode_step(ids[:, 0], state)
+    model.prefill(ids)
+    with pytest.raises(CheckError, match="a state must be of these weights"):
+        model.decode_step(ids[:, 0], state)
 
 
 # --- threads, asked for wrongly ---------------------------------------------------------------------------

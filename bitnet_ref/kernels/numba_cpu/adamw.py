@@ -41,17 +41,18 @@ def square_sum(x: np.ndarray) -> float:
         return reference.square_sum(x)
     sums = np.zeros(-(-x.size // PART))
     with team() as t:
-        _square_sums(x, sums, t.threads)
+        _square_sums(x.reshape(-1), sums, t.threads)
     return float(np.sum(sums))
 
 
 def adamw_(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, lr: float, decay: float,
            beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8) -> None:
     """As layers.adamw_."""
-    if not is_ours(p, g, m, v) or not all(a.flags.c_contiguous for a in (p, g, m, v)):
+    ours = is_ours(p, g, m, v) and p.shape == g.shape == m.shape == v.shape
+    if not ours or not all(a.flags.c_contiguous for a in (p, g, m, v)):
         reference.adamw_(p, g, m, v, step, lr, decay, beta1, beta2, eps)
         return
     rate, correct2 = lr / (1 - beta1**step), 1 - beta2**step
     numbers = (beta1, beta2, 1 - beta1, 1 - beta2, 1 - lr * decay, rate, correct2, eps)
     with team() as t:
-        _update(p, g, m, v, *(np.float32(x) for x in numbers), t.threads)
+        _update(*(a.reshape(-1) for a in (p, g, m, v)), *(np.float32(x) for x in numbers), t.threads)

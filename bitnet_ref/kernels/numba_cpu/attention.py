@@ -244,9 +244,15 @@ def backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.
         _backward(do, q, k, v, o, lse, dq, dk, dv, t.scratch, t.threads)
 
 
+def _fits(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> bool:
+    """Whether compiled code may read these; what does not fit is left to the reference to refuse."""
+    (B, T, H, Dh), (S, KV) = q.shape, k.shape[1:3]
+    return k.shape == v.shape == (B, S, KV, Dh) and H % KV == 0 and T <= S
+
+
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As layers.attention."""
-    if not is_ours(q, k, v):
+    if not is_ours(q, k, v) or not _fits(q, k, v):
         return reference.attention(q, k, v)
     B, T, H, _ = q.shape
     o, lse = np.empty(q.shape, np.float32), np.empty((B, k.shape[2], H // k.shape[2], T, 1), np.float32)
@@ -258,7 +264,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
 def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray,
                        lse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As layers.attention_backward."""
-    if not is_ours(do, q, k, v, o, lse):
+    if not is_ours(do, q, k, v, o, lse) or not _fits(q, k, v) or not q.shape == o.shape == do.shape:
         return reference.attention_backward(do, q, k, v, o, lse)
     do, q, k, v, o, lse = (np.ascontiguousarray(a) for a in (do, q, k, v, o, lse))
     dq, dk, dv = np.empty(q.shape, np.float32), np.empty(k.shape, np.float32), np.empty(k.shape, np.float32)

@@ -21,7 +21,9 @@ from bitnet_ref.kernels.numba_cpu.linear import (
     NO_FLOATS,
     SCRATCH,
     TRITS,
+    delivered,
     flat,
+    given,
     is_ours,
     multiply,
 )
@@ -90,14 +92,13 @@ def pack_panels(w_q: np.ndarray, bits: str, out: np.ndarray | None = None) -> np
     j: i2 has code j in bits 2j; b3 has the fraction sum_j code_j 3^-(j+1) of 256, rounded up.
     What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
     """
-    N, K = w_q.shape
+    K = w_q.shape[1]
     check(MOST_K[bits] >= K, f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
           "use packing i2" if bits == "b3" else "use backend numpy")
     packed = np.empty(packed_shape(w_q.shape, bits), np.uint8) if out is None else out
     with team() as t:
         bad = _pack_panels(np.ascontiguousarray(w_q), GROUPS[bits], packed, t.threads)
-    check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values",
-          "ternarise it first")
+    _only_trits(bad)
     return packed
 
 
@@ -136,15 +137,22 @@ def unpack_block(packed, groups, first, codes):
 
 @compiled
 def codes_of_trits(w_q, first, codes):
-    """The same from unpacked trits int8 (N, K): training packs nothing, its weights change every step."""
+    """The same from unpacked trits int8 (N, K): training packs nothing, its weights change every step.
+
+    Returns how many codes are none of a trit.
+    """
     n_out, n_in = w_q.shape
+    bad = np.int64(0)
     for p in range(len(codes)):
         for n in range(PANEL):
             row = PANEL * (first + p) + n
             for k in range(codes.shape[1]):
                 for i in range(4):
                     inside = row < n_out and 4 * k + i < n_in
-                    codes[p, k, n, i] = w_q[row, 4 * k + i] + 1 if inside else 1
+                    code = np.uint8(w_q[row, 4 * k + i] + 1) if inside else np.uint8(1)
+                    codes[p, k, n, i] = code
+                    bad += code > 2
+    return bad
 
 
 # ---- the product ----
@@ -220,7 +228,7 @@ def many_scratch(n_in):
 
 @compiled_parallel
 def _product(w_q, packed, groups, x, x_scale, w_scale, sums, y, threads, scratch):
-    """From packed panels if there are any (few or many rows), else from trits."""
+    """From packed panels if there are any (few or many rows), else from trits. Returns codes of no trit."""
     n_rows, n_out = y.shape
     fours = (x.shape[1] + 3) // 4
     for m in range(n_rows):
@@ -230,7 +238,7 @@ def _product(w_q, packed, groups, x, x_scale, w_scale, sums, y, threads, scratch
         sums[m] = total
     blocks = (n_out + BLOCK - 1) // BLOCK
     strips = (2 * threads + blocks - 1) // blocks
-    strip = (n_rows + strips * ROWS - 1) // (strips * ROWS) * ROWS
+    strip, bad = (n_rows + strips * ROWS - 1) // (strips * ROWS) * ROWS, 0
     for t in prange(threads):
         n_codes = BLOCK * fours * 4
         codes = scratch[t][:n_codes].reshape(BLOCK // PANEL, fours, PANEL, 4)
@@ -245,9 +253,10 @@ def _product(w_q, packed, groups, x, x_scale, w_scale, sums, y, threads, scratch
                 if len(packed):
                     unpack_block(packed, groups, first, codes)
                 else:
-                    codes_of_trits(w_q, first, codes)
+                    bad += codes_of_trits(w_q, first, codes)
                 many_rows(codes, first * PANEL, m0, min(m0 + strip, n_rows), x, x_scale, w_scale, sums,
                           y, edge)
+    return bad
 
 
 NOT_PACKED = np.zeros((0, 0, 64), np.uint8)
@@ -256,7 +265,10 @@ NO_TRITS = np.zeros((0, 0), np.int8)
 
 def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_scale: Any, y: np.ndarray,
                     packed: np.ndarray = NOT_PACKED, bits: str = "b3") -> np.ndarray:
-    """y float32 (M, N) from x_q int8 (M, K), x_scale (M,) and trits int8 (N, K), or packed panels of them."""
+    """y float32 (M, N) from x_q int8 (M, K), x_scale (M,) and trits int8 (N, K), or packed panels of them.
+
+    Raises CheckError for other than trits.
+    """
     M, K = x_q.shape
     padded = -(-K // 4) * 4 if not len(packed) else packed.shape[1] * 4 * GROUPS[bits]
     if padded != K:
@@ -264,9 +276,15 @@ def ternary_product(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray, w_sca
         wide[:, :K] = x_q
         x_q = wide
     with team(many_scratch(padded)) as t:
-        _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.full(1, w_scale, np.float32),
-                 np.empty(M, np.int32), y, t.threads, t.scratch)
+        bad = _product(w_q, packed, GROUPS[bits], x_q, x_scale, np.full(1, w_scale, np.float32),
+                       np.empty(M, np.int32), y, t.threads, t.scratch)
+    _only_trits(bad)
     return y
+
+
+def _only_trits(bad: int) -> None:
+    check(bad == 0, "a ternary matrix must hold -1, 0 and +1 only", f"{bad} other values",
+          "ternarise it first")
 
 
 def ternary_dx(dy: np.ndarray, w_q: np.ndarray, w_scale: Any, dx: np.ndarray,
@@ -316,7 +334,7 @@ def norm_int8(x: np.ndarray, g: np.ndarray, eps: float, normed: bool, x_q: np.nd
 def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
                  eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As layers.rmsnorm_int8; norm and quantiser in one pass, the mean square in float64."""
-    if not is_ours(x) or x.size == 0:
+    if not is_ours(x) or x.size == 0 or not (g is None or (is_ours(g) and g.shape == x.shape[-1:])):
         return reference.rmsnorm_int8(x, g, eps)
     rows = flat(x)
     x_q, x_scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
@@ -328,20 +346,27 @@ def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
 
 def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
     """As layers.ternary_linear."""
-    if not is_ours(x_scale) or x_q.shape[-1] > MOST_K["i2"]:
-        return reference.ternary_linear(x_q, x_scale, w)
-    rows, N = flat(x_q), len(w.w_q)
-    y = np.empty((len(rows), N), np.float32) if out is None else out.reshape(len(rows), N)
+    if not _fits(x_q, x_scale, w.w_q) or x_q.shape[-1] > MOST_K["i2"]:
+        return delivered(reference.ternary_linear(x_q, x_scale, w), out)
+    rows, y = flat(x_q), given(out, (*x_q.shape[:-1], len(w.w_q)))
     scales = np.ascontiguousarray(x_scale.reshape(-1))
     packed = w.packed if len(rows) <= FEW else NOT_PACKED
-    ternary_product(rows, scales, np.ascontiguousarray(w.w_q), w.w_scale, y, packed, w.bits)
-    return y.reshape(*x_q.shape[:-1], N)
+    ternary_product(rows, scales, np.ascontiguousarray(w.w_q), w.w_scale, y.reshape(len(rows), len(w.w_q)),
+                    packed, w.bits)
+    return delivered(y, out)
+
+
+def _fits(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray) -> bool:
+    """Whether compiled code may read these; what does not fit is left to the reference to refuse."""
+    return (is_ours(x_scale) and x_q.dtype == w_q.dtype == np.int8 and x_q.shape[-1:] == w_q.shape[1:]
+            and x_scale.shape == (*x_q.shape[:-1], 1))
 
 
 def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, w: Any,
                             dw: np.ndarray) -> np.ndarray:
     """As layers.ternary_linear_backward."""
-    if not is_ours(dy, x_scale, dw) or not dw.flags.c_contiguous:
+    if (not is_ours(dy, dw) or not _fits(x_q, x_scale, w.w_q) or not dw.flags.c_contiguous
+            or dw.shape != w.w_q.shape or dy.shape != (*x_q.shape[:-1], len(w.w_q))):
         return reference.ternary_linear_backward(dy, x_q, x_scale, w, dw)
     rows, codes = flat(dy), flat(x_q)
     dx = np.empty(codes.shape, np.float32)

@@ -11,7 +11,15 @@ from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import flat, is_ours, product, product_dw, product_dx
+from bitnet_ref.kernels.numba_cpu.linear import (
+    delivered,
+    flat,
+    given,
+    is_ours,
+    product,
+    product_dw,
+    product_dx,
+)
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.vectors import LANES, exp, lane_sums, lane_tops
 
@@ -104,9 +112,15 @@ def chunk_by_chunk(multiply: Part, multiply_backward: Part, targets: np.ndarray,
     return float(np.sum(losses, dtype=np.float64)) / M
 
 
+def _are_targets(targets: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether there is a target, of the vocabulary, for each row of logits (M, V)."""
+    return (len(shape) == 2 and targets.shape == shape[:1] and targets.dtype.kind in "iu" and targets.size > 0
+            and 0 <= targets.min() <= targets.max() < shape[1])
+
+
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndarray]:
     """As layers.cross_entropy; the mean is summed in float64."""
-    if not is_ours(logits) or logits.size == 0:
+    if not is_ours(logits) or not _are_targets(targets, logits.shape):
         return reference.cross_entropy(logits, targets)
     lse, losses = np.empty((2, len(logits)), np.float32)
     losses_of(np.ascontiguousarray(logits), np.ascontiguousarray(targets, np.int64), lse, losses)
@@ -116,20 +130,23 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[Any, np.ndar
 def cross_entropy_backward(dloss: Any, logits: np.ndarray, targets: np.ndarray, lse: np.ndarray,
                            out: np.ndarray | None = None) -> np.ndarray:
     """As layers.cross_entropy_backward."""
-    if not is_ours(logits, lse, logits if out is None else out) or not logits.flags.c_contiguous:
+    fits = _are_targets(targets, logits.shape) and lse.size == len(logits)
+    if not is_ours(logits, lse) or not fits or not logits.flags.c_contiguous:
         return reference.cross_entropy_backward(dloss, logits, targets, lse, out)
-    d = np.empty(logits.shape, np.float32) if out is None else out
+    d = given(out, logits.shape)
     if d is not logits:
         np.copyto(d, logits)
     backward_(float(dloss) / len(targets), d, np.ascontiguousarray(targets, np.int64),
               np.ascontiguousarray(lse.reshape(-1)))
-    return d
+    return delivered(d, out)
 
 
 def linear_cross_entropy(x: np.ndarray, w: np.ndarray, targets: np.ndarray, share: Any,
                          dw: np.ndarray) -> tuple[Any, np.ndarray]:
     """As layers.linear_cross_entropy; never holds more than a chunk of the logits."""
-    if not is_ours(x, w, dw) or x.size == 0 or not dw.flags.c_contiguous:
+    fits = x.ndim == 2 and dw.shape == w.shape and x.shape[1:] == w.shape[1:]
+    if (not is_ours(x, w, dw) or not fits or not dw.flags.c_contiguous
+            or not _are_targets(targets, (len(x), len(w)))):
         return reference.linear_cross_entropy(x, w, targets, share, dw)
     x, w, (M, V) = flat(x), np.ascontiguousarray(w), (len(x), len(w))
     dx, (lse, losses) = np.empty(x.shape, np.float32), np.empty((2, M), np.float32)

@@ -7,14 +7,13 @@ Read after: kernels/numba_cpu/whole. Read next: model.
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from bitnet_ref.checks import check
 from bitnet_ref.kernels.numba_cpu.attention import TILE, padded
 from bitnet_ref.kernels.numba_cpu.frame import frame, on_threads
 from bitnet_ref.kernels.numba_cpu.program import Program, aligned, build
-from bitnet_ref.kernels.numba_cpu.threads import team
+from bitnet_ref.kernels.numba_cpu.threads import exclusive, pool_size, team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
 from bitnet_ref.kernels.numba_cpu.whole import (
     CHUNK,
@@ -72,9 +71,9 @@ class State(NamedTuple):
 def prefill(plan: Any, w: Any, ids: np.ndarray) -> tuple[np.ndarray, State]:
     """As model.transformer.prefill: ids int (B, T)  ->  logits (B, V) of the next token, state.
 
-    NotImplemented for a float64 model: that precision is the reference's.
+    NotImplemented for float64 and complex models: they are the reference's.
     """
-    if w["embedding"].dtype == np.float64:
+    if w["embedding"].dtype == np.float64 or w["embedding"].dtype.kind == "c":
         return NotImplemented
     program = w.kept.get("program")
     if program is None:
@@ -91,8 +90,18 @@ def decode_step(plan: Any, w: Any, token: np.ndarray, state: State) -> tuple[np.
 
 
 def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-    """Append ids int (B, T) to the text of `state`. Raises CheckError for a state that is no longer there."""
+    """Append ids int (B, T) to the text of `state`. Raises CheckError for a state that is not (or no longer)
+    of these weights, this batch or this text."""
+    with exclusive():                                      # the cache and the buffers are its text's
+        return _advance(w, ids, state)
+
+
+def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     text, at = state.text, state.length
+    check(text.program is w.kept.get("program"), "a state must be of these weights", "one of others",
+          "prefill the text again after the weights have changed")
+    check(len(ids) == text.n_sequences, f"a step must have a token for each of {text.n_sequences} sequences",
+          len(ids), "pass as many as were prefilled")
     check(at == 0 or (len(text.serials) >= at and text.serials[at - 1] == state.serial),
           "a state must stand in its cache", "one whose tokens were overwritten from an earlier state",
           "prefill the text again")
@@ -108,7 +117,7 @@ def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
-    alone = numba.get_num_threads() == 1 or B * T * program.work <= ALONE
+    alone = pool_size() == 1 or B * T * program.work <= ALONE
     with team(scratch_bytes(program.widest, at + T, program.head_dim), pool=not alone) as t:
         where = frame(arrays_of(program.tables, rows, text.cache, tiles, phases, t.scratch))
         if alone:

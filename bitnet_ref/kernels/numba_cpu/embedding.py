@@ -25,7 +25,9 @@ def _scatter(dy, ids, dw, threads):
 
 def embedding_backward(dy: np.ndarray, ids: np.ndarray, dw: np.ndarray) -> None:
     """As layers.embedding_backward: each row of dw is summed in token order."""
-    if not is_ours(dy, dw) or not dw.flags.c_contiguous:
+    fits = dy.shape == (*ids.shape, dw.shape[1]) and ids.dtype.kind in "iu" and ids.size > 0
+    if (not is_ours(dy, dw) or not fits or not dw.flags.c_contiguous
+            or not 0 <= ids.min() <= ids.max() < len(dw)):
         reference.embedding_backward(dy, ids, dw)
         return
     with team() as t:

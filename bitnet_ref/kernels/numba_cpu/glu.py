@@ -11,7 +11,7 @@ from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.linear import delivered, given, is_ours
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.vectors import sigmoid
 
@@ -75,11 +75,11 @@ def backward(dy: np.ndarray, gate: np.ndarray, up: np.ndarray, relu2: bool, dgat
 
 def _op(name: str, relu2: bool) -> Callable[..., Any]:
     def op(gate: np.ndarray, up: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        if not is_ours(gate, up):
-            return getattr(reference, name)(gate, up)
-        y = np.empty(gate.shape, np.float32) if out is None else out
+        if not is_ours(gate, up) or gate.shape != up.shape:
+            return delivered(getattr(reference, name)(gate, up), out)
+        y = given(out, gate.shape)
         forward(np.ascontiguousarray(gate), np.ascontiguousarray(up), relu2, y)
-        return y
+        return delivered(y, out)
 
     op.__name__, op.__doc__ = name, f"As layers.{name}."
     return op
@@ -87,7 +87,7 @@ def _op(name: str, relu2: bool) -> Callable[..., Any]:
 
 def _op_backward(name: str, relu2: bool) -> Callable[..., Any]:
     def op(dy: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not is_ours(dy, gate, up):
+        if not is_ours(dy, gate, up) or not dy.shape == gate.shape == up.shape:
             return getattr(reference, name)(dy, gate, up)
         dgate, dup = np.empty(gate.shape, np.float32), np.empty(gate.shape, np.float32)
         contiguous = np.ascontiguousarray

@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from llvmlite import binding, ir
+from numba.core import config
 
 from bitnet_ref.checks import check, lookup
 
@@ -47,9 +48,12 @@ TIERS = {t.name: t for t in (
 
 
 def host() -> tuple[str, frozenset[str]]:
-    """(architecture, features) of this machine, as LLVM sees them."""
+    """(architecture, features) of this machine, as LLVM sees them, or as Numba was told to."""
     triple = binding.get_default_triple().split("-")[0]
     arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(triple, triple)
+    if config.CPU_NAME or config.CPU_FEATURES is not None:                 # by NUMBA_CPU_...
+        told = (config.CPU_FEATURES or "").split(",")
+        return arch, frozenset(name[1:] for name in told if name.startswith("+"))
     try:
         features = binding.get_host_cpu_features()
     except RuntimeError:                     # LLVM does not know this system: the portable tier runs anywhere

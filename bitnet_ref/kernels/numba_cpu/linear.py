@@ -154,20 +154,38 @@ def is_ours(*arrays: Any) -> bool:
     return all(a.dtype == np.float32 for a in arrays)
 
 
+def given(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """`out` where compiled code may write to it (float32, as large, in one piece), else a new array."""
+    fits = out is not None and out.dtype == np.float32 and out.shape == shape and out.flags.c_contiguous
+    return out if fits and out is not None else np.empty(shape, np.float32)
+
+
+def delivered(y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """The result, in `out` if there is one. Raises as NumPy does where it does not fit."""
+    if out is None or y is out:
+        return y
+    np.copyto(out, y, casting="same_kind")
+    return out
+
+
 def linear(x: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
     """As layers.linear; w may be Rows."""
-    weights = w.w_q if isinstance(w, Rows) else w
-    if not is_ours(x) or (weights is w and not is_ours(w)):
-        return reference.linear(x, reference.prepare_rows(*w) if weights is not w else w)
-    rows, N = flat(x), len(weights)
-    y = np.empty((len(rows), N), np.float32) if out is None else out.reshape(len(rows), N)
-    y = product_rows(rows, w, y) if isinstance(w, Rows) else product(rows, np.ascontiguousarray(w), y)
-    return y.reshape(*x.shape[:-1], N)
+    in_bytes = isinstance(w, Rows)
+    weights = w.w_q if in_bytes else w
+    if not is_ours(x) or not (in_bytes or is_ours(w)) or x.shape[-1:] != weights.shape[1:]:
+        return delivered(reference.linear(x, reference.prepare_rows(*w) if in_bytes else w), out)
+    rows, y = flat(x), given(out, (*x.shape[:-1], len(weights)))
+    if in_bytes:
+        product_rows(rows, w, y.reshape(len(rows), len(weights)))
+    else:
+        product(rows, np.ascontiguousarray(w), y.reshape(len(rows), len(weights)))
+    return delivered(y, out)
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:
     """As layers.linear_backward."""
-    if not is_ours(dy, x, w, dw) or not dw.flags.c_contiguous:
+    if (not is_ours(dy, x, w, dw) or not dw.flags.c_contiguous or dw.shape != w.shape
+            or dy.shape != (*x.shape[:-1], len(w)) or x.shape[-1:] != w.shape[1:]):
         return reference.linear_backward(dy, x, w, dw)
     rows, dx = flat(dy), np.empty((dy.size // dy.shape[-1], w.shape[1]), np.float32)
     product_dw(rows, flat(x), dw)

@@ -8,7 +8,7 @@ from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled, compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import flat, is_ours
+from bitnet_ref.kernels.numba_cpu.linear import delivered, flat, given, is_ours
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.vectors import rstd_of
 
@@ -87,19 +87,23 @@ def backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None, rstd: np.ndarr
 def rmsnorm(x: np.ndarray, g: np.ndarray | None, eps: float = 1e-5,
             out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """As layers.rmsnorm; the mean square in float64."""
-    if not is_ours(x) or x.size == 0 or (out is not None and not out.flags.c_contiguous):
+    if not is_ours(x) or x.size == 0 or not _gain_fits(g, x):
         return reference.rmsnorm(x, g, eps, out)
-    rows = flat(x)
-    y = np.empty_like(rows) if out is None else out.reshape(rows.shape)
+    rows, y = flat(x), given(out, x.shape)
     rstd = np.empty(len(rows), np.float32)
-    forward(rows, g, eps, y, rstd)
-    return (y.reshape(x.shape) if out is None else out), rstd.reshape(*x.shape[:-1], 1)
+    forward(rows, g, eps, y.reshape(rows.shape), rstd)
+    return delivered(y, out), rstd.reshape(*x.shape[:-1], 1)
+
+
+def _gain_fits(g: np.ndarray | None, x: np.ndarray) -> bool:
+    return g is None or (is_ours(g) and g.shape == x.shape[-1:])
 
 
 def rmsnorm_backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None, rstd: np.ndarray,
                      dg: np.ndarray | None) -> np.ndarray:
     """As layers.rmsnorm_backward."""
-    if not is_ours(dy, x, rstd):
+    fits = dy.shape == x.shape and rstd.size == x.size // x.shape[-1] and _gain_fits(g, x)
+    if not is_ours(dy, x, rstd) or not fits or not _gain_fits(dg, x):
         return reference.rmsnorm_backward(dy, x, g, rstd, dg)
     dx = np.empty((x.size // x.shape[-1], x.shape[-1]), np.float32)
     backward(flat(dy), flat(x), g, np.ascontiguousarray(rstd.reshape(-1)), dx, dg)

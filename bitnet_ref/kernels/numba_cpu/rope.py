@@ -8,7 +8,7 @@ from numba import prange
 
 from bitnet_ref import layers as reference
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import is_ours
+from bitnet_ref.kernels.numba_cpu.linear import delivered, given, is_ours
 from bitnet_ref.kernels.numba_cpu.threads import team
 
 
@@ -31,15 +31,21 @@ def turn(x, cos, sin, sign, y, threads):
 
 def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float,
             out: np.ndarray | None) -> np.ndarray:
-    y = np.empty(x.shape, np.float32) if out is None else out
+    y = given(out, x.shape)
     with team() as t:
         turn(np.ascontiguousarray(x), cos[:, 0], sin[:, 0], np.float32(sign), y, t.threads)
-    return y
+    return delivered(y, out)
+
+
+def _fits(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> bool:
+    """Whether compiled code may read these; what does not fit is left to the reference to refuse."""
+    return (is_ours(x, cos, sin) and x.ndim == 4
+            and cos.shape == sin.shape == (x.shape[1], 1, x.shape[3] // 2))
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """As layers.rope; `out` may be x."""
-    if not is_ours(x, cos, sin) or (out is not None and not out.flags.c_contiguous):
+    if not _fits(x, cos, sin):
         return reference.rope(x, cos, sin, out)
     return _turned(x, cos, sin, 1, out)
 
@@ -47,6 +53,6 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None
 def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray,
                   out: np.ndarray | None = None) -> np.ndarray:
     """As layers.rope_backward; `out` may be dy."""
-    if not is_ours(dy, cos, sin):
-        return reference.rope_backward(dy, cos, sin)
+    if not _fits(dy, cos, sin):
+        return delivered(reference.rope_backward(dy, cos, sin), out)
     return _turned(dy, cos, sin, -1, out)

@@ -16,11 +16,12 @@ import numba
 import numpy as np
 
 from bitnet_ref.checks import check
-from bitnet_ref.kernels.numba_cpu import isa
+from bitnet_ref.kernels.numba_cpu.tiles import TIER
 
 _lock = threading.RLock()
 _scratch = [np.zeros((0, 0), np.uint8)]
-_home: list[int] = []        # the process that has run the pool
+_home: list[int] = []        # the process that has started the pool
+_most: list[int] = []        # threads that use() allowed; Numba itself keeps a number for each Python thread
 
 
 class Team(NamedTuple):
@@ -30,9 +31,25 @@ class Team(NamedTuple):
     scratch: np.ndarray
 
 
-def available() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _after_fork() -> None:
+    """In the child: whoever held the lock is not here."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def exclusive() -> threading.RLock:  # type: ignore[valid-type]
+    """The lock of the pool and of all that is shared: one caller at a time, who may take it again."""
+    return _lock
+
+
+def pool_size() -> int:
+    """Threads in use. Asking starts the pool, so from here on this is the process that may run it."""
+    _home[:] = _home or [os.getpid()]
+    return min([numba.get_num_threads(), *_most])
 
 
 def use(threads: int) -> None:
@@ -40,12 +57,14 @@ def use(threads: int) -> None:
     most = numba.config.NUMBA_NUM_THREADS
     check(1 <= threads <= most, f"threads must lie in 1..{most} (the processors of this process)", threads,
           "choose fewer, or set NUMBA_NUM_THREADS before the start")
+    pool_size()
     numba.set_num_threads(threads)
+    _most[:] = [threads]
 
 
 def about() -> dict[str, Any]:
     """The instructions that were chosen, and the threads in use."""
-    return {"instructions": isa.choose().name, "threads": numba.get_num_threads()}
+    return {"instructions": TIER.name, "threads": pool_size()}
 
 
 @contextmanager
@@ -54,10 +73,9 @@ def team(scratch: int = 0, pool: bool = True) -> Iterator[Team]:
 
     `pool` False: only the caller's thread will run. Raises CheckError in a forked process.
     """
-    with _lock:
-        threads = numba.get_num_threads() if pool else 1
+    with exclusive():
+        threads = pool_size() if pool else 1
         if pool:
-            _home[:] = _home or [os.getpid()]
             check(_home[0] == os.getpid(), "threads must be used in the process that started them",
                   "a process forked from it", "start processes by spawn (multiprocessing.set_start_method)")
         rows, size = _scratch[0].shape

@@ -52,7 +52,7 @@ def _forward(plan: Any, w: Any, ids: np.ndarray, ws: Workspace, table: tuple[np.
     """Fills the workspace up to the final stream."""
     cfg, places = plan.cfg, plan.layout
     first = ws.layers[0].x if ws.layers else ws.x
-    np.take(w["embedding"], ids.reshape(-1), axis=0, out=first, mode="clip")    # the border checked the ids
+    np.take(w["embedding"], ids.reshape(-1), axis=0, out=first, mode="clip")    # Transformer checked the ids
     for l, s in enumerate(ws.layers):
         at, after = f"layers.{l}.", ws.layers[l + 1].x if l + 1 < len(ws.layers) else ws.x
         _project(s.x, (s.q, s.k, s.v), places.qkv, w, at, s, cfg)                           # (BK.1)
@@ -74,7 +74,6 @@ def _loss(plan: Any, w: Any, targets: np.ndarray, share: float, ws: Workspace, g
     entry, ternary = plan.head_entry[0], plan.cfg.head == "ternary"
     _enter(ws.x, entry, w, "", ws.head, ternary, cfg.norm_eps)
     dhead = grads["embedding" if cfg.tied_embeddings else "head"]
-
 
     def multiply(a: int, b: int, y: np.ndarray) -> None:                                    # (TR.3)
         _multiply(ws.x[a:b], Entered(*(x[a:b] for x in ws.head)), w["head"], y, ternary)

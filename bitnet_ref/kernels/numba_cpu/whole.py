@@ -164,17 +164,17 @@ def float_product(task, f, arena, x, y, scratch):
         p = GRAIN * task
         while p < min(GRAIN * task + GRAIN, panels):
             wide = WIDE // 2 if whole else WIDE
-            together = wide if p + wide <= min(GRAIN * task + GRAIN, panels) else 1
+            together = wide if p + wide <= min(GRAIN * task + GRAIN, n_out // PANEL) else 1
             w = arena.ctypes.data + f[AT] + p * n_in * size
             width = min(together * PANEL, n_out - PANEL * p)
-            aside = width < together * PANEL or (whole and together == 1)
-            for r in range(m, m + TILE if whole and together > 1 else min(m + TILE, n_rows)):
+            tile, aside = whole and together == wide and width >= PANEL, width < PANEL
+            for r in range(m, m + TILE if tile else min(m + TILE, n_rows)):
                 out, ldy = y.ctypes.data + 4 * (r * n_out + PANEL * p), 4 * n_out
                 if aside:
                     out = edge.ctypes.data
                 ldx = 4 * x.shape[1]
                 args = (x.ctypes.data + r * ldx, ldx, 4, w, n_in * size, size, n_in, out, ldy)
-                if whole and together > 1:
+                if tile:
                     many_floats(kind, args)
                     break
                 one_float_row(kind, together, args)
