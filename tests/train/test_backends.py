@@ -18,15 +18,12 @@ def curve(path, steps, noise=None, **given):
     return np.array([loop.optimise(run, data)["loss"] for _ in range(steps)])
 
 
-def test_five_steps_of_the_twin_agree_to_a_ten_thousandth(tmp_path):
-    numpy, numba = (curve(tmp_path / name, 5, backend=name, linear="full") for name in ("numpy", "numba"))
+@pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"norm": "pre", "glu": "relu2", "n_kv_heads": 1},
+                                   {"linear": "full", "tied_embeddings": False, "accumulate": 2}], ids=str)
+def test_five_steps_agree_to_a_ten_thousandth(given, tmp_path):
+    """As long as no code flips, as it does in other ternary runs, with noise alone as with the other backend."""
+    numpy, numba = (curve(tmp_path / name, 5, backend=name, **given) for name in ("numpy", "numba"))
     np.testing.assert_allclose(numba, numpy, rtol=1e-4)
-
-
-@pytest.mark.parametrize("given", [{}, {"norm": "pre", "glu": "relu2", "n_kv_heads": 1},
-                                   {"tied_embeddings": False, "accumulate": 2}], ids=str)
-def test_five_steps_are_within_twice_the_spread_of_noise(given, tmp_path):
-    assert apart(tmp_path, 5, **given) <= 2
 
 
 def apart(tmp_path, steps, **given):
