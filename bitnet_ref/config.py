@@ -88,7 +88,7 @@ class TrainConfig:
     corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl", free=True)
     tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus")
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
-    steps: int = _opt(400, "optimiser steps")
+    steps: int = _opt(600, "optimiser steps")
     epochs: float | None = _opt(None, "passes over the training text; sets the steps")
     batch: int = _opt(8, "sequences per micro-batch", "B")
     accumulate: int = _opt(1, "micro-batches per optimiser step")

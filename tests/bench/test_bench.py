@@ -75,7 +75,7 @@ def test_the_figures_of_the_issue_are_all_there():
     times = {"numba": [1.0], "torch float32": [2.0], "torch bf16": [1.5]}
     claims = training.torch_claims("nano", times)
     assert [(c.value, c.floor, c.aim) for c in claims[:2]] == [(2.0, 1.6, 2.0), (1.5, 1.0, 1.3)]
-    assert claims[2].value == 400.0
+    assert claims[2].value == 600.0
     assert list(startup.LIMITS.values()) == [0.15, 0.4, 1.5, 25.0]
 
 

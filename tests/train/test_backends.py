@@ -21,7 +21,7 @@ def curve(path, steps, noise=None, **given):
 @pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"norm": "pre", "glu": "relu2", "n_kv_heads": 1},
                                    {"linear": "full", "tied_embeddings": False, "accumulate": 2}], ids=str)
 def test_five_steps_agree_to_a_ten_thousandth(given, tmp_path):
-    """As long as no code flips, as it does in other ternary runs, with noise alone as with the other backend."""
+    """As long as no code flips; in other runs one does, by noise alone as by the other backend."""
     numpy, numba = (curve(tmp_path / name, 5, backend=name, **given) for name in ("numpy", "numba"))
     np.testing.assert_allclose(numba, numpy, rtol=1e-4)
 
