@@ -17,7 +17,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.bench.child import Child
-from bitnet_ref.bench.limits import FLOAT32, INT8, READ, Limit, limits, rates, runs, share, unrest
+from bitnet_ref.bench.limits import FLOAT32, INT8, READ, Limit, limits, rates, runs, share, unrest, worst
 from bitnet_ref.bench.llama_peer import FORMATS, bytes_per_token
 from bitnet_ref.bench.part import (
     Claim,
@@ -170,7 +170,7 @@ def prefill(setup: Setup) -> Part:
             claims.append(Claim(f"prefill of {length} tokens ({best}), against llama.cpp TQ2_0",
                                 ratio(times, best, "TQ2_0"), "x", 2.0, 3.5))
             notes += unrest(times, found, setup.machine)
-    return Part("Prefill", measures, claims, notes)
+    return Part("Prefill", measures, claims, worst(notes))
 
 
 def prefill_work(cfg: ModelConfig, length: int, name: str,

@@ -8,7 +8,7 @@ Read after: bench/part. Read next: bench/kernels.
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,6 +80,15 @@ def share(times: Times, name: str, work: Mapping[str, float], found: Mapping[str
     least = [sum(amount * t / found[l].amount for (l, amount), t in zip(work.items(), row))
              for row in zip(*(times[l] for l in work))]
     return statistics.median(a / b for a, b in zip(least, times[name]))
+
+
+def worst(notes: Iterable[str]) -> list[str]:
+    """Notes without repetitions; of those of unrest() the lowest of each limit."""
+    kept: dict[str, str] = {}
+    for note in notes:
+        about = note.partition(" fell to ")[0]
+        kept[about] = min(kept.get(about, note), note, key=lambda n: (len(n), n))
+    return list(kept.values())
 
 
 def unrest(times: Times, found: Mapping[str, Limit], machine: dict[str, Any]) -> list[str]:

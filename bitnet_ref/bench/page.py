@@ -47,7 +47,7 @@ def readme_block(f: dict[str, Any]) -> str:
     """The paragraph under the README's picture."""
     run, others = f["run"], f["run"]["others, bits per byte"]
     peer = ""
-    if "peer" in f:
+    if f.get("peer", {}).get("steps") == run["steps"]:     # of another length it would not compare
         peer = f" The same model, data and steps in PyTorch: {f['peer']['bits per byte']:.3f}."
     return (f"After {run['steps']} steps ({run['train seconds'] / 60:.1f} minutes on "
             f"{run['machine']['cores']} cores of {run['machine']['processor']}) this run predicts unseen "
@@ -63,7 +63,7 @@ def training_block(f: dict[str, Any]) -> str:
     rows = ["| run | bits per byte | seconds per step (median) |", "| --- | --- | --- |",
             f"| bitnet_ref, {run['machine'].get('backend', 'numpy')}, float32 | {run['bits per byte']:.4f} | "
             f"{run['median seconds per step']:.3f} |"]
-    if "peer" in f:
+    if f.get("peer", {}).get("steps") == run["steps"]:
         rows.append(f"| PyTorch, autograd, {f['peer']['mode']} | {f['peer']['bits per byte']:.4f} | "
                     f"{f['peer']['median seconds per step']:.3f} |")
     text = (f"`nano`, default corpus, {run['steps']} steps, {run['machine']['cores']} cores of "

@@ -17,7 +17,6 @@ from bitnet_ref.bench.child import Child
 from bitnet_ref.checks import CheckError
 
 Times = Mapping[str, list[float]]
-REST = 0.05                  # seconds after each turn: BLAS's idle threads keep a core busy for some 30 ms
 
 
 class Setup(NamedTuple):
@@ -76,7 +75,7 @@ class Part(NamedTuple):
 def by_turns(setup: Setup, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds per call of each run, round by round, on setup.threads; a REST after each turn."""
     with timing.threads(setup.threads):
-        return timing.alternate(runs, setup.rounds, REST)
+        return timing.alternate(runs, setup.rounds, timing.REST)
 
 
 def middle(times: Times, name: str) -> float:

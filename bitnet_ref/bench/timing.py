@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from bitnet_ref.checks import check
 
 ROUND_SECONDS = 1e-3         # a run's turn lasts at least this long: 10,000 ticks of the clock
+REST = 0.05                  # seconds after a turn: BLAS's idle threads keep a core busy for some 30 ms
 OUT_OF_CACHE = 256 << 20     # bytes of copies: several times the largest cache of a desktop processor
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.bench.child import Child
-from bitnet_ref.bench.limits import FLOAT32, INT8, limits, runs, share, unrest
+from bitnet_ref.bench.limits import FLOAT32, INT8, limits, runs, share, unrest, worst
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup, Times, by_turns, children, middle, over, ratio
 from bitnet_ref.bench.random_model import NANO, QUICK, SIX
 from bitnet_ref.bench.torch_peer import MODES
@@ -55,7 +55,7 @@ def part(setup: Setup) -> Part:
     found = limits(setup.threads, setup.quick, INT8, FLOAT32)
     parts = [against_torch(setup, name, cfg, batch, found) for name, (cfg, batch) in models.items()]
     parts.append(with_length(setup, found))
-    notes = list(dict.fromkeys(note for p in parts for note in p.notes))
+    notes = worst(note for p in parts for note in p.notes)
     return Part("Training", [m for p in parts for m in p.measures],
                 [c for p in parts for c in p.claims], notes)
 

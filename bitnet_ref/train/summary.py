@@ -33,7 +33,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
-        "sample": prompt + model.generate(prompt, tokens=120),
+        "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **kernels.about(run.cfg.backend)},
     }
     try:

@@ -31,7 +31,7 @@ TIMES = {"ours": [1.0, 2.0, 8.0], "theirs": [3.0, 4.0, 8.0], limits.READ: [0.5, 
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch):
-    monkeypatch.setattr(part, "REST", 0.0)
+    monkeypatch.setattr(limits.timing, "REST", 0.0)
 
 
 # ---- figures ----
@@ -54,6 +54,8 @@ def test_a_share_adds_up_kinds_of_work():
     said = limits.unrest(TIMES, found, machine)
     assert len(said) == 1                                                  # of READ alone
     assert "read bandwidth fell to 50 %" in said[0]
+    assert limits.worst(["a", "its x fell to 9 % of it", "its x fell to 45 % of it", "a"]) == [
+        "a", "its x fell to 9 % of it"]
     assert machine == {"bandwidth": 40.0, "int8": 2.0, "float32": 1.0}     # the best that was seen
 
 

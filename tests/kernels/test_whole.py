@@ -165,7 +165,11 @@ def test_a_state_whose_tokens_were_overwritten_is_refused():
         model.decode_step(ids[:, 5], gone)
 
 
-def test_a_cache_grows_and_keeps_what_it_held():
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_cache_grows_and_keeps_what_it_held(alone, monkeypatch):
+    """On one thread a head is a task; on several its keys are chunks, and here there are two of them."""
+    if not alone:
+        together(monkeypatch)
     model, n = small_model(context=FIRST_ROOM + 40), FIRST_ROOM + 20
     ids, _ = small_batch(small_config(), B=1, T=n)
     want, _ = model.prefill(ids)
@@ -196,11 +200,12 @@ def test_new_weights_are_packed_anew():
 # --- no thread waits for one that does not come -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("chunks", [0, 2])
 @pytest.mark.parametrize("rows", [18, 2], ids=["prompt", "token"])
-def test_every_task_is_done_once_and_waits_for_no_later_one(rows):
+def test_every_task_is_done_once_and_waits_for_no_later_one(rows, chunks):
     model, (ids, _) = small_model(inner_gain=True, norm="inner"), small_batch(small_config(), B=2, T=9)
     model.prefill(ids)
-    phases = schedule(model.ready.kept["program"].tables, rows, 2, 5, 300)
+    phases = schedule(model.ready.kept["program"].tables, rows, 2, 5, chunks)
     done = np.concatenate([[0], np.cumsum(phases[:, 1])])
     assert np.all(phases[:, 4] <= done[:-1])
     assert phases[-1, 4] == done[-1]

@@ -110,14 +110,14 @@ def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     text.calls += 1
     text.serials[at:] = [text.calls] * T
     program = text.program
-    chunks = (at + T + CHUNK - 1) // CHUNK
-    rows, tiles, phases = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, at + T)
+    alone = pool_size() == 1 or B * T * program.work <= ALONE
+    chunks = 0 if alone or T > 1 else (at + T + CHUNK - 1) // CHUNK
+    rows, tiles, phases = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, chunks)
     if T == 1:
         text.buffers = {(B, T, chunks): (rows, tiles, phases)}
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
-    alone = pool_size() == 1 or B * T * program.work <= ALONE
     with team(scratch_bytes(program.widest, at + T, program.head_dim), pool=not alone) as t:
         where = frame(arrays_of(program.tables, rows, text.cache, tiles, phases, t.scratch))
         if alone:
@@ -127,8 +127,8 @@ def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     return rows.logits.copy(), State(text, at + T, text.calls)
 
 
-def _buffers(program: Program, B: int, T: int, n_keys: int) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Rows, tiles and phases for B sequences of T new tokens, the last of which sees n_keys."""
+def _buffers(program: Program, B: int, T: int, chunks: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Rows, tiles and phases for B sequences of T new tokens. `chunks`: see schedule."""
     L, D, H, KV, Dh, F, V = program.tables.dims[:7].tolist()
     M, widest = B * T, padded(program.widest + 32, 64)
 
@@ -141,7 +141,7 @@ def _buffers(program: Program, B: int, T: int, n_keys: int) -> tuple[Rows, np.nd
                 floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
                 np.zeros(M, np.int32), floats(B, V), np.zeros(20 * (L + 1), np.int64))
     tiles = _tiles(B, T, H, KV)
-    return rows, tiles, schedule(program.tables, M, B, len(tiles), n_keys)
+    return rows, tiles, schedule(program.tables, M, B, len(tiles), chunks)
 
 
 def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:

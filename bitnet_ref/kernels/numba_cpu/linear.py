@@ -108,7 +108,7 @@ def product(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> np.ndarray:
     return y
 
 
-class Rows(NamedTuple):
+class ByteRows(NamedTuple):
     """A matrix w_q int8 (N, K) whose rows have scales w_scale float32 (N, 1)."""
 
     w_q: np.ndarray
@@ -119,10 +119,10 @@ def prepare_rows(w_q: np.ndarray, w_scale: np.ndarray) -> Any:
     """As layers.prepare_rows; the bytes are kept and `linear` takes them."""
     if not is_ours(w_scale):
         return reference.prepare_rows(w_q, w_scale)
-    return Rows(np.ascontiguousarray(w_q), w_scale)
+    return ByteRows(np.ascontiguousarray(w_q), w_scale)
 
 
-def product_rows(x: np.ndarray, w: Rows, y: np.ndarray) -> np.ndarray:
+def product_rows(x: np.ndarray, w: ByteRows, y: np.ndarray) -> np.ndarray:
     """y (M, N) = x (M, K) @ (w_q * w_scale).T, scaled last."""
     with team(SCRATCH) as t:
         multiply(CODES_TRANSPOSED, x, x.shape[1], 1, NO_FLOATS, w.w_q, ONE, y, x.shape[1], False, t.threads,
@@ -169,8 +169,8 @@ def delivered(y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
 
 
 def linear(x: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """As layers.linear; w may be Rows."""
-    in_bytes = isinstance(w, Rows)
+    """As layers.linear; w may be ByteRows."""
+    in_bytes = isinstance(w, ByteRows)
     weights = w.w_q if in_bytes else w
     if not is_ours(x) or not (in_bytes or is_ours(w)) or x.shape[-1:] != weights.shape[1:]:
         return delivered(reference.linear(x, reference.prepare_rows(*w) if in_bytes else w), out)

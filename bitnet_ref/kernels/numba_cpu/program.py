@@ -12,7 +12,7 @@ from numba import prange
 
 from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, pack_panels, packed_shape
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import Rows
+from bitnet_ref.kernels.numba_cpu.linear import ByteRows
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
 
@@ -24,6 +24,7 @@ KIND, AT, N_OUT, N_IN, BLOCKS, NORMED, GAIN, FRESH, FIELDS = range(9)
 PACKED_I2, PACKED_B3, FLOAT32, FLOAT16, INT8 = range(5)
 KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
 SIZE = {FLOAT32: 4, FLOAT16: 2, INT8: 1}                   # bytes of a weight
+N_LAYERS, HEAD_DIM, RELU2 = 0, 4, 7          # places in Tables.dims
 
 
 class Tables(NamedTuple):
@@ -87,7 +88,9 @@ def _fields(w: Any, bits: str | None) -> tuple[tuple[int, int, int, int], int]:
         how = "i2" if w.w_q.shape[1] > MOST_K[how] else how
         (n, k), shape = w.w_q.shape, packed_shape(w.w_q.shape, how)
         return (KINDS[how], n, k, shape[1]), int(np.prod(shape))
-    kind, full = (INT8, w.w_q) if isinstance(w, Rows) else (FLOAT16 if w.dtype == np.float16 else FLOAT32, w)
+    kind, full = (INT8, w.w_q) if isinstance(w, ByteRows) else (FLOAT32, w)
+    if full.dtype == np.float16:
+        kind = FLOAT16
     (n, k), panels = full.shape, -(-len(full) // PANEL)
     return (kind, n, k, 0), panels * PANEL * (k * SIZE[kind] + 4 * (kind == INT8))
 
@@ -98,14 +101,14 @@ def _fill(w: Any, kind: int, part: np.ndarray) -> None:
         how = next(bits for bits, k in KINDS.items() if k == kind)
         pack_panels(w.w_q, how, part.reshape(packed_shape(w.w_q.shape, how)))
         return
-    full = w.w_q if isinstance(w, Rows) else w if kind == FLOAT16 else w.astype(np.float32, copy=False)
+    full = w.w_q if isinstance(w, ByteRows) else w if kind == FLOAT16 else w.astype(np.float32, copy=False)
     (n, k), panels = full.shape, -(-len(full) // PANEL)
     end = panels * PANEL * k * SIZE[kind]
     words = f"u{SIZE[kind]}"                               # the bits move, their meaning does not
     with team() as t:
         _into_panels(np.ascontiguousarray(full).view(words), part[:end].view(words).reshape(panels, k, PANEL),
                      t.threads)
-    if isinstance(w, Rows):
+    if isinstance(w, ByteRows):
         part[end:].view(np.float32)[:n] = w.w_scale.reshape(-1)
 
 

@@ -18,7 +18,7 @@ from bitnet_ref.kernels.numba_cpu.attention import TILE, few, padded, weigh
 from bitnet_ref.kernels.numba_cpu.attention import WIDE as PANELS
 from bitnet_ref.kernels.numba_cpu.bitlinear import BLOCK, FEW, few_rows, many_rows, norm_row, unpack_block
 from bitnet_ref.kernels.numba_cpu.bitlinear import ROWS as CODE_ROWS
-from bitnet_ref.kernels.numba_cpu.cache import compiled
+from bitnet_ref.kernels.numba_cpu.cache import compiled, inlined
 from bitnet_ref.kernels.numba_cpu.frame import (
     float32_1,
     float32_2,
@@ -44,13 +44,16 @@ from bitnet_ref.kernels.numba_cpu.program import (
     FRESH,
     GAIN,
     GATE,
+    HEAD_DIM,
     INT8,
     KIND,
     N_IN,
+    N_LAYERS,
     N_OUT,
     NORMED,
     PACKED_B3,
     PACKED_I2,
+    RELU2,
     O,
     Q,
     Tables,
@@ -297,7 +300,7 @@ def weigh_values(task, l, tiles, rows, cache, scratch):
             rows.o[m, n_d * (h + r) + first + d] = results[r, d] * inverse
 
 
-@compiled
+@inlined
 def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     """One task of a phase."""
     if kind == PRODUCT:
@@ -319,7 +322,7 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
     elif kind == ENTER_O:
         enter(task, rows.o, l, p, prog, rows)
     elif kind == ENTER_U:
-        gated(rows.gate[task], rows.up[task], prog.dims[7] != 0, rows.u[task])
+        gated(rows.gate[task], rows.up[task], prog.dims[RELU2] != 0, rows.u[task])
         enter(task, rows.u, l, p, prog, rows)
     elif kind == TURN:
         turn_and_keep(task, l, rows, cache)
@@ -336,14 +339,15 @@ def do(kind, task, l, p, prog, rows, cache, tiles, scratch):
         weigh_values(task, l, tiles, rows, cache, scratch)
 
 
-def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int, n_keys: int) -> np.ndarray:
+def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int, chunks: int) -> np.ndarray:
     """int64 (phases, 5): kind, tasks, layer, projection, and how many tasks must be done before it begins.
 
-    A prompt has a task for each tile of queries. One token (n_rows = n_last) has few tiles, whose keys and
-    features are cut, so that the threads' shares are equal.
+    Attention has a task for each tile of queries. One token has few tiles: with `chunks` of keys, and columns
+    of features, the threads' shares are equal; 0 where there is one thread.
     """
-    parts = ((SCORES, -(-n_keys // CHUNK)), (SOFTMAX, TILE), (VALUES, -(-int(prog.dims[4]) // COLUMNS)))
-    L, phases, done, ready = int(prog.dims[0]), [], 0, 0
+    columns = -(-int(prog.dims[HEAD_DIM]) // COLUMNS)
+    parts = ((SCORES, chunks), (SOFTMAX, TILE), (VALUES, columns))
+    L, phases, done, ready = int(prog.dims[N_LAYERS]), [], 0, 0
 
     def add(kind: int, n_tasks: int, l: int, p: int) -> None:
         nonlocal done
@@ -357,7 +361,7 @@ def schedule(prog: Tables, n_rows: int, n_last: int, n_tiles: int, n_keys: int) 
                 if p == O:
                     add(TURN, n_rows, l, p)
                     ready = done
-                    for kind, n_parts in parts if n_rows == n_last else ((ATTEND, 1),):
+                    for kind, n_parts in parts if chunks else ((ATTEND, 1),):
                         add(kind, n_parts * n_tiles, l, p)
                         ready = done
                 add({Q: ENTER, GATE: ENTER, O: ENTER_O, DOWN: ENTER_U}.get(p, AGAIN), n_rows, l, p)
