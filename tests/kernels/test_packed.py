@@ -196,11 +196,12 @@ def test_other_sources_are_compiled_anew(monkeypatch, tmp_path):
 
 
 def test_a_portable_tier_that_nobody_asked_for_says_so(tmp_path):
-    told = {"NUMBA_CPU_NAME": "generic", "BITNET_REF_CACHE": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    told = {"NUMBA_CPU_NAME": "generic", isa.ENV: "", "BITNET_REF_CACHE": str(tmp_path),
+            "NUMBA_CACHE_DIR": ""}
     done = run(NORM, **told)
     assert done.stdout.startswith("[1. 1. 1.]\n"), done.stderr
     assert "note: this processor has no vector instructions that we know; the portable tier" in done.stderr
-    assert "note: this" not in run(NORM, BITNET_REF_ISA="portable", **told).stderr
+    assert "note: this" not in run(NORM, **told | {isa.ENV: "portable"}).stderr
 
 
 def test_each_tier_has_a_folder_of_its_own(tmp_path):
