@@ -113,6 +113,8 @@ class TrainConfig:
     keep: int = _opt(2, "checkpoints kept", free=True)
     log_every: int = _opt(10, "steps between lines of the log that carry the measures by layer", free=True)
     backend: str = _opt("numba", "implementation of the ops", free=True)
+    backward: str = _opt("float32", "arithmetic of the backward products; bf16 needs AVX512-BF16", free=True,
+                         choices=("float32", "bf16"))
     threads: int | None = _opt(None, "threads to run with (default: all processors)", free=True)
 
     def __post_init__(self) -> None:

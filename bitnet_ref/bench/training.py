@@ -27,17 +27,18 @@ from bitnet_ref.train.checkpoint import new_run
 from bitnet_ref.train.loop import optimise
 
 MODELS = {"nano": (NANO, 8), "6 layers, width 768": (SIX, 4)}            # config, sequences of a step
-EAGER = "torch float32"
+EAGER, BF16 = "torch float32", "numba bf16"
 LENGTHS = (256, 1024, 4096)
 PRODUCTS = "product-only ceiling"
 FEW_MINUTES = 180.0          # seconds: what the README's first command may take
 
 
 def stepper(cfg: ModelConfig, batch: int, backend: str) -> Callable[[], object]:
-    """A run that makes one optimiser step on random tokens, as the trainer does."""
+    """A run that makes one optimiser step on random tokens, as the trainer does: numpy, numba, or BF16."""
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 4 * batch * cfg.context + 1, np.uint16)
-    how = TrainConfig(batch=batch, backend=backend)
-    run = new_run(Path(), cfg, how, {}, kernels.load(backend))
+    backward = "bf16" if backend == BF16 else "float32"
+    how = TrainConfig(batch=batch, backend=backend.split()[0], backward=backward)
+    run = new_run(Path(), cfg, how, {}, kernels.load(how.backend, None, how.backward))
     data: Any = SimpleNamespace(train=SimpleNamespace(tokens=tokens))
     return lambda: optimise(run, data)
 
@@ -64,9 +65,11 @@ def part(setup: Setup) -> Part:
 
 def against_torch(setup: Setup, name: str, cfg: ModelConfig, batch: int, found: Any) -> Part:
     """Tokens per second of a model's training step, and ours against PyTorch's."""
+    from bitnet_ref.kernels.numba_cpu.bf16 import available
     notes: list[str] = []
     setup.say(f"train {name}: making the models; torch.compile takes a minute")
-    who = {backend: stepper(cfg, batch, backend) for backend in ("numpy", "numba")}
+    ours = ("numpy", "numba", *((BF16,) if available() else ()))
+    who = {backend: stepper(cfg, batch, backend) for backend in ours}
     with children({"torch": (setup.pythons["torch"], *torch_arguments(cfg, batch))}, notes) as peers:
         for child in peers.values():
             notes.append(f"peer: {child.about['about']}")
@@ -86,10 +89,11 @@ def torch_claims(name: str, times: Times) -> list[Claim]:
     """The rows of training; and of the README's first command, whose steps these are."""
     peers = [mode for mode in times if mode.startswith("torch")]
     best = min(peers, key=lambda mode: middle(times, mode), default="none")
+    own = BF16 if BF16 in times else "numba"
     claims = [Claim(f"train {name}, against PyTorch eager float32", ratio(times, "numba", EAGER), "x",
                     1.6, 2.0),
               Claim(f"train {name}, against PyTorch's best mode ({best.removeprefix('torch ')})",
-                    ratio(times, "numba", best), "x", 1.0, 1.3)]
+                    ratio(times, own, best), "x", 1.0, 1.3)]
     if name == "nano":
         seconds = TrainConfig().steps * middle(times, "numba")
         claims.append(Claim(f"the {TrainConfig().steps} steps of the default run", seconds, "s", FEW_MINUTES,

@@ -18,8 +18,10 @@ BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   
 PATHS = ("prefill", "decode_step", "train_step")
 
 
-def load(name: str = "numpy", threads: int | None = None) -> SimpleNamespace:
+def load(name: str = "numpy", threads: int | None = None, backward: str = "float32") -> SimpleNamespace:
     """The namespace of ops of backend `name`, to run with that many threads (default: as it is).
+
+    `backward`: float32, or bf16 for the backward products of training, where backend and processor can.
 
     Raises CheckError (listing the backends) for an unknown one, and for more threads than processors.
     """
@@ -27,6 +29,9 @@ def load(name: str = "numpy", threads: int | None = None) -> SimpleNamespace:
     table = dict(ALL_OPS)
     for overlay in overlays:
         table.update({op: getattr(overlay, op) for op in overlay.PROVIDES})
+    if lookup(("float32", "bf16"), backward, "backward") == "bf16":
+        check(bool(overlays), "--backward bf16 needs a backend that has it", name, "use --backend numba")
+        table["train_step"] = overlays[-1].bf16_train_step()
     if threads is not None:
         _use(threads, overlays)
     return SimpleNamespace(**table)

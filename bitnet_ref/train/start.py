@@ -31,7 +31,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
     not new or empty, or not writable, and for a corpus shorter than one window.
     """
-    ops = kernels.load(cfg.backend, cfg.threads)
+    ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
     if output is not None and not _is_free(Path(output)):
         go_on = f", or go on with --resume {output}" if checkpoints(Path(output)) else ""
         raise CheckError(f"a new run needs a new or empty folder; got {output}; give another --output{go_on}")
@@ -73,7 +73,8 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction)
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
           "change its permissions, or copy it")
-    return restore(checkpoint, state, cfg, _checksums(data), kernels.load(cfg.backend, cfg.threads)), data
+    ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
+    return restore(checkpoint, state, cfg, _checksums(data), ops), data
 
 
 def announcement(run: Run, data: Dataset) -> str:

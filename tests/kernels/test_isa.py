@@ -9,7 +9,7 @@ import pytest
 from llvmlite import binding, ir
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.kernels.numba_cpu import isa, tiles
+from bitnet_ref.kernels.numba_cpu import bf16, isa, tiles
 from bitnet_ref.kernels.numba_cpu.isa import TIERS
 from bitnet_ref.kernels.numba_cpu.vectors import emit_lanes
 
@@ -81,6 +81,13 @@ def test_a_tile_of_floats_is_fused_multiply_adds(tier, kind, onto):
     instruction, lanes = FUSED[tier.name]
     assert len(re.findall(rf"^\s+{instruction}\s", text, re.MULTILINE)) == rows * panels * 16 // lanes
     assert count(text, "call") == count(text, "callq") == count(text, "bl") == 0
+
+
+def test_the_instruction_of_bfloat16_stands_in_the_assembly():
+    tier = TIERS["avx512vnni"]
+    text = assembly(tier._replace(needs=(*tier.needs, bf16.FEATURE)), bf16.emit_pairs, rows=6, panels=4)
+    assert count(text, "vdpbf16ps") == 24
+    assert count(text, "callq") == 0
 
 
 @EACH

@@ -30,7 +30,7 @@ from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # n
 from bitnet_ref.kernels.numba_cpu.rmsnorm import rmsnorm, rmsnorm_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.rope import rope, rope_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.threads import about, use  # noqa: E402
-from bitnet_ref.kernels.numba_cpu.train_step import train_step  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.train_step import bf16_train_step, train_step  # noqa: E402
 
 __all__ = [
     "about",
@@ -39,6 +39,7 @@ __all__ = [
     "adamw_",
     "attention",
     "attention_backward",
+    "bf16_train_step",
     "cross_entropy",
     "cross_entropy_backward",
     "decode_step",
@@ -64,4 +65,4 @@ __all__ = [
     "train_step",
     "use",
 ]
-PROVIDES = tuple(name for name in __all__ if name not in ("about", "use"))
+PROVIDES = tuple(name for name in __all__ if name not in ("about", "bf16_train_step", "use"))

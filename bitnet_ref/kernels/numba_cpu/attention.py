@@ -5,7 +5,7 @@ they come. For TILE queries all scores are made, then the softmax, then the weig
 output in the order of the keys, in which a masked key adds a zero. So a query gives the same bits alone with
 a cache (decode) as among others (prefill). Backward makes the probabilities of QUERIES queries again and runs
 the five products on the same tile.
-Read after: kernels/numba_cpu/bitlinear. Read next: kernels/numba_cpu/rmsnorm.
+Read after: kernels/numba_cpu/bf16. Read next: kernels/numba_cpu/rmsnorm.
 """
 
 import numpy as np

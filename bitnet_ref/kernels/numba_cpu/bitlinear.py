@@ -4,7 +4,7 @@ A few rows (decode) walk the packed panels, whose bytes are decoded in registers
 training) have a block of outputs unpacked into codes once and walk it by register tiles. Both give the sum of
 (w + 1) x less the sum of x, and then the scales, in the reference's order: the same bits as the reference,
 whatever the number of rows. Inputs are padded to whole blocks with zeros; a zero times any code is nothing.
-Read after: kernels/numba_cpu/linear. Read next: kernels/numba_cpu/attention.
+Read after: kernels/numba_cpu/linear. Read next: kernels/numba_cpu/bf16.
 """
 
 from collections.abc import Iterator

@@ -6,11 +6,13 @@ ever held.
 Read after: kernels/numba_cpu/workspace. Read next: kernels/numba_cpu/program.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from bitnet_ref.kernels.numba_cpu import bf16
 from bitnet_ref.kernels.numba_cpu.attention import backward as attention_backward
 from bitnet_ref.kernels.numba_cpu.attention import forward as attention
 from bitnet_ref.kernels.numba_cpu.bitlinear import norm_int8, ternary_dw, ternary_dx, ternary_product
@@ -30,16 +32,19 @@ FREE = "free"                # a norm without gain, as model/layout names it
 
 
 def train_step(plan: Any, w: dict[str, Any], batches: Iterable[tuple[np.ndarray, np.ndarray]], share: float,
-               grads: Any) -> float:
-    """As model.transformer.train_step. NotImplemented for float64: that precision is the reference's."""
+               grads: Any, half: bool = False) -> float:
+    """As model.transformer.train_step. NotImplemented for float64: that precision is the reference's.
+
+    `half`: the backward products in bfloat16.
+    """
     if grads.flat.dtype != np.float32:
         return NotImplemented
     total = 0.0
     for ids, targets in batches:
         ws = plan.kept.get("workspace")
-        if ws is None or ids.shape != (ws.B, ws.T):
+        if ws is None or ids.shape != (ws.B, ws.T) or half != bool(ws.pairs.size):
             ws = plan.kept["workspace"] = None             # let go of the old one before the new one is made
-            ws = plan.kept["workspace"] = workspace(plan, *ids.shape)
+            ws = plan.kept["workspace"] = workspace(plan, *ids.shape, bf16=half)
             plan.kept["angles"] = rope_table(np.arange(ws.T), plan.cfg.head_dim, plan.cfg.rope_theta)
         table = plan.kept["angles"]
         _forward(plan, w, ids, ws, table)
@@ -80,7 +85,7 @@ def _loss(plan: Any, w: Any, targets: np.ndarray, share: float, ws: Workspace, g
 
     def multiply_backward(a: int, b: int, dy: np.ndarray) -> None:
         entered = Entered(*(x[a:b] for x in ws.head))
-        _multiply_backward(dy, ws.x[a:b], entered, w["head"], dhead, ws.dx[a:b], False, ternary)
+        _multiply_backward(dy, ws.x[a:b], entered, w["head"], dhead, ws.dx[a:b], False, ternary, ws)
 
     loss = chunk_by_chunk(multiply, multiply_backward, targets, share, ws.logits, ws.lse, ws.losses)  # (TR.4)
     norm_backward(ws.dx, ws.x, w[entry.norm], ws.head.rstd, ws.dx, grads[entry.norm])
@@ -135,9 +140,15 @@ def _multiply(x: np.ndarray, entered: Entered, w: Any, y: np.ndarray, ternary: b
 
 
 def _multiply_backward(dy: np.ndarray, x: np.ndarray, entered: Entered, w: Any, dw: np.ndarray,
-                       dx: np.ndarray, onto: bool, ternary: bool) -> None:
+                       dx: np.ndarray, onto: bool, ternary: bool, ws: Workspace) -> None:
     """dx (M, K) = (or +=) dy (M, N) times w; accumulates into dw (N, K)."""
-    if ternary:
+    if ws.pairs.size:
+        floats = entered.floats if len(entered.floats) else x
+        operand, scales = (entered.x_q, entered.x_scale) if ternary else (floats, ws.ones[:len(dy)])
+        weights, w_scale = (w.w_q, w.w_scale) if ternary else (w, 1)
+        bf16.product_dw(dy, operand, scales, dw, ws.pairs)
+        bf16.product_dx(dy, weights, w_scale, dx, onto, ws.pairs)
+    elif ternary:
         ternary_dw(dy, entered.x_q, entered.x_scale, dw)
         ternary_dx(dy, w.w_q, w.w_scale, dx, onto)
     else:
@@ -166,8 +177,14 @@ def _project_backward(dys: Sequence[np.ndarray], x: np.ndarray, entries: Sequenc
         for name in entry.weights:
             target, add = (dx, onto) if entry.norm is None else (behind, False)
             _multiply_backward(left.pop(0), x, entered, w[at + name], grads[at + name], target,
-                               add or not first, ternary)
+                               add or not first, ternary, ws)
             first = False
         if entry.norm is not None:
             norm_backward(behind, x, _gain(w, at, entry), entered.rstd, dx, _gain(grads, at, entry), onto)
         onto = True
+
+
+def bf16_train_step() -> Callable[..., float]:
+    """train_step with its backward products in bfloat16. Raises CheckError where the processor lacks them."""
+    bf16.require()
+    return partial(train_step, half=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.kernels.numba_cpu.bf16 import buffer_size
 from bitnet_ref.kernels.numba_cpu.cross_entropy import rows_at_once
 from bitnet_ref.kernels.numba_cpu.program import aligned
 
@@ -59,6 +60,8 @@ class Workspace(NamedTuple):
     logits: np.ndarray           # (chunk, V)
     lse: np.ndarray              # (M,)
     losses: np.ndarray           # (M,)
+    pairs: np.ndarray            # uint16: a gradient in bfloat16; empty for --backward float32
+    ones: np.ndarray             # (M,), as long
     n_bytes: int
 
 
@@ -77,17 +80,19 @@ class Carver:
         return self.memory[begin:begin + size].view(dtype).reshape(shape)
 
 
-def workspace(plan: Any, B: int, T: int) -> Workspace:
+def workspace(plan: Any, B: int, T: int, bf16: bool = False) -> Workspace:
     """For micro-batches of B sequences of T tokens."""
-    return _carved(plan, B, T, Carver(aligned(needed(plan, B, T))))
+    ws = _carved(plan, B, T, Carver(aligned(needed(plan, B, T, bf16))), bf16)
+    ws.ones[:] = 1
+    return ws
 
 
-def needed(plan: Any, B: int, T: int) -> int:
+def needed(plan: Any, B: int, T: int, bf16: bool = False) -> int:
     """Its bytes; nothing is allocated."""
-    return _carved(plan, B, T, Carver(None)).n_bytes
+    return _carved(plan, B, T, Carver(None), bf16).n_bytes
 
 
-def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
+def _carved(plan: Any, B: int, T: int, new: Carver, bf16: bool) -> Workspace:
     cfg, M = plan.cfg, B * T
     D, F, V, KV = cfg.d_model, cfg.d_ff, cfg.vocab_size, cfg.n_kv_heads * cfg.head_dim
 
@@ -105,5 +110,7 @@ def _carved(plan: Any, B: int, T: int, new: Carver) -> Workspace:
                             new(M, F), new(M, F), inputs))
     parts = (new(M, D), entered(D, True, cfg.head == "ternary"), new(M, D), new(M, D), new(M, D), new(M, D),
              new(M, KV), new(M, KV), new(M, F), new(M, F), new(M, F), new(M, max(D, F)),
-             new(rows_at_once(M, V), V), new(M), new(M))
+             new(rows_at_once(M, V), V), new(M), new(M),
+             new(max(buffer_size(M, max(D, F)), buffer_size(rows_at_once(M, V), V)) if bf16 else 0,
+                 dtype=np.uint16), new(M if bf16 else 0))
     return Workspace(B, T, layers, *parts, new.end)
