@@ -30,6 +30,21 @@ FIRST_ROOM = 256             # positions of a new cache; it doubles when it is f
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
 
 
+class Call:
+    """The buffers and the schedule for so many rows, and the frame in which the walk finds them."""
+
+    def __init__(self, rows: Rows, tiles: np.ndarray, phases: np.ndarray) -> None:
+        self.rows, self.tiles, self.phases = rows, tiles, phases
+        self.framed: tuple[Any, ...] = (None, None)
+
+    def frame(self, program: Program, cache: Cache, scratch: np.ndarray) -> np.ndarray:
+        """Made anew only when cache or scratch are other ones: from token to token they seldom are."""
+        if self.framed[0] is not cache or self.framed[1] is not scratch:
+            made = frame(arrays_of(program.tables, self.rows, cache, self.tiles, self.phases, scratch))
+            self.framed = cache, scratch, made
+        return self.framed[2]
+
+
 class Text:
     """The cache of B sequences of one length, and which tokens stand in it."""
 
@@ -37,7 +52,7 @@ class Text:
         self.program, self.cfg, self.n_sequences = program, cfg, n_sequences
         self.serials: list[int] = []         # of the call that wrote each position
         self.calls = 0
-        self.buffers: dict[tuple[int, int, int], tuple[Rows, np.ndarray, np.ndarray]] = {}
+        self.buffers: dict[tuple[int, int, int], Call] = {}
         self.cache = self._room(room)
 
     def _room(self, room: int) -> Cache:
@@ -112,14 +127,15 @@ def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     program = text.program
     alone = pool_size() == 1 or B * T * program.work <= ALONE
     chunks = 0 if alone or T > 1 else (at + T + CHUNK - 1) // CHUNK
-    rows, tiles, phases = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, chunks)
+    call = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, chunks)
     if T == 1:
-        text.buffers = {(B, T, chunks): (rows, tiles, phases)}
+        text.buffers = {(B, T, chunks): call}
+    rows = call.rows
     rows.x[:] = w["embedding"][ids.reshape(-1)]
     rows.position[:] = at + np.arange(B * T) % T
     rows.counters[:] = 0
     with team(scratch_bytes(program.widest, at + T, program.head_dim), pool=not alone) as t:
-        where = frame(arrays_of(program.tables, rows, text.cache, tiles, phases, t.scratch))
+        where = call.frame(program, text.cache, t.scratch)
         if alone:
             compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
@@ -127,8 +143,8 @@ def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     return rows.logits.copy(), State(text, at + T, text.calls)
 
 
-def _buffers(program: Program, B: int, T: int, chunks: int) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Rows, tiles and phases for B sequences of T new tokens. `chunks`: see schedule."""
+def _buffers(program: Program, B: int, T: int, chunks: int) -> Call:
+    """What a call needs for B sequences of T new tokens. `chunks`: see schedule."""
     L, D, H, KV, Dh, F, V = program.tables.dims[:7].tolist()
     M, widest = B * T, padded(program.widest + 32, 64)
 
@@ -141,7 +157,7 @@ def _buffers(program: Program, B: int, T: int, chunks: int) -> tuple[Rows, np.nd
                 floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
                 np.zeros(M, np.int32), floats(B, V), np.zeros(20 * (L + 1), np.int64))
     tiles = _tiles(B, T, H, KV)
-    return rows, tiles, schedule(program.tables, M, B, len(tiles), chunks)
+    return Call(rows, tiles, schedule(program.tables, M, B, len(tiles), chunks))
 
 
 def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:

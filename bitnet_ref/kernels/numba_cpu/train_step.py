@@ -44,7 +44,8 @@ def train_step(plan: Any, w: dict[str, Any], batches: Iterable[tuple[np.ndarray,
         ws = plan.kept.get("workspace")
         if ws is None or ids.shape != (ws.B, ws.T) or half != bool(ws.pairs.size):
             ws = plan.kept["workspace"] = None             # let go of the old one before the new one is made
-            ws = plan.kept["workspace"] = workspace(plan, *ids.shape, bf16=half)
+            B, T = ids.shape
+            ws = plan.kept["workspace"] = workspace(plan, B, T, half)
             plan.kept["angles"] = rope_table(np.arange(ws.T), plan.cfg.head_dim, plan.cfg.rope_theta)
         table = plan.kept["angles"]
         _forward(plan, w, ids, ws, table)
