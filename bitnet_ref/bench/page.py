@@ -1,4 +1,5 @@
 """python -m bitnet_ref.bench.page --run runs/nano-001 --peer peer.json --twins runs/twins
+python -m bitnet_ref.bench.page --backward runs/backward
 
 Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the
 generated markers of README.md and docs/benchmarks/training.md is written from it. What is not given anew
@@ -39,8 +40,18 @@ def twin_figures(folder: Path) -> dict[str, Any]:
             "best": {kind: _without(c, "curve") for kind, c in figures["best"].items()}}
 
 
+def backward_figures(folder: Path) -> dict[str, Any]:
+    """What the docs quote of --backward bf16."""
+    return dict(json.loads((folder / "figures.json").read_text()))
+
+
 def _without(figures: dict[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in figures.items() if k != key}
+
+
+PICTURED = {"run": (run_figures, "pictures/overview.png", "nano.png"),     # figures; picture, and its name
+            "twins": (twin_figures, "twins.png", "twins.png"),
+            "backward": (backward_figures, "backward.png", "backward.png")}
 
 
 def readme_block(f: dict[str, Any]) -> str:
@@ -77,7 +88,20 @@ def training_block(f: dict[str, Any]) -> str:
         rows += [f"| {c['kind']} | {c['lr']:g} | {_figure(c['loss'])} | {_figure(c['bits per byte'])} | "
                  f"{'best' if best[c['kind']] == c['lr'] else ''} |" for c in f["twins"]["cells"]]
         text += "\n\n![BitNet and its full-precision twin](../pictures/twins.png)\n\n" + "\n".join(rows)
-    return text
+    return text + (backward_block(f["backward"]) if "backward" in f else "")
+
+
+def backward_block(f: dict[str, Any]) -> str:
+    """What --backward bf16 does to a run."""
+    apart = f["apart"]
+    noise = max(x for name, x in apart.items() if name != "bf16")
+    rows = ["| run | validation loss, nats per token | furthest from float32 in a step |",
+            "| --- | --- | --- |"]
+    rows += [f"| {name} | {loss:.4f} | {_figure(apart[name]) if name in apart else ''} |"
+             for name, loss in f["validation"].items()]
+    return (f"\n\nWith `--backward bf16`, {f['steps']} steps: at most {apart['bf16']:.3f} nats from the "
+            f"float32 run, where noise of 1e-7 in the first weights drives runs up to {noise:.3f} apart."
+            "\n\n![Loss with --backward bf16](../pictures/backward.png)\n\n" + "\n".join(rows))
 
 
 def _figure(value: float | None) -> str:
@@ -100,20 +124,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--run", metavar="RUN", help="a finished default run")
     parser.add_argument("--peer", metavar="FILE", help="figures of bench.torch_peer --output")
     parser.add_argument("--twins", metavar="DIR", help="output folder of bench.twins")
+    parser.add_argument("--backward", metavar="DIR", help="output folder of bench.backward")
     args = parser.parse_args(argv)
     root = Path(args.root)
     docs = root / "docs"
     try:
         f = json.loads((docs / FIGURES).read_text(encoding="utf-8")) if (docs / FIGURES).exists() else {}
         (docs / "pictures").mkdir(exist_ok=True)
-        if args.run:
-            f["run"] = run_figures(Path(args.run))
-            shutil.copy(Path(args.run) / "pictures" / "overview.png", docs / "pictures" / "nano.png")
+        for name, (collect, source, picture) in PICTURED.items():
+            given = getattr(args, name)
+            if given:
+                f[name] = collect(Path(given))
+                shutil.copy(Path(given) / source, docs / "pictures" / picture)
         if args.peer:
             f["peer"] = _without(json.loads(Path(args.peer).read_text()), "losses")
-        if args.twins:
-            f["twins"] = twin_figures(Path(args.twins))
-            shutil.copy(Path(args.twins) / "twins.png", docs / "pictures" / "twins.png")
         check("run" in f, "the page needs the figures of a run", "none", "give --run once")
         (docs / FIGURES).write_text(json.dumps(f, indent=1) + "\n", encoding="utf-8")
         put(root / "README.md", readme_block(f))

@@ -4,7 +4,7 @@ BitNet against its full-precision twin: same model, data, batches and steps; eac
 of learning rates. Every cell of the grid is an ordinary run folder; cells that are done are not run again.
 Ends with figures.json and twins.png: both best curves, and the final loss over the rate, so that a best rate
 on the edge of its grid is seen.
-Read after: bench/torch_peer. Read next: bench/size.
+Read after: bench/torch_peer. Read next: bench/backward.
 """
 
 import json
