@@ -19,7 +19,7 @@ from typing import Any
 
 from bitnet_ref.checks import CheckError, check
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
 Answer = Callable[..., dict[str, Any]]
 PATIENCE = 900.0              # seconds for one answer; torch.compile takes minutes
 
@@ -31,7 +31,8 @@ class Child:
     """
 
     def __init__(self, python: str, module: str, *arguments: str) -> None:
-        path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+        self.place = tempfile.TemporaryDirectory(prefix="bitnet_ref-")
+        path = os.pathsep.join(p for p in (alone_in(self.place.name), os.environ.get("PYTHONPATH", "")) if p)
         self.said = tempfile.TemporaryFile()  # noqa: SIM115  stderr, for libraries talk; closed in close()
         try:
             self.process = subprocess.Popen(
@@ -39,6 +40,7 @@ class Child:
                 stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
         except OSError as e:
             self.said.close()
+            self.place.cleanup()
             raise CheckError(f"{python} must be a Python interpreter; got {e.strerror or e}; "
                              "give the path of one") from None
         self.about = self._answer()
@@ -97,12 +99,22 @@ class Child:
             self.process.kill()
             self.process.wait()
         self.said.close()
+        self.place.cleanup()
 
     def __enter__(self) -> "Child":
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def alone_in(folder: str) -> str:
+    """A folder of imports that has this package and not its neighbours: the peer's NumPy must be its own."""
+    try:
+        (Path(folder) / PACKAGE.name).symlink_to(PACKAGE, target_is_directory=True)
+    except OSError:                                        # a system without links: then with them
+        return str(PACKAGE.parent)
+    return folder
 
 
 def serve(start: Callable[[], tuple[dict[str, Any], Mapping[str, Answer]]]) -> None:

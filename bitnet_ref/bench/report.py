@@ -19,7 +19,7 @@ from bitnet_ref.data.atomic import whole_file
 Record = dict[str, Any]
 RECORDS, PAGE, PICTURE = "benchmarks/cpu.json", "benchmarks/cpu.md", "pictures/cpu.png"     # below docs/
 COMMAND = "bench"                                          # in the generated markers
-HEADLINES = ("against llama.cpp", "against PyTorch", "M = 512, against", "time per token", "first token")
+HEADLINES = ("against llama.cpp", "against PyTorch", "M = 512, against", "nano (i2), time", "first token")
 OURS, PEER = "#d1603d", "#3b6fb6"
 
 

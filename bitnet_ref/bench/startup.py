@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from bitnet_ref import kernels
-from bitnet_ref.bench.child import ROOT
+from bitnet_ref.bench.child import PACKAGE
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup, by_turns, middle
 from bitnet_ref.bench.random_model import NANO
 from bitnet_ref.checks import check
@@ -64,7 +64,7 @@ def make_run(folder: Path, quick: bool) -> None:
 
 def python(setup: Setup, *arguments: str, cache: Path | None = None) -> None:
     """Run the interpreter with these arguments to its end. Raises CheckError if it fails."""
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    path = os.pathsep.join(p for p in (str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")) if p)
     own = {} if cache is None else {"BITNET_REF_CACHE": str(cache), "NUMBA_CACHE_DIR": str(cache)}
     done = subprocess.run([sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, **own},
                           capture_output=True, text=True)

@@ -92,8 +92,8 @@ def torch_claims(name: str, times: Times) -> list[Claim]:
     own = BF16 if BF16 in times else "numba"
     claims = [Claim(f"train {name}, against PyTorch eager float32", ratio(times, "numba", EAGER), "x",
                     1.6, 2.0),
-              Claim(f"train {name}, against PyTorch's best mode ({best.removeprefix('torch ')})",
-                    ratio(times, own, best), "x", 1.0, 1.3)]
+              Claim(f"train {name}{' (--backward bf16)' * (own == BF16)}, against PyTorch's best mode "
+                    f"({best.removeprefix('torch ')})", ratio(times, own, best), "x", 1.0, 1.3)]
     if name == "nano":
         seconds = TrainConfig().steps * middle(times, "numba")
         claims.append(Claim(f"the {TrainConfig().steps} steps of the default run", seconds, "s", FEW_MINUTES,

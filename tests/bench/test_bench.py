@@ -14,7 +14,7 @@ import tiny
 from tiny import own_cache  # noqa: F401
 
 from bitnet_ref.bench import __main__ as command
-from bitnet_ref.bench import inference, limits, part, report, startup, training
+from bitnet_ref.bench import child, inference, limits, part, report, startup, training
 from bitnet_ref.bench.llama_peer import FORMATS
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup
 from bitnet_ref.bench.random_model import BLOCKS, NANO, SIX
@@ -220,6 +220,17 @@ def peer(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with part.Child(sys.executable, "a_peer") as child:
         yield child
+
+
+def test_a_peer_sees_this_package_and_not_what_stands_beside_it(tmp_path, monkeypatch):
+    """Installed, its neighbours are our NumPy and all the rest; the peer has its own."""
+    (tmp_path / "site" / "bitnet_ref").mkdir(parents=True)
+    (tmp_path / "site" / "neighbour.py").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(child, "PACKAGE", tmp_path / "site" / "bitnet_ref")
+    place = Path(child.alone_in(str(tmp_path / "here")))
+    assert [p.name for p in place.iterdir()] == ["bitnet_ref"]
+    assert (place / "bitnet_ref").samefile(child.PACKAGE)
 
 
 def test_a_peer_that_refuses_one_thing_does_the_next(peer):

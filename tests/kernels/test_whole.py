@@ -6,9 +6,11 @@ bit; and no thread may wait for one that does not come.
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numba
 import numpy as np
@@ -354,6 +356,49 @@ def test_ctrl_c_between_tokens_leaves_a_working_model(monkeypatch):
         model.decode_step(ids[:, 0], state)
     monkeypatch.undo()
     np.testing.assert_array_equal(model.prefill(ids)[0], want)
+
+
+CTRL_C = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from strategies import small_batch, small_config, small_params
+from bitnet_ref import kernels
+from bitnet_ref.model import Transformer
+ops = kernels.load("numba")
+sys.modules["bitnet_ref.kernels.numba_cpu.decode_step"].ALONE = 0
+model = Transformer(small_config(context=512), small_params(small_config(), 0, np.float32), ops)
+ids, _ = small_batch(small_config(), B=1, T=5)
+want = model.prefill(ids)[0]
+interrupts = 0
+while interrupts < 5:
+    try:
+        _, state = model.prefill(ids)
+        print("ready", flush=True)
+        while True:
+            logits, state = model.decode_step(ids[:, 0], state)
+            state = model.prefill(ids)[1]
+    except KeyboardInterrupt:
+        interrupts += 1
+print("same", np.array_equal(model.prefill(ids)[0], want), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal does")
+def test_ctrl_c_at_any_moment_leaves_a_working_model(rng):
+    code = CTRL_C.format(tests=os.path.dirname(os.path.dirname(__file__)))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        silence = threading.Timer(120, process.kill)
+        silence.start()
+        line = ""
+        for line in process.stdout:
+            if line != "ready\n":
+                break
+            time.sleep(rng.uniform(0, 0.05))
+            process.send_signal(signal.SIGINT)
+        silence.cancel()
+    assert line == "same True\n"
+    assert process.returncode == 0
 
 
 def test_small_models_do_not_start_threads(monkeypatch):
