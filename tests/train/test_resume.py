@@ -16,6 +16,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.data.batches import windows
 from bitnet_ref.formats.checkpoint import checkpoints, latest, read_state
+from bitnet_ref.kernels.numba_cpu import bf16
 from bitnet_ref.train import log, loop, start
 
 # name -> (fields of the configs, step of Ctrl-C). With log_every = 4, steps 9 and 10 are no multiple of it,
@@ -159,9 +160,16 @@ OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 
 
 
 def test_free_fields_are_those_that_cannot_change_a_parameter():
-    """But for the backend, which may change the last digit: it is free so that a run can go on elsewhere."""
+    """But for how it is computed, which changes digits: that is free so that a run can go on elsewhere."""
     free = {name for name, f in TrainConfig.__dataclass_fields__.items() if f.metadata["free"]}
-    assert free == {*OTHER, "backend"}
+    assert free == {*OTHER, "backend", "backward"}
+
+
+@pytest.mark.skipif(not bf16.available(), reason=f"this processor has no {bf16.FEATURE}")
+def test_a_run_in_bf16_may_go_on_in_float32(tmp_path, monkeypatch):
+    tiny.interrupt(tmp_path / "run", 10, monkeypatch, backward="bf16")
+    run = tiny.resume(tmp_path / "run", backward="float32")
+    assert run.step == tiny.begin_at_end(tiny.trained()).step
 
 
 def test_a_run_may_go_on_with_another_backend(tmp_path, monkeypatch):
