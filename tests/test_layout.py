@@ -67,8 +67,8 @@ def test_forward_and_backward_come_in_pairs():
     backward = {n for n in ALL_OPS if n.endswith("_backward")}
     assert {n.removesuffix("_backward") for n in backward} <= set(ALL_OPS)
     # no derivative: quantisers (straight-through), the form of a weight, the update, fusions of pairs
-    without = {"absmean_ternary", "absmax_int8", "prepare", "prepare_rows", "adamw_", "square_sum",
-               "rmsnorm_int8", "linear_cross_entropy"}
+    without = {"absmean_ternary", "absmax_int8", "prepare", "prepare_rows", "prepare_table", "adamw_",
+               "square_sum", "rmsnorm_int8", "linear_cross_entropy"}
     assert {n for n in ALL_OPS if n not in backward and f"{n}_backward" not in ALL_OPS} == without
 
 

@@ -43,7 +43,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends without an exception.
 
-    Raises CheckError unless `path` is new or an empty folder, and where the system refuses; then nothing stays.
+    Raises CheckError unless `path` is new or an empty folder, and where the system refuses; nothing stays.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

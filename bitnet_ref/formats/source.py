@@ -1,12 +1,13 @@
 """A model on disk, opened: what every reader of a format returns, and every writer takes.
 
 When a Source exists its headers have been read and agreed with its config; tensors are read when asked for,
-one by one, so a conversion holds the largest of them and not all. Names are those of model.params.param_specs.
+one by one, so a conversion holds the largest of them and not all. Names: model.params.param_specs.
 Read after: formats/checkpoint. Read next: formats/safetensors_stream.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +22,13 @@ Told = Callable[[str], None]         # of a writer: which tensor is done
 
 
 class About(NamedTuple):
-    """What a file says beside its tensors. `settings`: of generation_config.json (temperature, top_k, ...)."""
+    """What a file says beside its tensors. `settings`: of generation_config.json (temperature, top_k)."""
 
     name: str = ""
     bos: int | None = None               # the id that begins a text
     eos: tuple[int, ...] = ()            # the ids that end one
     chat_template: str | None = None     # Jinja
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 class Source(NamedTuple):
@@ -40,7 +41,7 @@ class Source(NamedTuple):
     about: About
     tokenizer: str | None                # text of a tokenizer.json
     read: Callable[[str], Any]           # name -> Trits, or floats in the dtype they are stored in
-    master: Callable[[str], np.ndarray] | None = None      # name -> latent floats of a matrix of trits, if stored
+    master: Callable[[str], np.ndarray] | None = None      # name -> latent floats of a matrix, if stored
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -68,7 +69,7 @@ def weights(source: Source) -> Weights:
     table = Weights({spec.name: t if isinstance(t, Trits) else np.asarray(t, np.float32)
                      for spec, t in tensors(source)})
     if source.cfg.tied_embeddings:
-        head = table["embedding"]
+        head = np.asarray(table["embedding"])
         table["head"] = Trits(*absmean_ternary(head)) if source.cfg.head == "ternary" else head
     return table
 
@@ -87,5 +88,6 @@ def open_run(path: str | Path) -> Source:
 
     file = checkpoint.parent / "tokenizer.json"
     tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
-    return Source(checkpoint, "run", "float32 masters", cfg, About(checkpoint.parent.name, 0, (0,)), tokenizer,
-                  read, (lambda name: held[PARAM + name]) if ternary else None)
+    about = About(checkpoint.parent.name, 0, (0,))
+    return Source(checkpoint, "run", "float32 masters", cfg, about, tokenizer, read,
+                  (lambda name: held[PARAM + name]) if ternary else None)

@@ -15,7 +15,7 @@ from bitnet_ref.checks import check, lookup
 from bitnet_ref.layers import ALL_OPS
 
 BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   # overlays, applied in order
-PATHS = ("prefill", "decode_step", "train_step")
+PATHS = ("prefill", "extend", "decode_step", "train_step")
 
 
 def load(name: str = "numpy", threads: int | None = None, backward: str = "float32") -> SimpleNamespace:

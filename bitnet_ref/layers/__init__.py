@@ -21,7 +21,7 @@ from bitnet_ref.layers.bitlinear import (
 from bitnet_ref.layers.cross_entropy import cross_entropy, cross_entropy_backward, linear_cross_entropy
 from bitnet_ref.layers.embedding import embedding, embedding_backward
 from bitnet_ref.layers.glu import relu2, relu2_backward, swiglu, swiglu_backward
-from bitnet_ref.layers.linear import linear, linear_backward, prepare_rows
+from bitnet_ref.layers.linear import linear, linear_backward, prepare_rows, prepare_table
 from bitnet_ref.layers.rmsnorm import rmsnorm, rmsnorm_backward
 from bitnet_ref.layers.rope import rope, rope_backward
 from bitnet_ref.quant import absmax_int8, absmean_ternary
@@ -31,5 +31,5 @@ ALL_OPS = {op.__name__: op for op in (
     attention, attention_backward, swiglu, swiglu_backward, relu2, relu2_backward, linear, linear_backward,
     absmean_ternary, absmax_int8, rmsnorm_int8, prepare, ternary_linear, ternary_linear_backward,
     bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, linear_cross_entropy,
-    prepare_rows, adamw_, square_sum,
+    prepare_rows, prepare_table, adamw_, square_sum,
 )}

@@ -24,8 +24,11 @@ class Prepared(NamedTuple):
     w_scale: Any
 
 
-def prepare(w_q: np.ndarray, w_scale: Any) -> Prepared:
-    """w_q int8 (N, K), w_scale ()  ->  the backend's own form of it, opaque to the model."""
+def prepare(w_q: np.ndarray, w_scale: Any, keep: bool = True) -> Prepared:
+    """w_q int8 (N, K), w_scale ()  ->  the backend's own form of it, opaque to the model.
+
+    `keep` False: nobody else holds the trits, and a backend may store its own form alone.
+    """
     return Prepared(w_q, w_scale)
 
 

@@ -7,7 +7,7 @@ Read after: model/block. Read next: model/cost.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,16 +70,51 @@ def train_step(plan: Plan, w: dict[str, Any], batches: Iterable[tuple[np.ndarray
     return total
 
 
-def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ids int (B, T)  ->  logits (B, V) of the next token, state.   The reference's state is the ids."""
-    logits, _ = forward(plan, w, ids, keep=False)
-    return logits[:, -1], ids
+class Texts(NamedTuple):
+    """The state that the reference passes on: ids int (B, T), of text b the first lengths[b]. No cache."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+    def back(self, lengths: Any) -> "Texts":
+        """The state in which the texts had these lengths, int or (B,). Raises CheckError for longer ones."""
+        asked = np.broadcast_to(np.asarray(lengths, np.int64), self.lengths.shape)
+        check(bool(np.all((asked > 0) & (asked <= self.lengths))),
+              "a state goes back to lengths from 1 to what they are",
+              f"{asked.tolist()} of {self.lengths.tolist()}", "give the lengths of before")
+        return Texts(self.ids, asked)
+
+
+def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray,
+            lengths: np.ndarray | None = None) -> tuple[np.ndarray, Texts]:
+    """ids int (B, T)  ->  logits (B, V) of the next token, state.   `lengths` (B,): what counts of each."""
+    texts = Texts(ids, np.full(len(ids), ids.shape[1]) if lengths is None else lengths)
+    logits, _ = forward(plan, w, ids, keep=False)          # causal: what stands behind a text does not count
+    return logits[np.arange(len(ids)), texts.lengths - 1], texts
+
+
+def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts,
+           lengths: np.ndarray | None = None) -> tuple[np.ndarray, Texts]:
+    """ids int (B, T), state  ->  logits (B, T, V) after each new token, new state.   All of it again.
+
+    `lengths` int (B,): how many of a row are new tokens, 0 too; logits after others are zeros.
+    """
+    B, T = ids.shape
+    counts = np.full(B, T) if lengths is None else lengths
+    ends = state.lengths + counts
+    whole, new = np.zeros((B, ends.max()), np.int64), np.arange(T) < counts[:, None]
+    for b in range(B):
+        whole[b, :ends[b]] = np.concatenate([state.ids[b, :state.lengths[b]], ids[b, new[b]]])
+    logits, _ = forward(plan, w, whole, keep=False)
+    at = np.minimum(state.lengths[:, None] + np.arange(T), whole.shape[1] - 1)
+    return logits[np.arange(B)[:, None], at] * new[:, :, None], Texts(whole, ends)
 
 
 def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
-                state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """token int (B,), state  ->  logits (B, V) of the next token, new state.   No cache: all of it again."""
-    return prefill(plan, w, np.concatenate([state, token[:, None]], axis=1))
+                state: Texts) -> tuple[np.ndarray, Texts]:
+    """token int (B,), state  ->  logits (B, V) of the next token, new state."""
+    logits, state = extend(plan, w, token[:, None], state)
+    return logits[:, 0], state
 
 
 class Transformer:
@@ -131,12 +166,27 @@ class Transformer:
         grads.flat[:] = 0
         return self._by("train_step", train_step, checked, 1 / len(checked), grads)
 
-    def prefill(self, ids: np.ndarray) -> tuple[np.ndarray, Any]:
-        """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step.
+    def prefill(self, ids: np.ndarray, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step and extend.
 
-        Raises CheckError as calling the model does.
+        `lengths` int (B,), for texts of different lengths: what counts of each row; the rest must be ids but
+        is not looked at. A state's `back(lengths)` is the state of before. Raises CheckError as calling the
+        model does, and for lengths outside 1..T.
         """
-        return self._by("prefill", prefill, self._checked("ids", ids))
+        ids = self._checked("ids", ids)
+        return self._by("prefill", prefill, ids, _counts(ids, lengths, 1))
+
+    def extend(self, ids: np.ndarray, state: Any, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        """ids int (B, T), state  ->  logits (B, T, V) after each of them, the new state.
+
+        `lengths` int (B,): how many of each row are new tokens, perhaps 0; logits after the others are zeros.
+        Raises CheckError as prefill, for another batch, and beyond the context.
+        """
+        ids = self._checked("ids", ids)
+        check(len(ids) == len(state.lengths),
+              f"a step must have tokens for each of {len(state.lengths)} sequences", len(ids),
+              "pass as many as were prefilled")
+        return self._by("extend", extend, ids, state, _counts(ids, lengths, 0))
 
     def decode_step(self, token: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
         """token int (B,), state  ->  logits (B, V) of the next token, the new state.
@@ -171,6 +221,18 @@ class Transformer:
         check(ids.shape[1] <= self.cfg.context, f"a sequence must have at most {self.cfg.context} tokens",
               ids.shape[1], "pass a shorter one, or a model with a longer context")
         return ids
+
+
+def _counts(ids: np.ndarray, lengths: Any, least: int) -> np.ndarray | None:
+    """`lengths`, checked: int64 (B,), or None for all of each row."""
+    if lengths is None:
+        return None
+    (B, T), lengths = ids.shape, np.asarray(lengths)
+    check(lengths.dtype.kind in "iu" and lengths.shape == (B,) and lengths.max() > 0
+          and least <= lengths.min() <= lengths.max() <= T,
+          f"lengths must be {B} integers from {least} to {T}, not all 0", repr(lengths)[:100],
+          "give the number of tokens that count of each row")
+    return lengths.astype(np.int64)
 
 
 def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:

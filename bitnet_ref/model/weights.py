@@ -5,6 +5,7 @@ Training makes one from its Params every step (ternarise once, not per micro-bat
 Read after: model/params. Read next: model/projection.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,21 +32,72 @@ class Ready(dict[str, Any]):
 class Weights(dict[str, "np.ndarray | Trits"]):
     """name -> array, or Trits for a ternary matrix. "head" is always there, also when it is the embedding."""
 
+    def read(self, name: str) -> Any:
+        """Array or Trits."""
+        return self[name]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding itself."""
+        return self.get("head") is self.get("embedding")
+
     def ready(self, ops: Any, int8_head: bool = False) -> Ready:
-        """The working form of backend `ops`: what `ops.prepare` makes of Trits, arrays as they are.
+        """The working form of backend `ops`: what `ops.prepare` makes of Trits; of a table in 16 bits,
+        `ops.prepare_table`; other arrays as they are.
 
         `int8_head`: a full head as int8 rows. The embedding stays as it is, also where the two are one.
         """
-        made = Ready({name: ops.prepare(*t) if isinstance(t, Trits) else t for name, t in self.items()})
-        head = self.get("head")
-        if int8_head and isinstance(head, np.ndarray):
-            wide = head.astype(np.promote_types(head.dtype, np.float32), copy=False)
-            made["head"] = ops.prepare_rows(*ops.absmax_int8(wide))
+        made = Ready({})
+        for name in self:
+            if name == "head" and self.tied and not int8_head:
+                made[name] = made["embedding"]
+            else:
+                t = self.read(name)
+                rows = int8_head and name == "head" and isinstance(t, np.ndarray)
+                made[name] = _in_rows(t, ops) if rows else self._prepared(t, ops)
         return made
+
+    def _prepared(self, t: Any, ops: Any) -> Any:
+        if isinstance(t, Trits):
+            return ops.prepare(*t)
+        if t.dtype.itemsize > 2:
+            return t
+        return ops.prepare_table(t) if t.ndim == 2 else t.astype(np.float32)
 
     def trits(self) -> dict[str, Trits]:
         """The ternary matrices alone."""
         return {name: t for name, t in self.items() if isinstance(t, Trits)}
+
+
+class OnDisk(Weights):
+    """Weights read anew whenever they are asked for: a model that runs holds its working form alone."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Any], tied: bool) -> None:
+        super().__init__(dict.fromkeys([*names, "head"]))  # type: ignore[arg-type]
+        self._read, self._tied = read, tied
+
+    def read(self, name: str) -> Any:
+        """From the file. `head` is the embedding where they are tied."""
+        return self._read("embedding" if name == "head" and self._tied else name)
+
+    __getitem__ = read
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding itself."""
+        return self._tied
+
+    def items(self) -> Any:
+        """(name, array or Trits), one after the other."""
+        return ((name, self.read(name)) for name in self)
+
+    def _prepared(self, t: Any, ops: Any) -> Any:
+        return ops.prepare(*t, keep=False) if isinstance(t, Trits) else super()._prepared(t, ops)
+
+
+def _in_rows(head: np.ndarray, ops: Any) -> Any:
+    wide = head.astype(np.promote_types(head.dtype, np.float32), copy=False)
+    return ops.prepare_rows(*ops.absmax_int8(wide))
 
 
 def ternarise(cfg: ModelConfig, params: Params, ops: Any) -> Weights:

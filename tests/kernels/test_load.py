@@ -26,7 +26,8 @@ def test_every_forward_has_its_backward():
     pairs = {name.removesuffix("_backward") for name in ALL_OPS if name.endswith("_backward")}
     assert pairs <= ALL_OPS.keys()
     assert ALL_OPS.keys() - pairs - {f"{name}_backward" for name in pairs} == {
-        "absmean_ternary", "absmax_int8", "rmsnorm_int8", "prepare", "prepare_rows", "adamw_", "square_sum",
+        "absmean_ternary", "absmax_int8", "rmsnorm_int8", "prepare", "prepare_rows", "prepare_table",
+        "adamw_", "square_sum",
         "linear_cross_entropy"}
 
 

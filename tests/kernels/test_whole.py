@@ -179,7 +179,7 @@ def test_a_cache_grows_and_keeps_what_it_held(alone, monkeypatch):
     for t in range(n - 30, n):
         logits, state = model.decode_step(ids[:, t], state)
     np.testing.assert_array_equal(logits, want)
-    assert len(state.text.cache.cos) >= n
+    assert len(state.texts.cache.cos) >= n
 
 
 def test_a_full_context_is_refused():

@@ -22,10 +22,15 @@ from bitnet_ref.kernels.numba_cpu.cross_entropy import (  # noqa: E402
     cross_entropy_backward,
     linear_cross_entropy,
 )
-from bitnet_ref.kernels.numba_cpu.decode_step import decode_step, prefill  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.decode_step import decode_step, extend, prefill  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.embedding import embedding_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.glu import relu2, relu2_backward, swiglu, swiglu_backward  # noqa: E402
-from bitnet_ref.kernels.numba_cpu.linear import linear, linear_backward, prepare_rows  # noqa: E402
+from bitnet_ref.kernels.numba_cpu.linear import (  # noqa: E402
+    linear,
+    linear_backward,
+    prepare_rows,
+    prepare_table,
+)
 from bitnet_ref.kernels.numba_cpu.quant import absmax_int8, absmean_ternary  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.rmsnorm import rmsnorm, rmsnorm_backward  # noqa: E402
 from bitnet_ref.kernels.numba_cpu.rope import rope, rope_backward  # noqa: E402
@@ -44,12 +49,14 @@ __all__ = [
     "cross_entropy_backward",
     "decode_step",
     "embedding_backward",
+    "extend",
     "linear",
     "linear_backward",
     "linear_cross_entropy",
     "prefill",
     "prepare",
     "prepare_rows",
+    "prepare_table",
     "relu2",
     "relu2_backward",
     "rmsnorm",

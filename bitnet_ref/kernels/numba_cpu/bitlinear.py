@@ -53,15 +53,24 @@ _row = kernel(emit_codes, rows=1, panels=TIER.panels)
 
 
 class Prepared:
-    """A ternary matrix: int8 trits (N, K), their scale, and, from the first decode on, the packed panels."""
+    """A ternary matrix: int8 trits (N, K), their scale, and, from the first decode on, the packed panels.
 
-    def __init__(self, w_q: np.ndarray, w_scale: Any, bits: str = "b3") -> None:
-        self.w_q, self.w_scale, self.bits = w_q, w_scale, bits
-        self._packed: np.ndarray | None = None
+    Without `keep` there are the panels alone, and trits are made from them when somebody asks.
+    """
+
+    def __init__(self, w_q: np.ndarray, w_scale: Any, bits: str = "b3", keep: bool = True) -> None:
+        self.shape, self.w_scale, self.bits = w_q.shape, w_scale, bits
+        self._w_q = w_q if keep else None
+        self._packed = None if keep else pack_panels(w_q, bits)
 
     def __iter__(self) -> Iterator[Any]:
         """(w_q, w_scale), as the reference's Prepared."""
         return iter((self.w_q, self.w_scale))
+
+    @property
+    def w_q(self) -> np.ndarray:
+        """int8 (N, K)."""
+        return unpack_panels(self.packed, self.shape, self.bits) if self._w_q is None else self._w_q
 
     @property
     def packed(self) -> np.ndarray:
@@ -70,11 +79,26 @@ class Prepared:
             self._packed = pack_panels(self.w_q, self.bits)
         return self._packed
 
+    @property
+    def only_packed(self) -> bool:
+        """Whether trits would have to be made anew."""
+        return self._w_q is None
 
-def prepare(w_q: np.ndarray, w_scale: Any, bits: str = "b3") -> Prepared:
+    def move(self, bits: str, part: np.ndarray) -> None:
+        """Put panels of that packing into `part`, uint8 of their bytes; they live there if they are ours."""
+        place = part.reshape(packed_shape(self.shape, bits))
+        if bits == self.bits and self._packed is not None:
+            place[:] = self._packed
+        else:
+            pack_panels(self.w_q, bits, place)
+        if bits == self.bits:
+            self._packed = place
+
+
+def prepare(w_q: np.ndarray, w_scale: Any, bits: str = "b3", keep: bool = True) -> Prepared:
     """As layers.prepare. `bits`: i2 (2 bits a trit) or b3 (1.6). Raises CheckError for others."""
     lookup(GROUPS, bits, "packing")
-    return Prepared(w_q, w_scale, "i2" if w_q.shape[1] > MOST_K["b3"] else bits)
+    return Prepared(w_q, w_scale, "i2" if w_q.shape[1] > MOST_K["b3"] else bits, keep)
 
 
 # ---- packing, at load ----
@@ -133,6 +157,19 @@ def unpack_block(packed, groups, first, codes):
             _unpack_i2(at)
         else:
             _unpack_b3(at)
+
+
+def unpack_panels(packed: np.ndarray, shape: tuple[int, ...], bits: str) -> np.ndarray:
+    """The inverse of pack_panels: w_q int8 (N, K)."""
+    n, k = shape
+    w_q = np.empty(shape, np.int8)
+    codes = np.empty((1, packed.shape[1] * GROUPS[bits], PANEL, 4), np.uint8)
+    for p in range(len(packed)):
+        unpack_block(packed, GROUPS[bits], p, codes)
+        rows = codes[0].transpose(1, 0, 2).reshape(PANEL, -1)
+        w_q[PANEL * p:PANEL * (p + 1)] = rows[:n - PANEL * p, :k]
+    w_q -= 1
+    return w_q
 
 
 @compiled
@@ -346,27 +383,28 @@ def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
 
 def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
     """As layers.ternary_linear."""
-    if not _fits(x_q, x_scale, w.w_q) or x_q.shape[-1] > MOST_K["i2"]:
+    if not _fits(x_q, x_scale, w) or x_q.shape[-1] > MOST_K["i2"]:
         return delivered(reference.ternary_linear(x_q, x_scale, w), out)
-    rows, y = flat(x_q), given(out, (*x_q.shape[:-1], len(w.w_q)))
+    rows, y = flat(x_q), given(out, (*x_q.shape[:-1], w.shape[0]))
     scales = np.ascontiguousarray(x_scale.reshape(-1))
-    packed = w.packed if len(rows) <= FEW else NOT_PACKED
-    ternary_product(rows, scales, np.ascontiguousarray(w.w_q), w.w_scale, y.reshape(len(rows), len(w.w_q)),
-                    packed, w.bits)
+    packed = w.packed if len(rows) <= FEW or w.only_packed else NOT_PACKED
+    w_q = NO_TRITS if len(packed) else np.ascontiguousarray(w.w_q)
+    ternary_product(rows, scales, w_q, w.w_scale, y.reshape(len(rows), w.shape[0]), packed, w.bits)
     return delivered(y, out)
 
 
-def _fits(x_q: np.ndarray, x_scale: np.ndarray, w_q: np.ndarray) -> bool:
+def _fits(x_q: np.ndarray, x_scale: np.ndarray, w: Any) -> bool:
     """Whether compiled code may read these; what does not fit is left to the reference to refuse."""
-    return (is_ours(x_scale) and x_q.dtype == w_q.dtype == np.int8 and x_q.shape[-1:] == w_q.shape[1:]
+    whole = w.only_packed or w.w_q.dtype == np.int8
+    return (is_ours(x_scale) and x_q.dtype == np.int8 and whole and x_q.shape[-1:] == w.shape[1:]
             and x_scale.shape == (*x_q.shape[:-1], 1))
 
 
 def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, w: Any,
                             dw: np.ndarray) -> np.ndarray:
     """As layers.ternary_linear_backward."""
-    if (not is_ours(dy, dw) or not _fits(x_q, x_scale, w.w_q) or not dw.flags.c_contiguous
-            or dw.shape != w.w_q.shape or dy.shape != (*x_q.shape[:-1], len(w.w_q))):
+    if (not is_ours(dy, dw) or not _fits(x_q, x_scale, w) or not dw.flags.c_contiguous
+            or dw.shape != w.shape or dy.shape != (*x_q.shape[:-1], w.shape[0])):
         return reference.ternary_linear_backward(dy, x_q, x_scale, w, dw)
     rows, codes = flat(dy), flat(x_q)
     dx = np.empty(codes.shape, np.float32)

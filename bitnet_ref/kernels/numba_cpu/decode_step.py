@@ -1,7 +1,8 @@
-"""prefill and decode_step with a key/value cache: the whole-model path of the Numba backend.
+"""prefill, extend and decode_step with a key/value cache: the whole-model path of the Numba backend.
 
-The state that they pass on is a place in a cache: how many tokens of it belong to this text. An earlier state
-may be used again, which takes the text back to there; a state whose tokens were overwritten since is refused.
+The state that they pass on is a place in a cache: how many tokens of each text in it count. An earlier state
+may be used again, or taken `back`, which is all that a rollback is; a state whose tokens were overwritten
+since is refused. Texts of a batch may differ in length: a row of a call knows its text and its position.
 Read after: kernels/numba_cpu/whole. Read next: model.
 """
 
@@ -28,13 +29,15 @@ from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
+MOST_CALLS = 8               # kinds of call whose buffers are kept
+Counts = tuple[int, ...]     # new tokens of each text
 
 
 class Call:
-    """The buffers and the schedule for so many rows, and the frame in which the walk finds them."""
+    """Buffers and schedule of calls of one kind, and the frame in which the walk finds them."""
 
-    def __init__(self, rows: Rows, tiles: np.ndarray, phases: np.ndarray) -> None:
-        self.rows, self.tiles, self.phases = rows, tiles, phases
+    def __init__(self, rows: Rows, offset: np.ndarray, tiles: np.ndarray, phases: np.ndarray) -> None:
+        self.rows, self.offset, self.tiles, self.phases = rows, offset, tiles, phases
         self.framed: tuple[Any, ...] = (None, None)
 
     def frame(self, program: Program, cache: Cache, scratch: np.ndarray) -> np.ndarray:
@@ -45,24 +48,24 @@ class Call:
         return self.framed[2]
 
 
-class Text:
-    """The cache of B sequences of one length, and which tokens stand in it."""
+class Texts:
+    """The cache of B texts, and which tokens stand in it."""
 
-    def __init__(self, program: Program, cfg: Any, n_sequences: int, room: int) -> None:
-        self.program, self.cfg, self.n_sequences = program, cfg, n_sequences
-        self.serials: list[int] = []         # of the call that wrote each position
+    def __init__(self, program: Program, cfg: Any, n_texts: int, room: int) -> None:
+        self.program, self.cfg, self.n_texts = program, cfg, n_texts
+        self.serials: list[list[int]] = [[] for _ in range(n_texts)]    # of the call that wrote each position
         self.calls = 0
-        self.buffers: dict[tuple[int, int, int], Call] = {}
+        self.buffers: dict[Any, Call] = {}
         self.cache = self._room(room)
 
     def _room(self, room: int) -> Cache:
         L, _, H, KV, Dh = self.program.tables.dims[:5].tolist()
         room = padded(min(room, self.cfg.context), PANEL)
         cos, sin = rope_table(np.arange(room), Dh, self.cfg.rope_theta)
-        return Cache(np.zeros((L, self.n_sequences, KV, room // PANEL, Dh, PANEL), np.float32),
-                     np.zeros((L, self.n_sequences, KV, room, padded(Dh, PANEL)), np.float32),
+        return Cache(np.zeros((L, self.n_texts, KV, room // PANEL, Dh, PANEL), np.float32),
+                     np.zeros((L, self.n_texts, KV, room, padded(Dh, PANEL)), np.float32),
                      cos[:, 0], sin[:, 0],
-                     np.zeros((len(_tiles(self.n_sequences, 1, H, KV)), TILE, room + PANEL), np.float32))
+                     np.zeros((len(_tiles((1,) * self.n_texts, H, KV)), TILE, room + PANEL), np.float32))
 
     def grow(self, length: int) -> None:
         """Have room for `length` positions. Raises CheckError beyond the model's context."""
@@ -74,16 +77,45 @@ class Text:
             self.cache.keys[:, :, :, :old.keys.shape[3]] = old.keys
             self.cache.values[:, :, :, :room] = old.values
 
+    def call(self, counts: Counts, every: bool, chunks: int) -> Call:
+        """The buffers of such a call; the kinds of the last calls are kept."""
+        kind = counts, every, chunks
+        found = self.buffers.pop(kind, None) or _buffers(self.program, counts, every, chunks)
+        while len(self.buffers) >= MOST_CALLS or (self.buffers and sum(counts) > MOST_CALLS * self.n_texts):
+            del self.buffers[next(iter(self.buffers))]     # the oldest; of a prompt all, for it is large
+        self.buffers[kind] = found
+        return found
+
 
 class State(NamedTuple):
-    """The first `length` tokens of a text, as call number `serial` left them."""
+    """The first `lengths` tokens of B texts, as the calls number `serials` left the last of each."""
 
-    text: Text
-    length: int
-    serial: int
+    texts: Texts
+    lengths: Counts
+    serials: Counts
+
+    def back(self, lengths: Any) -> "State":
+        """The state in which the texts had these lengths, int or (B,), none longer than now.
+
+        Raises CheckError for others. Nothing is copied: what comes next is written over what was dropped.
+        """
+        asked = tuple(np.broadcast_to(np.asarray(lengths, np.int64), len(self.lengths)).tolist())
+        check(all(0 < n <= now for n, now in zip(asked, self.lengths)),
+              "a state goes back to lengths from 1 to what they are", f"{asked} of {self.lengths}",
+              "give the lengths of before")
+        self.require()
+        return State(self.texts, asked, tuple(s[n - 1] for s, n in zip(self.texts.serials, asked)))
+
+    def require(self) -> None:
+        """Raise CheckError unless its tokens still stand in the cache."""
+        check(all(n == 0 or (len(s) >= n and s[n - 1] == serial)
+                  for s, n, serial in zip(self.texts.serials, self.lengths, self.serials)),
+              "a state must stand in its cache", "one whose tokens were overwritten from an earlier state",
+              "prefill the text again")
 
 
-def prefill(plan: Any, w: Any, ids: np.ndarray) -> tuple[np.ndarray, State]:
+def prefill(plan: Any, w: Any, ids: np.ndarray,
+            lengths: np.ndarray | None = None) -> tuple[np.ndarray, State]:
     """As model.transformer.prefill: ids int (B, T)  ->  logits (B, V) of the next token, state.
 
     NotImplemented for float64 and complex models: they are the reference's.
@@ -93,80 +125,111 @@ def prefill(plan: Any, w: Any, ids: np.ndarray) -> tuple[np.ndarray, State]:
     program = w.kept.get("program")
     if program is None:
         program = w.kept["program"] = build(plan, w)
-    text = Text(program, plan.cfg, len(ids), max(FIRST_ROOM, ids.shape[1] + 1))
-    return advance(w, ids, State(text, 0, 0))
+    B, T = ids.shape
+    texts = Texts(program, plan.cfg, B, max(FIRST_ROOM, T + 1))
+    return advance(w, ids, lengths, State(texts, (0,) * B, (0,) * B), False)
+
+
+def extend(plan: Any, w: Any, ids: np.ndarray, state: State,
+           lengths: np.ndarray | None = None) -> tuple[np.ndarray, State]:
+    """As model.transformer.extend: ids int (B, T)  ->  logits (B, T, V) after each of them, new state."""
+    if not isinstance(state, State):
+        return NotImplemented
+    return advance(w, ids, lengths, state, True)
 
 
 def decode_step(plan: Any, w: Any, token: np.ndarray, state: State) -> tuple[np.ndarray, State]:
     """As model.transformer.decode_step: token int (B,), state  ->  logits (B, V), new state."""
     if not isinstance(state, State):
         return NotImplemented
-    return advance(w, token[:, None], state)
+    return advance(w, token[:, None], None, state, False)
 
 
-def advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-    """Append ids int (B, T) to the text of `state`. Raises CheckError for a state that is not (or no longer)
-    of these weights, this batch or this text."""
-    with exclusive():                                      # the cache and the buffers are its text's
-        return _advance(w, ids, state)
+def advance(w: Any, ids: np.ndarray, lengths: np.ndarray | None, state: State,
+            every: bool) -> tuple[np.ndarray, State]:
+    """Append ids int (B, T), of text b the first lengths[b] of them, to the texts of `state`.
+
+    Returns logits (B, V) of the last ones, or `every` (B, T, V). Raises CheckError for a state that is not
+    (or no longer) of these weights, this batch or these texts.
+    """
+    with exclusive():                                      # the cache and the buffers are its texts'
+        return _advance(w, ids, lengths, state, every)
 
 
-def _advance(w: Any, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-    text, at = state.text, state.length
-    check(text.program is w.kept.get("program"), "a state must be of these weights", "one of others",
+def _advance(w: Any, ids: np.ndarray, lengths: np.ndarray | None, state: State,
+             every: bool) -> tuple[np.ndarray, State]:
+    texts, (B, T) = state.texts, ids.shape
+    check(texts.program is w.kept.get("program"), "a state must be of these weights", "one of others",
           "prefill the text again after the weights have changed")
-    check(len(ids) == text.n_sequences, f"a step must have a token for each of {text.n_sequences} sequences",
-          len(ids), "pass as many as were prefilled")
-    check(at == 0 or (len(text.serials) >= at and text.serials[at - 1] == state.serial),
-          "a state must stand in its cache", "one whose tokens were overwritten from an earlier state",
-          "prefill the text again")
-    B, T = ids.shape
-    text.grow(at + T)
-    text.calls += 1
-    text.serials[at:] = [text.calls] * T
-    program = text.program
-    alone = pool_size() == 1 or B * T * program.work <= ALONE
-    chunks = 0 if alone or T > 1 else (at + T + CHUNK - 1) // CHUNK
-    call = text.buffers.get((B, T, chunks)) or _buffers(program, B, T, chunks)
-    if T == 1:
-        text.buffers = {(B, T, chunks): call}
+    check(texts.n_texts == B, f"a step must have a token for each of {texts.n_texts} sequences", B,
+          "pass as many as were prefilled")
+    state.require()
+    counts = (T,) * B if lengths is None else tuple(lengths.tolist())
+    new = tuple(at + n for at, n in zip(state.lengths, counts))
+    texts.grow(max(new))
+    texts.calls += 1
+    for serials, at, n in zip(texts.serials, state.lengths, counts):
+        serials[at:] = [texts.calls] * n
+    call = _run(w, ids[np.arange(T) < np.array(counts)[:, None]], texts, counts, state.lengths, every)
+    after = State(texts, new, tuple(s[n - 1] if n else 0 for s, n in zip(texts.serials, new)))
+    return _delivered(call.rows.logits, counts, T, every), after
+
+
+def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, every: bool) -> Call:
+    """The call that appends ids (M,), text after text; its rows have the logits."""
+    program, longest = texts.program, max(a + n for a, n in zip(at, counts))
+    alone = pool_size() == 1 or len(ids) * program.work <= ALONE
+    chunks = 0 if alone or max(counts) > 1 else (longest + CHUNK - 1) // CHUNK
+    call = texts.call(counts, every, chunks)
     rows = call.rows
-    rows.x[:] = w["embedding"][ids.reshape(-1)]
-    rows.position[:] = at + np.arange(B * T) % T
+    rows.x[:] = w["embedding"][ids]
+    rows.position[:] = np.array(at)[rows.slot] + call.offset
     rows.counters[:] = 0
-    with team(scratch_bytes(program.widest, at + T, program.head_dim), pool=not alone) as t:
-        where = call.frame(program, text.cache, t.scratch)
+    with team(scratch_bytes(program.widest, longest, program.head_dim), pool=not alone) as t:
+        where = call.frame(program, texts.cache, t.scratch)
         if alone:
             compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
             on_threads(compiled_walk().address, where.ctypes.data, len(where), t.threads)
-    return rows.logits.copy(), State(text, at + T, text.calls)
+    return call
 
 
-def _buffers(program: Program, B: int, T: int, chunks: int) -> Call:
-    """What a call needs for B sequences of T new tokens. `chunks`: see schedule."""
+def _delivered(logits: np.ndarray, counts: Counts, T: int, every: bool) -> np.ndarray:
+    """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros."""
+    if not every:
+        return logits.copy()
+    out = np.zeros((len(counts), T, logits.shape[1]), np.float32)
+    out[np.arange(T) < np.array(counts)[:, None]] = logits
+    return out
+
+
+def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call:
+    """What a call needs for so many new tokens of each text. `chunks`: see schedule."""
     L, D, H, KV, Dh, F, V = program.tables.dims[:7].tolist()
-    M, widest = B * T, padded(program.widest + 32, 64)
+    M, widest = sum(counts), padded(program.widest + 32, 64)
 
     def floats(*shape: int) -> np.ndarray:
         return aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
 
     codes = aligned(M * widest).view(np.int8).reshape(M, widest)
-    rows = Rows(np.arange(M) // T, np.zeros(M, np.int64), np.arange(T - 1, M, T), floats(M, D), floats(M, D),
+    slot, ends = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts)
+    last = np.arange(M) if every else ends - 1
+    rows = Rows(slot, np.zeros(M, np.int64), last, floats(M, D), floats(M, D),
                 floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F),
                 floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
-                np.zeros(M, np.int32), floats(B, V), np.zeros(20 * (L + 1), np.int64))
-    tiles = _tiles(B, T, H, KV)
-    return Call(rows, tiles, schedule(program.tables, M, B, len(tiles), chunks))
+                np.zeros(M, np.int32), floats(len(last), V), np.zeros(20 * (L + 1), np.int64))
+    tiles = _tiles(counts, H, KV)
+    return Call(rows, np.arange(M) - (ends - counts)[slot], tiles,
+                schedule(program.tables, M, len(last), len(tiles), chunks))
 
 
-def _tiles(B: int, T: int, H: int, KV: int) -> np.ndarray:
+def _tiles(counts: Counts, H: int, KV: int) -> np.ndarray:
     """int64 (tasks, 4) for whole.attend: several rows of a head, or the heads that share keys for one row."""
     R = H // KV
-    if T == 1:
-        found = [(b, 1, g * R + h, min(TILE, R - h))
-                 for b in range(B) for g in range(KV) for h in range(0, R, TILE)]
+    if max(counts) == 1:
+        found = [(m, 1, g * R + h, min(TILE, R - h))
+                 for m in range(sum(counts)) for g in range(KV) for h in range(0, R, TILE)]
     else:
-        found = [(b * T + i, min(TILE, T - i), h, 1)
-                 for b in range(B) for h in range(H) for i in range(0, T, TILE)]
+        found = [(end - n + i, min(TILE, n - i), h, 1) for n, end in zip(counts, np.cumsum(counts).tolist())
+                 for h in range(H) for i in range(0, n, TILE)]
     return np.array(found, np.int64)

@@ -25,6 +25,7 @@ _tile, _tile_sum = (kernel(emit_floats, rows=ROWS, panels=TIER.float_panels, ont
 _row, _row_sum = (kernel(emit_floats, rows=1, panels=TIER.float_panels, onto=how) for how in ONTO)
 NO_FLOATS, NO_CODES = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.int8)
 ONE = np.ones(1, np.float32)
+TABLE_ROWS = 1 << 12                         # of a table in 16 bits made float32 at a time
 
 
 @compiled
@@ -122,6 +123,48 @@ def prepare_rows(w_q: np.ndarray, w_scale: np.ndarray) -> Any:
     return ByteRows(np.ascontiguousarray(w_q), w_scale)
 
 
+class Table:
+    """A full matrix (N, K) in float16 or bfloat16, as stored. Once it lives in panels, in those alone."""
+
+    def __init__(self, w: np.ndarray) -> None:
+        self.shape, self.dtype = w.shape, w.dtype
+        self._rows: np.ndarray | None = w
+        self._panels = np.zeros((0, 0, PANEL), np.uint16)
+
+    def __getitem__(self, ids: Any) -> np.ndarray:
+        """float32 (..., K): these rows."""
+        ids = np.asarray(ids)
+        if self._rows is not None:
+            return self._rows[ids].astype(np.float32)
+        return self._panels[ids // PANEL, :, ids % PANEL].view(self.dtype).astype(np.float32)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def whole(self) -> np.ndarray:
+        """All of it in its dtype (N, K)."""
+        if self._rows is not None:
+            return self._rows
+        return self._panels.swapaxes(1, 2).reshape(-1, self.shape[1])[:len(self)].view(self.dtype)
+
+    def live_in(self, panels: np.ndarray) -> None:
+        """uint16 (ceil(N/16), K, 16) has its bits from now on; what was before is let go."""
+        self._panels, self._rows = panels, None
+
+
+def prepare_table(w: np.ndarray) -> Any:
+    """As layers.prepare_table; 16 bits stay 16 bits, and `embedding` and `linear` take them."""
+    return Table(w) if w.dtype.itemsize == 2 else reference.prepare_table(w)
+
+
+def product_table(x: np.ndarray, w: Table, y: np.ndarray) -> np.ndarray:
+    """y (M, N) = x (M, K) @ w.T, some rows of w made float32 at a time."""
+    for n in range(0, len(w), TABLE_ROWS):
+        block = np.ascontiguousarray(w[np.arange(n, min(n + TABLE_ROWS, len(w)))])
+        y[:, n:n + TABLE_ROWS] = product(x, block, np.empty((len(x), len(block)), np.float32))
+    return y
+
+
 def product_rows(x: np.ndarray, w: ByteRows, y: np.ndarray) -> np.ndarray:
     """y (M, N) = x (M, K) @ (w_q * w_scale).T, scaled last."""
     with team(SCRATCH) as t:
@@ -169,17 +212,27 @@ def delivered(y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
 
 
 def linear(x: np.ndarray, w: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """As layers.linear; w may be ByteRows."""
-    in_bytes = isinstance(w, ByteRows)
-    weights = w.w_q if in_bytes else w
-    if not is_ours(x) or not (in_bytes or is_ours(w)) or x.shape[-1:] != weights.shape[1:]:
-        return delivered(reference.linear(x, reference.prepare_rows(*w) if in_bytes else w), out)
+    """As layers.linear; w may be ByteRows, or a Table."""
+    weights = w.w_q if isinstance(w, ByteRows) else w
+    if not is_ours(x) or x.shape[-1:] != weights.shape[1:] or not (weights is not w or isinstance(w, Table)
+                                                                   or is_ours(w)):
+        return delivered(reference.linear(x, _floats(w)), out)
     rows, y = flat(x), given(out, (*x.shape[:-1], len(weights)))
-    if in_bytes:
-        product_rows(rows, w, y.reshape(len(rows), len(weights)))
+    flat_y = y.reshape(len(rows), len(weights))
+    if isinstance(w, ByteRows):
+        product_rows(rows, w, flat_y)
+    elif isinstance(w, Table):
+        product_table(rows, w, flat_y)
     else:
-        product(rows, np.ascontiguousarray(w), y.reshape(len(rows), len(weights)))
+        product(rows, np.ascontiguousarray(w), flat_y)
     return delivered(y, out)
+
+
+def _floats(w: Any) -> np.ndarray:
+    """What the reference multiplies by."""
+    if isinstance(w, ByteRows):
+        return reference.prepare_rows(*w)
+    return reference.prepare_table(w.whole()) if isinstance(w, Table) else w
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, dw: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, pack_panels, packed_shape
+from bitnet_ref.kernels.numba_cpu.bitlinear import MOST_K, Prepared, packed_shape
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel
-from bitnet_ref.kernels.numba_cpu.linear import ByteRows
+from bitnet_ref.kernels.numba_cpu.linear import ByteRows, Table
 from bitnet_ref.kernels.numba_cpu.threads import team
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL
 
@@ -21,9 +21,10 @@ Q, K, V, O, GATE, UP, DOWN = range(7)
 # What the table says of a projection: its kind, where it begins in the arena (bytes), outputs, inputs, blocks
 # of a packed panel; whether its input is normalised, by how long a gain, and quantised anew for it.
 KIND, AT, N_OUT, N_IN, BLOCKS, NORMED, GAIN, FRESH, FIELDS = range(9)
-PACKED_I2, PACKED_B3, FLOAT32, FLOAT16, INT8 = range(5)
+PACKED_I2, PACKED_B3, FLOAT32, FLOAT16, INT8, BFLOAT16 = range(6)
 KINDS = {"i2": PACKED_I2, "b3": PACKED_B3}
-SIZE = {FLOAT32: 4, FLOAT16: 2, INT8: 1}                   # bytes of a weight
+SIZE = {FLOAT32: 4, FLOAT16: 2, INT8: 1, BFLOAT16: 2}      # bytes of a weight
+HALVES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
 N_LAYERS, HEAD_DIM, RELU2 = 0, 4, 7          # places in Tables.dims
 
 
@@ -85,23 +86,23 @@ def _fields(w: Any, bits: str | None) -> tuple[tuple[int, int, int, int], int]:
     """(kind, outputs, inputs, blocks) of one matrix, and its bytes in the arena."""
     if isinstance(w, Prepared):
         how = bits or w.bits
-        how = "i2" if w.w_q.shape[1] > MOST_K[how] else how
-        (n, k), shape = w.w_q.shape, packed_shape(w.w_q.shape, how)
+        how = "i2" if w.shape[1] > MOST_K[how] else how
+        (n, k), shape = w.shape, packed_shape(w.shape, how)
         return (KINDS[how], n, k, shape[1]), int(np.prod(shape))
-    kind, full = (INT8, w.w_q) if isinstance(w, ByteRows) else (FLOAT32, w)
-    if full.dtype == np.float16:
-        kind = FLOAT16
-    (n, k), panels = full.shape, -(-len(full) // PANEL)
+    kind = INT8 if isinstance(w, ByteRows) else HALVES.get(w.dtype.name, FLOAT32)
+    n, k = w.w_q.shape if isinstance(w, ByteRows) else w.shape
+    panels = -(-n // PANEL)
     return (kind, n, k, 0), panels * PANEL * (k * SIZE[kind] + 4 * (kind == INT8))
 
 
 def _fill(w: Any, kind: int, part: np.ndarray) -> None:
     """One matrix into its part of the arena. The scales of int8 rows follow their panels."""
     if isinstance(w, Prepared):
-        how = next(bits for bits, k in KINDS.items() if k == kind)
-        pack_panels(w.w_q, how, part.reshape(packed_shape(w.w_q.shape, how)))
+        w.move(next(bits for bits, k in KINDS.items() if k == kind), part)
         return
-    full = w.w_q if isinstance(w, ByteRows) else w if kind == FLOAT16 else w.astype(np.float32, copy=False)
+    full = w.w_q if isinstance(w, ByteRows) else w.whole() if isinstance(w, Table) else w
+    if kind == FLOAT32:
+        full = full.astype(np.float32, copy=False)
     (n, k), panels = full.shape, -(-len(full) // PANEL)
     end = panels * PANEL * k * SIZE[kind]
     words = f"u{SIZE[kind]}"                               # the bits move, their meaning does not
@@ -110,6 +111,8 @@ def _fill(w: Any, kind: int, part: np.ndarray) -> None:
                      t.threads)
     if isinstance(w, ByteRows):
         part[end:].view(np.float32)[:n] = w.w_scale.reshape(-1)
+    if isinstance(w, Table):                               # the arena has it now, and nobody else need
+        w.live_in(part[:end].view(words).reshape(panels, k, PANEL))
 
 
 @compiled_parallel

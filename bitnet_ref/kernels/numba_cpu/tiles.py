@@ -22,7 +22,7 @@ from bitnet_ref.kernels.numba_cpu.isa import I8, I16, I32, Tier
 PANEL = 16                   # outputs of a panel: the float32 lanes of the widest vectors
 TIER = isa.choose()
 F16, F32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(64)
-STORED = {"float32": F32, "float16": F16, "int8": I8}     # of a full matrix; products are in float32
+STORED = {"float32": F32, "float16": F16, "int8": I8, "bfloat16": I16}   # of a full matrix; sums in float32
 GROUPS = {"i2": 4, "b3": 5}  # fours of k in a block of 64 bytes
 AHEAD = 4096                 # bytes: how far ahead of use packed weights are asked of memory
 Emit = Callable[..., None]
@@ -237,6 +237,16 @@ def emit_codes(builder: ir.IRBuilder, tier: Tier, codes: ir.Value, stride: ir.Va
 
 # ---- float32 ----
 
+def _widened(builder: ir.IRBuilder, v: ir.Value, kind: str, vector: ir.Type) -> ir.Value:
+    """Sixteen of a `kind` of STORED as float32, exactly."""
+    if kind == "bfloat16":                                 # the upper half of a float32
+        words = ir.VectorType(I32, PANEL)
+        upper = builder.shl(builder.zext(v, words), ir.Constant(words, [16] * PANEL))
+        return builder.bitcast(upper, vector)
+    widen = {"int8": builder.sitofp, "float16": builder.fpext}.get(kind)
+    return widen(v, vector) if widen else v
+
+
 def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value, a_k: ir.Value, b: ir.Value,
                 b_panel: ir.Value, b_k: ir.Value, n_k: ir.Value, c: ir.Value, ldc: ir.Value, *,
                 rows: int, panels: int, onto: str = "", kind: str = "float32", ahead: int = 0) -> None:
@@ -264,8 +274,7 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
             if ahead:
                 m.prefetch(b, builder.add(builder.add(at, builder.mul(b_panel, I64(p))), I64(ahead)))
             v = m.load(b, builder.add(at, builder.mul(b_panel, I64(p))), stored)
-            widen = {"int8": builder.sitofp, "float16": builder.fpext}.get(kind)
-            vectors.append(widen(v, vector) if widen else v)
+            vectors.append(_widened(builder, v, kind, vector))
         for r in range(rows):
             x = m.splat(m.load(a, builder.add(a_at, builder.mul(a_row, I64(r))), F32), PANEL)
             for slot, v in zip(slots[r], vectors):

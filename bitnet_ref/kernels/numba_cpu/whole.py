@@ -62,11 +62,13 @@ from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, kernel
 from bitnet_ref.kernels.numba_cpu.vectors import softmax_row
 
-_tile, _tile_16, _tile_8 = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
+_tile, _tile_16, _tile_8, _tile_b = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
                             for kind in STORED)
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
-_row, _row_16, _row_8 = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024) for kind in STORED)
-_narrow, _narrow_16, _narrow_8 = (kernel(emit_floats, rows=1, panels=1, kind=kind) for kind in STORED)
+_row, _row_16, _row_8, _row_b = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024)
+                                 for kind in STORED)
+_narrow, _narrow_16, _narrow_8, _narrow_b = (kernel(emit_floats, rows=1, panels=1, kind=kind)
+                                             for kind in STORED)
 GRAIN = 8                                    # panels of a task of few rows
 CHUNK, COLUMNS = 16 * PANEL, PANELS * PANEL  # keys of a task of scores, features of a task of values
 PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND, SCORES, SOFTMAX, VALUES = range(11)    # phases
@@ -159,7 +161,7 @@ def float_product(task, f, arena, x, y, scratch):
     """The same for GRAIN panels of floats: TILE rows at a time, or single rows over more panels at once."""
     n_rows, n_out = y.shape
     n_in, kind = f[N_IN], f[KIND]
-    size = 64 if kind == FLOAT32 else 32 if kind == FLOAT16 else 16        # bytes of sixteen weights
+    size = 64 if kind == FLOAT32 else 16 if kind == INT8 else 32           # bytes of sixteen weights
     panels = (n_out + PANEL - 1) // PANEL
     edge = scratch[:4 * TILE * WIDE * PANEL].view(np.float32)
     for m in range(0, n_rows, TILE):
@@ -199,8 +201,10 @@ def many_floats(kind, args):
         _tile(args)
     elif kind == FLOAT16:
         _tile_16(args)
-    else:
+    elif kind == INT8:
         _tile_8(args)
+    else:
+        _tile_b(args)
 
 
 @compiled
@@ -211,14 +215,18 @@ def one_float_row(kind, panels, args):
             _row(args)
         elif kind == FLOAT16:
             _row_16(args)
-        else:
+        elif kind == INT8:
             _row_8(args)
+        else:
+            _row_b(args)
     elif kind == FLOAT32:
         _narrow(args)
     elif kind == FLOAT16:
         _narrow_16(args)
-    else:
+    elif kind == INT8:
         _narrow_8(args)
+    else:
+        _narrow_b(args)
 
 
 @compiled
