@@ -183,9 +183,7 @@ class Transformer:
         Raises CheckError as prefill, for another batch, and beyond the context.
         """
         ids = self._checked("ids", ids)
-        check(len(ids) == len(state.lengths),
-              f"a step must have tokens for each of {len(state.lengths)} sequences", len(ids),
-              "pass as many as were prefilled")
+        _check_batch(ids, state)
         return self._by("extend", extend, ids, state, _counts(ids, lengths, 0))
 
     def decode_step(self, token: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
@@ -199,6 +197,7 @@ class Transformer:
         check(0 <= token.min() <= token.max() < self.cfg.vocab_size,
               f"token must lie in 0..{self.cfg.vocab_size - 1}", f"{token.min()}..{token.max()}",
               "use the tokenizer that the model was trained with")
+        _check_batch(token, state)
         return self._by("decode_step", decode_step, token, state)
 
     def _by(self, path: str, reference: Callable[..., Any], *args: Any) -> Any:
@@ -221,6 +220,12 @@ class Transformer:
         check(ids.shape[1] <= self.cfg.context, f"a sequence must have at most {self.cfg.context} tokens",
               ids.shape[1], "pass a shorter one, or a model with a longer context")
         return ids
+
+
+def _check_batch(ids: np.ndarray, state: Any) -> None:
+    check(len(ids) == len(state.lengths),
+          f"a step must have a token for each of {len(state.lengths)} sequences", len(ids),
+          "pass as many as were prefilled")
 
 
 def _counts(ids: np.ndarray, lengths: Any, least: int) -> np.ndarray | None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from strategies import NORMS, label, seeds, small_batch, small_config, small_par
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError
 from bitnet_ref.kernels.numba_cpu import program
-from bitnet_ref.kernels.numba_cpu.decode_step import ALONE, FIRST_ROOM
+from bitnet_ref.kernels.numba_cpu.decode_step import ALONE, FIRST_ROOM, MOST_CALLS
+from bitnet_ref.kernels.numba_cpu.linear import Table
 from bitnet_ref.kernels.numba_cpu.whole import schedule
 from bitnet_ref.model import Transformer
+from bitnet_ref.model.weights import OnDisk, Trits, Weights, ternarise
 
 OPS = kernels.load("numba")
 PATH = sys.modules["bitnet_ref.kernels.numba_cpu.decode_step"]      # the package has a function of that name
@@ -412,6 +415,104 @@ def test_small_models_do_not_start_threads(monkeypatch):
     together(monkeypatch)
     model.prefill(ids)
     assert len(called) == (THREADS > 1)
+
+
+# --- texts of different lengths -----------------------------------------------------------------------------
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 7)), min_size=1, max_size=4)
+
+
+@given(seeds, SIZES, st.booleans())
+@settings(max_examples=40)
+def test_each_text_of_a_batch_is_as_if_alone(seed, sizes, apart):
+    """Bit for bit, whatever its neighbours: prefilled, extended, taken back."""
+    with pytest.MonkeyPatch.context() as patch:
+        if apart:
+            together(patch)
+        model, rng = small_model(seed, context=40), np.random.default_rng(seed)
+        lengths, counts = np.array(sizes).T
+        counts[0] += not counts.any()
+        ids, more = (rng.integers(0, 13, (len(sizes), n)) for n in (lengths.max(), counts.max()))
+        logits, state = model.prefill(ids, lengths)
+        new, after = model.extend(more, state, counts)
+        back = [rng.integers(1, n + c + 1) for n, c in zip(lengths, counts)]
+        token = rng.integers(0, 13, len(sizes))
+        last, _ = model.decode_step(token, after.back(back))
+        for b, (n, c) in enumerate(zip(lengths, counts)):
+            text = np.concatenate([ids[b, :n], more[b, :c]])
+            want = model(text)[0][0]
+            np.testing.assert_array_equal(logits[b], want[n - 1])
+            np.testing.assert_array_equal(new[b, :c], want[n:])
+            assert not new[b, c:].any()
+            np.testing.assert_array_equal(last[b], model(np.append(text[:back[b]], token[b]))[0][0, -1])
+
+
+def test_a_state_that_was_written_over_is_refused():
+    model, (ids, _) = small_model(), small_batch(small_config(), B=2, T=9)
+    _, state = model.prefill(ids[:, :5])
+    _, longer = model.extend(ids[:, 5:8], state)
+    model.decode_step(ids[:, 0], longer.back([6, 8]))
+    with pytest.raises(CheckError, match="a state must stand in its cache"):
+        model.decode_step(ids[:, 0], longer)
+    with pytest.raises(CheckError, match="a state must stand in its cache"):
+        longer.back([6, 8])
+    model.decode_step(ids[:, 0], state.back(3))             # what was before still stands
+
+
+def test_buffers_of_prompts_are_not_kept():
+    model, (ids, _) = small_model(context=200), small_batch(small_config(), B=1, T=9)
+    _, state = model.prefill(np.tile(ids, 12))
+    for n in range(1, 9):
+        _, state = model.extend(ids[:, :n], state)
+    assert 1 < len(state.texts.buffers) <= MOST_CALLS
+    model.extend(np.tile(ids, 2), state)
+    assert len(state.texts.buffers) == 1
+
+
+# --- weights that stay where they are -----------------------------------------------------------------------
+
+
+STORED_AS = [{}, {"tied_embeddings": False}, {"linear": "full"}, {"norm": "inner"}]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("given", STORED_AS, ids=label)
+@pytest.mark.parametrize("int8_head", [False, True])
+def test_a_model_on_disk_is_that_in_memory(dtype, given, int8_head):
+    """Tables keep their 16 bits, trits are kept packed alone, and every logit is the same."""
+    cfg = small_config(**given)
+    held = ternarise(cfg, small_params(cfg, 0, np.float32), OPS)
+    stored = {n: w if isinstance(w, Trits) else w.astype(dtype) for n, w in held.items() if n != "head"}
+    if not cfg.tied_embeddings:
+        stored["head"] = held["head"].astype(dtype)
+    wide = Weights({n: w if isinstance(w, Trits) else w.astype(np.float32) for n, w in stored.items()})
+    wide.setdefault("head", wide["embedding"])
+    want = Transformer(cfg, wide, OPS, int8_head)
+    model = Transformer(cfg, OnDisk(stored, stored.__getitem__, cfg.tied_embeddings), OPS, int8_head)
+    ids, _ = small_batch(cfg, B=2, T=9)
+    for _ in range(2):                                      # before the panels are made, and from them
+        np.testing.assert_array_equal(model(ids)[0], want(ids)[0])
+        np.testing.assert_array_equal(model.prefill(ids)[0], want.prefill(ids)[0])
+    for name, matrix in model.ready.items():
+        if isinstance(held[name], Trits):
+            assert matrix.only_packed
+            np.testing.assert_array_equal(matrix.w_q, held[name].w_q)
+            assert np.shares_memory(matrix.packed, model.ready.kept["program"].tables.arena)
+
+
+def test_a_table_in_panels_gives_its_rows(rng):
+    w = rng.normal(size=(37, 20)).astype(np.float16)
+    table, ids = Table(w), rng.integers(0, 37, (2, 5))
+    panels = np.zeros((3, 20, 16), np.uint16)
+    for n, row in enumerate(w.view(np.uint16)):
+        panels[n // 16, :, n % 16] = row
+    want = w[ids].astype(np.float32)
+    np.testing.assert_array_equal(table[ids], want)
+    table.live_in(panels)
+    np.testing.assert_array_equal(table[ids], want)
+    np.testing.assert_array_equal(table.whole(), w)
+    assert (len(table), table.shape, table.dtype) == (37, (37, 20), np.float16)
 
 
 # --- what is asked for wrongly ------------------------------------------------------------------------------

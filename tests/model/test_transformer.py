@@ -98,12 +98,61 @@ def test_decoding_equals_the_full_forward(kind, tol):
     model, (ids, _) = small_model(**kind), small_batch(small_config(), B=2, T=9)
     want, _ = model(ids)
     logits, state = prefill(model.plan, model.ready, ids[:, :4])
-    np.testing.assert_array_equal(state, ids[:, :4])
+    np.testing.assert_array_equal(state.ids, ids[:, :4])
     for t in range(4, 9):
         assert logits.shape == (2, 13)
         assert array_error(logits, want[:, t - 1]) <= tol["float64"]
         logits, state = decode_step(model.plan, model.ready, ids[:, t], state)
     assert array_error(logits, want[:, -1]) <= tol["float64"]
+
+
+@EACH_KIND
+def test_texts_of_different_lengths_are_each_their_own_forward(kind, tol, backends):
+    """Prefilled together, extended by different counts, taken back, and gone on with."""
+    model = small_model(**kind)
+    model = Transformer(model.cfg, model.params, backends)
+    rng = np.random.default_rng(0)
+    ids, more = rng.integers(0, 13, (3, 6)), rng.integers(0, 13, (3, 4))
+    lengths, counts, back = np.array([6, 2, 1]), np.array([1, 0, 4]), np.array([7, 1, 3])
+
+    def alone(texts):
+        return [model(t)[0][0] for t in texts]
+
+    logits, state = model.prefill(ids, lengths)
+    for got, want in zip(logits, alone([row[:n] for row, n in zip(ids, lengths)])):
+        assert array_error(got, want[-1]) <= tol["float64"]
+    texts = [np.concatenate([row[:n], new[:c]]) for row, n, new, c in zip(ids, lengths, more, counts)]
+    logits, state = model.extend(more, state, counts)
+    assert logits.shape == (3, 4, 13)
+    for got, want, c in zip(logits, alone(texts), counts):
+        assert not c or array_error(got[:c], want[-c:]) <= tol["float64"]
+        assert not got[c:].any()
+    token = np.array([3, 4, 5])
+    logits, state = model.decode_step(token, state.back(back))
+    texts = [np.append(t[:n], i) for t, n, i in zip(texts, back, token)]
+    for got, want in zip(logits, alone(texts)):
+        assert array_error(got, want[-1]) <= tol["float64"]
+    assert list(state.lengths) == [8, 2, 4]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_lengths_and_states_that_make_no_sense_are_refused(backend):
+    cfg = small_config()
+    model = Transformer(cfg, small_params(cfg, dtype=np.float32), load(backend))
+    ids = np.zeros((2, 3), int)
+    for lengths in ([0, 3], [4, 1], [1], [1.0, 2.0], [[1], [2]]):
+        with pytest.raises(CheckError, match="lengths must be 2 integers from 1 to 3"):
+            model.prefill(ids, lengths)
+    _, state = model.prefill(ids, [3, 1])
+    for lengths in ([0, 0], [-1, 1], [4, 0]):
+        with pytest.raises(CheckError, match="lengths must be 2 integers from 0 to 3, not all 0"):
+            model.extend(ids, state, lengths)
+    with pytest.raises(CheckError, match="a step must have a token for each of 2 sequences; got 1"):
+        model.extend(ids[:1], state)
+    for back in (0, 2, [3, 0]):
+        with pytest.raises(CheckError, match="a state goes back to lengths from 1 to what they are"):
+            state.back(back)
+    assert list(state.back(1).lengths) == [1, 1]
 
 
 def test_a_model_that_knows_nothing_has_loss_log_v():

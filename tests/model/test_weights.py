@@ -1,5 +1,6 @@
 """model/weights: trits and scales beside shared float arrays; the head is always there."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from strategies import label, small_config, small_params, variants
@@ -7,7 +8,7 @@ from strategies import label, small_config, small_params, variants
 from bitnet_ref import layers
 from bitnet_ref.kernels import load
 from bitnet_ref.layers.bitlinear import Prepared
-from bitnet_ref.model.weights import Trits, Weights, ternarise
+from bitnet_ref.model.weights import OnDisk, Trits, Weights, ternarise
 from bitnet_ref.quant import absmean_ternary
 
 OPS = load("numpy")
@@ -65,6 +66,42 @@ def test_ready_uses_the_backends_own_form():
 
     weights = Weights({"w": Trits(np.ones((2, 3), np.int8), 0.5)})
     assert weights.ready(Ops) == {"w": ("packed", (2, 3), 0.5)}
+
+
+class HalfOps:
+    """A backend that shows what it was given."""
+
+    prepare = staticmethod(lambda w_q, w_scale, keep=True: ("trits", w_q.shape, keep))
+    prepare_table = staticmethod(lambda w: ("table", w.shape))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_tables_in_16_bits_are_the_backends_and_gains_are_widened(dtype):
+    table, gain = np.ones((4, 2), dtype), np.ones(2, dtype)
+    weights = Weights({"embedding": table, "gain": gain, "head": table})
+    ready = weights.ready(HalfOps)
+    assert ready["embedding"] == ("table", (4, 2))
+    assert ready["head"] is ready["embedding"]
+    assert ready["gain"].dtype == np.float32
+
+
+def test_weights_on_disk_are_read_when_asked_for_and_not_kept():
+    held = {"embedding": np.ones((4, 2), np.float32), "w": Trits(np.ones((2, 3), np.int8), 0.5)}
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        return held[name]
+
+    weights = OnDisk(held, read, tied=True)
+    assert asked == []
+    ready = weights.ready(HalfOps)
+    assert asked == ["embedding", "w"]
+    assert ready["w"] == ("trits", (2, 3), False)                   # nobody else holds them
+    assert ready["head"] is ready["embedding"]
+    assert weights["head"] is held["embedding"]
+    assert dict(weights.items()).keys() == {"embedding", "w", "head"}
+    assert list(weights.trits()) == ["w"]
 
 
 def test_twin(backends):

@@ -161,8 +161,6 @@ def _advance(w: Any, ids: np.ndarray, lengths: np.ndarray | None, state: State,
     texts, (B, T) = state.texts, ids.shape
     check(texts.program is w.kept.get("program"), "a state must be of these weights", "one of others",
           "prefill the text again after the weights have changed")
-    check(texts.n_texts == B, f"a step must have a token for each of {texts.n_texts} sequences", B,
-          "pass as many as were prefilled")
     state.require()
     counts = (T,) * B if lengths is None else tuple(lengths.tolist())
     new = tuple(at + n for at, n in zip(state.lengths, counts))
