@@ -7,7 +7,9 @@ whatever the number of rows. Inputs are padded to whole blocks with zeros; a zer
 Read after: kernels/numba_cpu/linear. Read next: kernels/numba_cpu/bf16.
 """
 
+import math
 from collections.abc import Iterator
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ class Prepared:
     def __init__(self, w_q: np.ndarray, w_scale: Any, bits: str = "b3", keep: bool = True) -> None:
         self.shape, self.w_scale, self.bits = w_q.shape, w_scale, bits
         self._w_q = w_q if keep else None
-        self._packed = None if keep else pack_panels(w_q, bits)
+        self._packed = None if keep else pack_panels(w_q, bits, mapped(packed_shape(w_q.shape, bits)))
 
     def __iter__(self) -> Iterator[Any]:
         """(w_q, w_scale), as the reference's Prepared."""
@@ -102,6 +104,11 @@ def prepare(w_q: np.ndarray, w_scale: Any, bits: str = "b3", keep: bool = True) 
 
 
 # ---- packing, at load ----
+
+def mapped(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 zeros in pages of their own, which the system has back at once when they are let go."""
+    return np.frombuffer(mmap(-1, max(1, math.prod(shape))), np.uint8)[:math.prod(shape)].reshape(shape)
+
 
 def packed_shape(shape: tuple[int, ...], bits: str) -> tuple[int, int, int]:
     """Of the panels of a matrix (N, K): (ceil(N/16), ceil(K / (4 groups)), 64)."""
