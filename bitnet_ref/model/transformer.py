@@ -120,18 +120,20 @@ def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
 class Transformer:
     """A model ready to run: config, weights, backend. With `params` it can also be trained.
 
-    `logits, loss = model(ids, targets)`; after an update of the parameters call `requantise()`. `int8_head`,
-    to run only: a full head in int8 rows.
+    `logits, loss = model(ids, targets)`; after an update of the parameters call `requantise()`. To run only:
+    `int8_head`, a full head in int8 rows; `half_cache`, a backend's cache of keys and values in float16.
     """
 
-    def __init__(self, cfg: ModelConfig, params: Params | Weights, ops: Any, int8_head: bool = False) -> None:
-        self.cfg, self.plan, self.int8_head = cfg, build(cfg, ops), int8_head
+    def __init__(self, cfg: ModelConfig, params: Params | Weights, ops: Any, int8_head: bool = False,
+                 half_cache: bool = False) -> None:
+        self.cfg, self.plan, self.int8_head, self.half_cache = cfg, build(cfg, ops), int8_head, half_cache
         self.params = params if isinstance(params, Params) else None
         self.use(ternarise(cfg, params, ops) if isinstance(params, Params) else params)
 
     def use(self, weights: Weights) -> None:
         """Run with these weights from now on."""
         self.weights, self.ready = weights, weights.ready(self.plan.ops, self.int8_head)
+        self.ready.half_cache = self.half_cache
 
     def requantise(self) -> None:
         """Ternarise the (changed) parameters anew."""

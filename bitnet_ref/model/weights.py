@@ -22,11 +22,15 @@ class Trits(NamedTuple):
 
 
 class Ready(dict[str, Any]):
-    """What forward reads, by name. `kept`: what a backend has made of it for its whole-model paths."""
+    """What forward reads, by name. `kept`: what a backend has made of it for its whole-model paths.
+
+    `half_cache`: that keys and values be kept in float16 between tokens, where they are kept.
+    """
 
     def __init__(self, table: dict[str, Any]) -> None:
         super().__init__(table)
         self.kept: dict[str, Any] = {}
+        self.half_cache = False
 
 
 class Weights(dict[str, "np.ndarray | Trits"]):

@@ -448,6 +448,29 @@ def test_each_text_of_a_batch_is_as_if_alone(seed, sizes, apart):
             np.testing.assert_array_equal(last[b], model(np.append(text[:back[b]], token[b]))[0][0, -1])
 
 
+@given(seeds, st.sampled_from([{}, {"d_model": 40, "n_heads": 2, "n_kv_heads": 1}]), st.booleans())
+@settings(max_examples=20)
+def test_a_cache_in_float16_rounds_keys_and_values_and_nothing_else(seed, shape, apart):
+    """So a token at a time is what a prompt at once is, and both are near the float32 cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        if apart:
+            together(patch)
+        cfg = small_config(context=FIRST_ROOM + 40, **shape)
+        params, rng = small_params(cfg, seed, np.float32), np.random.default_rng(seed)
+        model, exact = (Transformer(cfg, params, OPS, half_cache=half) for half in (True, False))
+        ids = rng.integers(0, 13, (2, FIRST_ROOM + 12))     # it grows
+        want, state = model.prefill(ids)
+        assert state.texts.cache.keys.nbytes * 2 == exact.prefill(ids)[1].texts.cache.keys.nbytes
+        _, state = model.prefill(ids[:, :FIRST_ROOM - 8])
+        logits, _ = model.extend(ids[:, FIRST_ROOM - 8:], state)
+        np.testing.assert_array_equal(logits[:, -1], want)
+        for t in range(FIRST_ROOM - 8, FIRST_ROOM + 12):
+            last, state = model.decode_step(ids[:, t], state)
+        np.testing.assert_array_equal(last, want)
+        apart_by = np.abs(want - exact.prefill(ids)[0]).max() / np.abs(want).max()
+        assert 0 < apart_by < 0.05
+
+
 def test_a_state_that_was_written_over_is_refused():
     model, (ids, _) = small_model(), small_batch(small_config(), B=2, T=9)
     _, state = model.prefill(ids[:, :5])

@@ -24,30 +24,55 @@ _tile = kernel(emit_floats, rows=TILE, panels=WIDE, ahead=4096)
 _tile_1 = kernel(emit_floats, rows=TILE, panels=1)
 _row = kernel(emit_floats, rows=1, panels=WIDE)
 _row_1 = kernel(emit_floats, rows=1, panels=1)
+_tile_16, _tile_1_16 = (kernel(emit_floats, rows=TILE, panels=n, kind="float16") for n in (WIDE, 1))
+_row_16, _row_1_16 = (kernel(emit_floats, rows=1, panels=n, kind="float16") for n in (WIDE, 1))
 _onto = kernel(emit_floats, rows=TILE, panels=WIDE, onto="sum")
 _onto_1 = kernel(emit_floats, rows=TILE, panels=1, onto="sum")
 
 
 @compiled
-def few(rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
+def few(half, rows, panels, a, a_row, a_k, b, b_panel, b_k, n_k, c, ldc):
     """c (rows, 16 panels) = a b for up to TILE rows, a register tile after the other. Strides in bytes.
 
     Two rows or more run as TILE: `a` and `c` must have TILE rows; what lies in those beyond is not looked at.
+    `half`: None for b in float32, or True for float16; being a type, it leaves only one of the two compiled.
     """
     p = 0
     while p < panels:
         wide = panels - p >= WIDE
-        at, out = b + p * b_panel, c + 4 * PANEL * p
-        if rows > 1:
-            if wide:
-                _tile((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
-            else:
-                _tile_1((a, a_row, a_k, at, b_panel, b_k, n_k, out, ldc))
-        elif wide:
-            _row((a, 0, a_k, at, b_panel, b_k, n_k, out, 0))
+        args = (a, a_row if rows > 1 else 0, a_k, b + p * b_panel, b_panel, b_k, n_k, c + 4 * PANEL * p,
+                ldc if rows > 1 else 0)
+        if half is None:
+            _one_of(rows > 1, wide, args)
         else:
-            _row_1((a, 0, a_k, at, b_panel, b_k, n_k, out, 0))
+            _one_of_16(rows > 1, wide, args)
         p += WIDE if wide else 1
+
+
+@compiled
+def _one_of(several, wide, args):
+    if several:
+        if wide:
+            _tile(args)
+        else:
+            _tile_1(args)
+    elif wide:
+        _row(args)
+    else:
+        _row_1(args)
+
+
+@compiled
+def _one_of_16(several, wide, args):
+    if several:
+        if wide:
+            _tile_16(args)
+        else:
+            _tile_1_16(args)
+    elif wide:
+        _row_16(args)
+    else:
+        _row_1_16(args)
 
 
 @compiled
@@ -84,25 +109,26 @@ def into_panels(rows, panels):
 
 
 @compiled
-def weigh(rows, n_first, step, q, ldq, n_d, keys, key_panel, values, value_row, scores, lanes, totals, o,
-          lse):
+def weigh(half, rows, n_first, step, q, ldq, n_d, keys, values, wide, scores, lanes, totals, o, lse):
     """o and log-sum-exp of up to TILE queries; the first sees n_first keys, each next `step` more.
 
-    q (rows, n_d), scaled; keys: address of panels (n_d, 16), key_panel bytes apart; values: address of rows
-    of whole panels; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes, totals: scratch.
+    q (rows, n_d), scaled; keys: address of panels (n_d, 16); values: address of rows (wide,), both in float32
+    or, as few() says, `half`; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes,
+    totals: scratch.
     """
     n_keys = n_first + step * (rows - 1)
     panels = (n_keys + PANEL - 1) // PANEL
-    lds = 4 * scores.shape[1]
-    few(rows, panels, q, ldq, 4, keys, key_panel, 4 * PANEL, n_d, scores.ctypes.data, lds)  # (AT.1)
+    lds, size = 4 * scores.shape[1], 4 if half is None else 2
+    few(half, rows, panels, q, ldq, 4, keys, size * n_d * PANEL, size * PANEL, n_d, scores.ctypes.data,
+        lds)                                                                    # (AT.1)
     for r in range(rows):
         total, top = softmax_row(scores[r], n_first + step * r, lanes)          # (AT.3)
         for j in range(padded(n_first + step * r, PANEL), PANEL * panels):
             scores[r, j] = 0                                                    # (AT.2)
         totals[r] = total
         lse[r] = np.log(total) + top
-    few(rows, padded(n_d, PANEL) // PANEL, scores.ctypes.data, lds, 4, values, 4 * PANEL, value_row, n_keys,
-        o.ctypes.data, 4 * o.shape[1])                                          # (AT.4)
+    few(half, rows, padded(n_d, PANEL) // PANEL, scores.ctypes.data, lds, 4, values, size * PANEL,
+        size * wide, n_keys, o.ctypes.data, 4 * o.shape[1])                     # (AT.4)
     for r in range(rows):
         inverse = np.float32(1) / totals[r]
         for d in range(n_d):
@@ -147,8 +173,8 @@ def _forward(q, k, v, o, lse, scratch, threads):
                     for r in range(rows):
                         for d in range(Dh):
                             queries[r, d] = q[b, i + r, h, d] * scale
-                    weigh(rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
-                          4 * Dh * PANEL, values.ctypes.data, 4 * wide, scores, lanes, totals, results,
+                    weigh(None, rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
+                          values.ctypes.data, wide, scores, lanes, totals, results,
                           lse[b, g, h - g * R, i:i + rows, 0])
                     for r in range(rows):
                         o[b, i + r, h] = results[r, :Dh]
@@ -202,9 +228,9 @@ def _backward(do, q, k, v, o, lse, dq, dk, dv, scratch, threads):
                                 total += np.float64(do[b, i + r, h, d] * o[b, i + r, h, d])
                             delta[r] = np.float32(total)                        # (AT.8)
                     for r in range(0, QUERIES, TILE):
-                        few(TILE, panels, q_rows[r].ctypes.data, 4 * wide, 4, k_panels.ctypes.data,
+                        few(None, TILE, panels, q_rows[r].ctypes.data, 4 * wide, 4, k_panels.ctypes.data,
                             4 * Dh * PANEL, 4 * PANEL, Dh, p[r].ctypes.data, 4 * n_keys)
-                        few(TILE, panels, do_rows[r].ctypes.data, 4 * wide, 4, v_panels.ctypes.data,
+                        few(None, TILE, panels, do_rows[r].ctypes.data, 4 * wide, 4, v_panels.ctypes.data,
                             4 * Dh * PANEL, 4 * PANEL, Dh, ds[r].ctypes.data, 4 * n_keys)  # (AT.7)
                     for r in range(QUERIES):
                         seen = S - T + i + r + 1 if r < rows else 0

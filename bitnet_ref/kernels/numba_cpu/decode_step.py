@@ -49,10 +49,10 @@ class Call:
 
 
 class Texts:
-    """The cache of B texts, and which tokens stand in it."""
+    """The cache of B texts, and which tokens stand in it. `size`: bytes of its numbers, 4 or 2."""
 
-    def __init__(self, program: Program, cfg: Any, n_texts: int, room: int) -> None:
-        self.program, self.cfg, self.n_texts = program, cfg, n_texts
+    def __init__(self, program: Program, cfg: Any, n_texts: int, room: int, size: int = 4) -> None:
+        self.program, self.cfg, self.n_texts, self.size = program, cfg, n_texts, size
         self.serials: list[list[int]] = [[] for _ in range(n_texts)]    # of the call that wrote each position
         self.calls = 0
         self.buffers: dict[Any, Call] = {}
@@ -62,9 +62,10 @@ class Texts:
         L, _, H, KV, Dh = self.program.tables.dims[:5].tolist()
         room = padded(min(room, self.cfg.context), PANEL)
         cos, sin = rope_table(np.arange(room), Dh, self.cfg.rope_theta)
-        return Cache(np.zeros((L, self.n_texts, KV, room // PANEL, Dh, PANEL), np.float32),
-                     np.zeros((L, self.n_texts, KV, room, padded(Dh, PANEL)), np.float32),
-                     cos[:, 0], sin[:, 0],
+        self.heads, wide = L * self.n_texts * KV, padded(Dh, PANEL)
+        return Cache(np.zeros(self.heads * room * Dh * self.size, np.uint8),
+                     np.zeros(self.heads * room * wide * self.size, np.uint8),
+                     np.array([self.n_texts, KV, room, Dh, wide, self.size]), cos[:, 0], sin[:, 0],
                      np.zeros((len(_tiles((1,) * self.n_texts, H, KV)), TILE, room + PANEL), np.float32))
 
     def grow(self, length: int) -> None:
@@ -74,8 +75,9 @@ class Texts:
         old, room = self.cache, len(self.cache.cos)
         if length > room:
             self.cache = self._room(max(length, 2 * room))
-            self.cache.keys[:, :, :, :old.keys.shape[3]] = old.keys
-            self.cache.values[:, :, :, :room] = old.values
+            for now, before in zip(self.cache[:2], old[:2]):
+                held = before.reshape(self.heads, -1)      # each head's positions lie in one piece
+                now.reshape(self.heads, -1)[:, :held.shape[1]] = held
 
     def call(self, counts: Counts, every: bool, chunks: int) -> Call:
         """The buffers of such a call; the kinds of the last calls are kept."""
@@ -126,7 +128,7 @@ def prefill(plan: Any, w: Any, ids: np.ndarray,
     if program is None:
         program = w.kept["program"] = build(plan, w)
     B, T = ids.shape
-    texts = Texts(program, plan.cfg, B, max(FIRST_ROOM, T + 1))
+    texts = Texts(program, plan.cfg, B, max(FIRST_ROOM, T + 1), 2 if w.half_cache else 4)
     return advance(w, ids, lengths, State(texts, (0,) * B, (0,) * B), False)
 
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from bitnet_ref.kernels.numba_cpu.cache import compiled_parallel, inlined
 
-FIELDS = 7                   # of a row of a frame: address, up to six sizes
+FIELDS = 4                   # of a row of a frame: address, up to three sizes
 
 
 def frame(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -104,18 +104,6 @@ def float32_2(f, i):
 def float32_3(f, i):
     """float32 (n, m, k)."""
     return carray(_to_float32(f[i, 0]), (f[i, 1], f[i, 2], f[i, 3]))
-
-
-@inlined
-def float32_5(f, i):
-    """float32 of five axes."""
-    return carray(_to_float32(f[i, 0]), (f[i, 1], f[i, 2], f[i, 3], f[i, 4], f[i, 5]))
-
-
-@inlined
-def float32_6(f, i):
-    """float32 of six axes."""
-    return carray(_to_float32(f[i, 0]), (f[i, 1], f[i, 2], f[i, 3], f[i, 4], f[i, 5], f[i, 6]))
 
 
 @intrinsic

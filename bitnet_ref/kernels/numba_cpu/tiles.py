@@ -286,3 +286,12 @@ def emit_floats(builder: ir.IRBuilder, tier: Tier, a: ir.Value, a_row: ir.Value,
                 done = builder.fadd(m.load(c, places[r][p], vector), done)
             m.store(done, c, places[r][p])
 
+
+def emit_stored(builder: ir.IRBuilder, tier: Tier, x: ir.Value, y: ir.Value, step: ir.Value, n: ir.Value, *,
+                kind: str) -> None:
+    """y[i] = x[i], n float32 one after the other, into numbers of a `kind` of STORED `step` bytes apart."""
+    m = Memory(builder)
+    with cgutils.for_range(builder, n) as loop:
+        value = m.load(x, builder.mul(loop.index, I64(4)), F32)
+        narrow = builder.fptrunc(value, F16) if kind == "float16" else value
+        m.store(narrow, y, builder.mul(loop.index, step))

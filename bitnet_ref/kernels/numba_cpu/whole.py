@@ -23,8 +23,6 @@ from bitnet_ref.kernels.numba_cpu.frame import (
     float32_1,
     float32_2,
     float32_3,
-    float32_5,
-    float32_6,
     int8_2,
     int32_1,
     int64_1,
@@ -59,7 +57,7 @@ from bitnet_ref.kernels.numba_cpu.program import (
     Tables,
 )
 from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
-from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, kernel
+from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, emit_stored, kernel
 from bitnet_ref.kernels.numba_cpu.vectors import softmax_row
 
 _tile, _tile_16, _tile_8, _tile_b = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
@@ -69,6 +67,7 @@ _row, _row_16, _row_8, _row_b = (kernel(emit_floats, rows=1, panels=WIDE, kind=k
                                  for kind in STORED)
 _narrow, _narrow_16, _narrow_8, _narrow_b = (kernel(emit_floats, rows=1, panels=1, kind=kind)
                                              for kind in STORED)
+_keep, _keep_16 = kernel(emit_stored, kind="float32"), kernel(emit_stored, kind="float16")
 GRAIN = 8                                    # panels of a task of few rows
 CHUNK, COLUMNS = 16 * PANEL, PANELS * PANEL  # keys of a task of scores, features of a task of values
 PRODUCT, ENTER, AGAIN, LEAVE, ENTER_O, ENTER_U, TURN, ATTEND, SCORES, SOFTMAX, VALUES = range(11)    # phases
@@ -98,10 +97,14 @@ class Rows(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, as weigh() reads them, the table of angles, scores of one token."""
+    """Keys and values of all layers, as weigh() reads them, the table of angles, scores of one token.
 
-    keys: np.ndarray             # (L, B, KV, S/16, Dh, 16), float32
-    values: np.ndarray           # (L, B, KV, S, Dh padded to 16)
+    Keys lie as (L, B, KV, S/16, Dh, 16), values as (L, B, KV, S, Dh padded to 16); in float32 or float16.
+    """
+
+    keys: np.ndarray             # uint8: their bytes
+    values: np.ndarray           # uint8
+    dims: np.ndarray             # int64: B, KV, S, Dh, Dh padded, bytes of a number
     cos: np.ndarray              # (S, Dh/2)
     sin: np.ndarray              # (S, Dh/2)
     scores: np.ndarray           # (tiles, TILE, S + 16): and in the last column the sum of a row
@@ -241,12 +244,32 @@ def turn_and_keep(m, l, rows, cache):
                 a, b = x[2 * n_half * h + i], x[2 * n_half * h + n_half + i]
                 x[2 * n_half * h + i] = a * cos - b * sin                       # (RO.2)
                 x[2 * n_half * h + n_half + i] = b * cos + a * sin              # (RO.3)
-    n_d = 2 * n_half
+    n_d, size = 2 * n_half, cache.dims[5]
     for g in range(rows.k.shape[1] // n_d):
-        panel = cache.keys[l, s, g, at // PANEL]
-        for d in range(n_d):
-            panel[d, at % PANEL] = rows.k[m, g * n_d + d]
-            cache.values[l, s, g, at, d] = rows.v[m, g * n_d + d]
+        key = key_at(cache, l, s, g, at // PANEL) + at % PANEL * size
+        value = value_at(cache, l, s, g) + at * cache.dims[4] * size
+        sources = rows.k.ctypes.data + 4 * (m * rows.k.shape[1] + g * n_d), rows.v.ctypes.data + 4 * (
+            m * rows.v.shape[1] + g * n_d)
+        if size == 4:
+            _keep((sources[0], key, PANEL * size, n_d))
+            _keep((sources[1], value, size, n_d))
+        else:
+            _keep_16((sources[0], key, PANEL * size, n_d))
+            _keep_16((sources[1], value, size, n_d))
+
+
+@inlined
+def key_at(cache, l, s, g, panel):
+    """Address of a panel (Dh, 16) of keys of layer l, text s, head g."""
+    B, KV, S, n_d, _, size = cache.dims
+    return cache.keys.ctypes.data + ((((l * B + s) * KV + g) * (S // PANEL) + panel) * n_d * PANEL) * size
+
+
+@inlined
+def value_at(cache, l, s, g):
+    """Address of the first row of values."""
+    B, KV, S, _, wide, size = cache.dims
+    return cache.values.ctypes.data + (((l * B + s) * KV + g) * S * wide) * size
 
 
 @compiled
@@ -256,7 +279,7 @@ def attend(tile, l, rows, cache, scratch):
     n_d, n = 2 * cache.cos.shape[1], max(n_rows, n_heads)
     step = 1 if n_heads == 1 else 0                        # heads that share keys see the same ones
     g = h // (rows.q.shape[1] // rows.k.shape[1])
-    s, wide, n_keys = rows.slot[m], cache.values.shape[4], padded(rows.position[m] + n_rows, PANEL)
+    s, wide, n_keys = rows.slot[m], cache.dims[4], padded(rows.position[m] + n_rows, PANEL)
     floats = scratch[:scratch.size // 4 * 4].view(np.float32)
     queries = floats[:TILE * wide].reshape(TILE, wide)
     results = floats[TILE * wide:2 * TILE * wide].reshape(TILE, wide)
@@ -268,8 +291,13 @@ def attend(tile, l, rows, cache, scratch):
         row, at = m + r * step, n_d * (h + r * (1 - step))
         for d in range(n_d):
             queries[r, d] = rows.q[row, at + d] * scale
-    weigh(n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, cache.keys[l, s, g].ctypes.data,
-          4 * n_d * PANEL, cache.values[l, s, g].ctypes.data, 4 * wide, scores, lanes, totals, results, lse)
+    keys, values = key_at(cache, l, s, g, 0), value_at(cache, l, s, g)
+    if cache.dims[5] == 4:
+        weigh(None, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+              scores, lanes, totals, results, lse)
+    else:
+        weigh(True, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+              scores, lanes, totals, results, lse)
     for r in range(n):
         row, at = m + r * step, n_d * (h + r * (1 - step))
         rows.o[row, at:at + n_d] = results[r, :n_d]
@@ -287,21 +315,31 @@ def score(task, l, tiles, rows, cache, scratch):
     for r in range(n_heads):
         for d in range(n_d):
             queries[r, d] = rows.q[m, n_d * (h + r) + d] * scale
-    few(n_heads, panels, queries.ctypes.data, 4 * n_d, 4, cache.keys[l, rows.slot[m], g, first].ctypes.data,
-        4 * n_d * PANEL, 4 * PANEL, n_d, scores.ctypes.data + 4 * PANEL * first, 4 * scores.shape[1])
+    keys, out = key_at(cache, l, rows.slot[m], g, first), scores.ctypes.data + 4 * PANEL * first
+    if cache.dims[5] == 4:
+        few(None, n_heads, panels, queries.ctypes.data, 4 * n_d, 4, keys, 4 * n_d * PANEL, 4 * PANEL, n_d,
+            out, 4 * scores.shape[1])
+    else:
+        few(True, n_heads, panels, queries.ctypes.data, 4 * n_d, 4, keys, 2 * n_d * PANEL, 2 * PANEL, n_d,
+            out, 4 * scores.shape[1])
 
 
 @compiled
 def weigh_values(task, l, tiles, rows, cache, scratch):
     """o of a tile of heads of one token, WIDE panels of its features."""
     m, _, h, n_heads = tiles[task % len(tiles)]
-    n_d, wide, first = 2 * cache.cos.shape[1], cache.values.shape[4], task // len(tiles) * COLUMNS
+    n_d, wide, first = 2 * cache.cos.shape[1], cache.dims[4], task // len(tiles) * COLUMNS
     g, scores = h // (rows.q.shape[1] // rows.k.shape[1]), cache.scores[task % len(tiles)]
     columns = min(COLUMNS, wide - first)
     results = scratch[:4 * TILE * COLUMNS].view(np.float32).reshape(TILE, COLUMNS)
-    few(n_heads, columns // PANEL, scores.ctypes.data, 4 * scores.shape[1], 4,
-        cache.values[l, rows.slot[m], g].ctypes.data + 4 * first, 4 * PANEL, 4 * wide, rows.position[m] + 1,
-        results.ctypes.data, 4 * COLUMNS)
+    size, n_keys = cache.dims[5], rows.position[m] + 1
+    values = value_at(cache, l, rows.slot[m], g) + size * first
+    if size == 4:
+        few(None, n_heads, columns // PANEL, scores.ctypes.data, 4 * scores.shape[1], 4, values, 4 * PANEL,
+            4 * wide, n_keys, results.ctypes.data, 4 * COLUMNS)
+    else:
+        few(True, n_heads, columns // PANEL, scores.ctypes.data, 4 * scores.shape[1], 4, values, 2 * PANEL,
+            2 * wide, n_keys, results.ctypes.data, 4 * COLUMNS)
     for r in range(n_heads):
         inverse = np.float32(1) / scores[r, -1]
         for d in range(min(columns, n_d - first)):
@@ -411,8 +449,9 @@ def walk(address, n_arrays, thread):
                 float32_2(f, 11), float32_2(f, 12), float32_2(f, 13), float32_2(f, 14), float32_2(f, 15),
                 float32_2(f, 16), float32_2(f, 17), int8_2(f, 18), float32_2(f, 19), float32_1(f, 20),
                 int32_1(f, 21), float32_2(f, 22), int64_1(f, 23))
-    cache = Cache(float32_6(f, 24), float32_5(f, 25), float32_2(f, 26), float32_2(f, 27), float32_3(f, 28))
-    tiles, phases, scratch = int64_2(f, 29), int64_2(f, 30), uint8_2(f, 31)[thread]
+    cache = Cache(uint8_1(f, 24), uint8_1(f, 25), int64_1(f, 26), float32_2(f, 27), float32_2(f, 28),
+                  float32_3(f, 29))
+    tiles, phases, scratch = int64_2(f, 30), int64_2(f, 31), uint8_2(f, 32)[thread]
     for i in range(len(phases)):
         kind, n_tasks, l, p, ready = phases[i]
         wait(rows.counters, 0, ready)
