@@ -20,7 +20,7 @@ SIDE = 1 << 40                                           # more rows or columns 
 
 
 class Order(NamedTuple):
-    """Which four trits share a byte, and how. `zero`: the code of the trit 0; trit t has t + zero modulo 4."""
+    """Which four trits share a byte, and how. `zero`: the code of the trit 0; t has t + zero modulo 4."""
 
     sides: tuple[int, ...]               # (N, K), row after row, cut into a box of these sides
     axes: tuple[int, ...]                # its axes: that of the four first, then those of the bytes
