@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.checks import check, lookup
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.pack.b3 import pack_b3, unpack_b3
 from bitnet_ref.pack.blocks import BLOCKS, block_bytes, pack_blocks, unpack_blocks
 from bitnet_ref.pack.fields import (
@@ -77,6 +77,23 @@ def unpack(layout: str, data: np.ndarray, shape: Shape) -> Unpacked:
           f"{layout} of shape {shape} must be {n_bytes} bytes", f"{data.dtype} {data.shape}",
           "give all of the tensor's bytes as uint8, and its true shape")
     return Unpacked(*found.unpack(np.ascontiguousarray(data).reshape(-1), shape))
+
+
+def possible(data: np.ndarray, shape: Shape) -> tuple[str, ...]:
+    """uint8 of any axes, (N, K)  ->  the names of all layouts that `unpack` would read these bytes in.
+
+    Never a decision: of those with one length and one code, every one reads the others' bytes. Raises
+    CheckError for what is no shape of a matrix.
+    """
+    def read(layout: str) -> bool:
+        try:
+            unpack(layout, data, shape)
+        except CheckError:
+            return False
+        return True
+
+    check_shape(shape)
+    return tuple(layout for layout in LAYOUTS if read(layout))
 
 
 # ---- Hugging Face ----
@@ -241,8 +258,8 @@ LAYOUTS: dict[str, Layout] = {
                 lambda s: (s[0], -(-s[1] // 5)), pack_b3, lambda data, s: unpack_b3(data, s[1])),
     "hf": _rows("transformers", 2.0, "0 1 2", "rows of code 0 fill N up to a multiple of 4",
                 lambda s: (-(-s[0] // 4), s[1]), pack_hf, lambda data, s: unpack_hf(data, s[0])),
-    "i2s_128": _i2s_layout("128", "microsoft/BitNet: its converter, x86", "N K a multiple of 128"),
-    "i2s_64": _i2s_layout("64", "microsoft/BitNet on ARM", "N K a multiple of 64"),
+    "i2s_128": _i2s_layout("128", "microsoft/BitNet: its converter, x86", "N·K a multiple of 128"),
+    "i2s_64": _i2s_layout("64", "microsoft/BitNet on ARM", "N·K a multiple of 64"),
     "i2s_4row": _i2s_layout("4row", "microsoft/BitNet on x86 without ACT_PARALLEL", "N a multiple of 4"),
     "gpu": _plain("microsoft/BitNet, gpu/", "1 2 3", "N a multiple of 16, K of 32", _gpu),
     "torchao": _plain("torchao", "3 0 1", "K a multiple of 4", _torchao),

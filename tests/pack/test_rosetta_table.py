@@ -14,7 +14,7 @@ from tiny import refusal
 from bitnet_ref.checks import CheckError
 from bitnet_ref.pack import rosetta
 from bitnet_ref.pack.blocks import BLOCKS
-from bitnet_ref.pack.rosetta import LAYOUTS, pack, unpack
+from bitnet_ref.pack.rosetta import LAYOUTS, pack, possible, unpack
 
 ANY = ("i2", "b3", "hf", "base3", "keras")               # take every shape
 STEP = {**dict.fromkeys(ANY, (1, 1)), "i2s_128": (1, 128), "i2s_64": (4, 16), "i2s_4row": (4, 1),
@@ -160,6 +160,59 @@ def test_plain_layouts_of_two_bits_are_permutations_of_each_other():
             data = pack(name, w_q)[:w_q.size // 4]
             codes = data[:, None] >> np.uint8([0, 2, 4, 6]) & 3
             np.testing.assert_array_equal(np.bincount(codes.ravel()), np.bincount(w_q.ravel() + 1))
+
+
+def moved(true, wrong, w_q):
+    """The matrix that a reader of the wrong layout sees; tails of I2_S are cut or added."""
+    data = pack(true, w_q)[:w_q.size // 4]
+    return unpack(wrong, np.concatenate([data, pack(wrong, w_q)[w_q.size // 4:]]), w_q.shape).w_q
+
+
+@pytest.mark.parametrize(("true", "wrong"), [("i2s_128", "i2s_64"), ("i2", "i2s_128"), ("i2s_64", "i2")])
+def test_layouts_along_rows_read_as_each_other_permute_columns(true, wrong):
+    """The same columns in every row: no statistic of the matrix alone can tell (docs/formats/rosetta.md)."""
+    numbers = np.arange(256)
+    order = np.zeros(256, int)
+    for worth in 3 ** np.arange(6):                        # a row for each digit of the column's number
+        w_q = np.stack([(numbers // worth % 3 - 1).astype(np.int8)] * 2)
+        order += worth * (moved(true, wrong, w_q)[0] + 1)
+    assert sorted(order) == numbers.tolist() != order.tolist()
+    w_q = trits(10, 8, 256)
+    np.testing.assert_array_equal(moved(true, wrong, w_q), w_q[:, order])
+
+
+@pytest.mark.parametrize(("true", "wrong"), [("hf", "i2s_4row"), ("i2s_4row", "hf")])
+def test_layouts_along_columns_read_as_each_other_permute_rows(true, wrong):
+    w_q = trits(11, 16, 64)
+    seen = moved(true, wrong, w_q)
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, w_q))
+    assert not np.array_equal(seen, w_q)
+
+
+def test_rows_are_mixed_where_the_two_families_meet():
+    w_q = trits(12, 16, 128)
+    seen = moved("hf", "i2s_128", w_q)
+    assert not set(map(bytes, seen)) & set(map(bytes, w_q))
+    assert not set(map(bytes, seen.T)) & set(map(bytes, w_q.T))
+
+
+def test_what_bytes_could_be():
+    w_q = trits(13, 16, 1280)                              # rows of whole blocks, and of whole fives
+    plain, fives = {"i2", "hf"}, {"b3", "base3", "keras"}
+    for name in LAYOUTS:
+        found = set(possible(pack(name, w_q), w_q.shape))
+        assert name in found
+        if name.startswith("i2s"):
+            assert found == {"i2s_128", "i2s_64", "i2s_4row"}
+        elif name in plain | {"gpu", "torchao"}:
+            assert found == (plain if name in plain else {name})
+        elif name in BLOCKS:
+            assert found == {name}                         # each has a length of its own
+        else:
+            assert found == fives
+    assert possible(np.zeros(5, np.uint8), (4, 4)) == ()
+    with refusal("shape (N, K)"):
+        possible(np.zeros(4, np.uint8), (4,))
 
 
 @each
