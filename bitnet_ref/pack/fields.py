@@ -16,7 +16,6 @@ from bitnet_ref.pack.i2 import check_trits
 
 LOW_FIRST, HIGH_FIRST = (0, 2, 4, 6), (6, 4, 2, 0)       # the bit of the first, second, ... trit of a byte
 LOW_BITS = np.uint8(0b01010101)                          # the lower bit of each of the four fields
-SIDE = 1 << 40                                           # more rows or columns than any matrix has
 
 
 class Order(NamedTuple):
@@ -68,8 +67,8 @@ def unpack_fields(packed: np.ndarray, shape: tuple[int, int], order: Order) -> n
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(N, K) as whole numbers. Raises CheckError for what is no shape of a matrix."""
-    whole = len(shape) == 2 and all(isinstance(n, int | np.integer) and 0 < n < SIDE for n in shape)
+    """(N, K) as Python's integers, whose products cannot wrap. Raises CheckError for what is no such shape."""
+    whole = len(shape) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
     check(whole, "a ternary matrix must have a shape (N, K)", tuple(shape), "give rows and columns")
     return int(shape[0]), int(shape[1])
 

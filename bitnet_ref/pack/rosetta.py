@@ -149,6 +149,7 @@ def unpack_i2s(data: np.ndarray, shape: Shape, layout: str) -> tuple[np.ndarray,
     layout does not allow, a code 3, a bad scale.
     """
     check_bytes("data", data, 1)
+    shape = check_shape(shape)
     order = _i2s(shape, layout)
     n_bytes = math.prod(shape) // 4
     check(len(data) == n_bytes + TAIL, f"I2_S of shape {tuple(shape)} must have {n_bytes + TAIL} bytes",

@@ -276,7 +276,8 @@ def test_another_number_of_bytes(name, more):
 
 @each
 @pytest.mark.parametrize("shape", [(2**60, 2**60), (2**39, 2**39), (-16, -256), (0, 256), (256,),
-                                   (1, 16, 256), (16.0, 256), ("16", 256), ()], ids=str)
+                                   (1, 16, 256), (16.0, 256), ("16", 256), (),
+                                   (np.int64(2**40), np.int64(2**40))], ids=str)
 def test_absurd_shapes(name, shape):
     """Nothing is allocated for them, and no product wraps."""
     with refusal("must"):
