@@ -67,7 +67,7 @@ def unpack_fields(packed: np.ndarray, shape: tuple[int, int], order: Order) -> n
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(N, K) as Python's integers, whose products cannot wrap. Raises CheckError for what is no such shape."""
+    """(N, K) as Python's integers, whose product cannot wrap. Raises CheckError for what is no shape."""
     whole = len(shape) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
     check(whole, "a ternary matrix must have a shape (N, K)", tuple(shape), "give rows and columns")
     return int(shape[0]), int(shape[1])
