@@ -1,10 +1,11 @@
 """python golden/make.py            writes the golden tensors
 python golden/make.py --check    regenerates everything in memory and compares it with what is stored
 
-Needs torch and transformers (the extra `oracle`); these four files are the project's only code that imports
-them, and they import nothing of bitnet_ref. Every case is computed by oracle.py and confirmed by somebody
-else's code where that can express it; the two must agree, or nothing is written. `--retrain` trains the tiny
-model anew; otherwise the stored one is kept, since another machine's training would end in other bits.
+Needs torch, transformers and gguf (the extra `oracle`); these four files are the project's only code that
+needs torch, and they import nothing of bitnet_ref. Every case is computed by oracle.py and confirmed by
+somebody else's code where that can express it; the two must agree, or nothing is written. `--retrain` trains
+the tiny model anew; otherwise the stored one is kept, since another machine's training would end in other
+bits.
 """
 
 import argparse
@@ -20,6 +21,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # transformers' quantisers are compiled
 
 try:
     import cases
+    import gguf  # noqa: F401  (second.py calls it; missed here rather than at the end)
     import models
     import numpy as np
     import oracle
@@ -31,7 +33,8 @@ try:
     from safetensors.torch import save as save_torch
 except ModuleNotFoundError as e:
     sys.exit(
-        f"error: torch and transformers must be installed; got no {e.name}; python -m pip install '.[oracle]'"
+        "error: torch, transformers and gguf must be installed; "
+        f"got no {e.name}; python -m pip install '.[oracle]'"
     )
 
 HERE = Path(__file__).resolve().parent
@@ -184,6 +187,10 @@ def other_files():
                 raise Disagreement(f"rosetta {name}: transformers packs otherwise")
             if len(w_q) % 4 == 0 and not np.array_equal(second.unpacked(data), w_q):
                 raise Disagreement(f"rosetta {name}: transformers unpacks otherwise")
+    found |= models.layouts()
+    unseen = [n for n in found if n.split("/")[1] in ("i2", "b3", "base3", "keras", "gpu", "torchao")]
+    unseen += [n for n in found if n.split("/")[1] in ("q2_0", "pq2_0", "ptq1_0") or "i2s" in n]
+    confirm_layouts(found)
     products = second.offline_products(
         found["products/x"],
         found["8x128/hf"],
@@ -197,14 +204,29 @@ def other_files():
             "file": "rosetta.safetensors",
             "case": "rosetta",
             "tags": "",
-            "about": "trits and the bytes that hold them: Hugging Face's rows, three I2_S layouts; a product",
+            "about": "trits and the bytes that hold them in fifteen layouts; a product",
             "tolerance": {"float32": 2e-6},
-            "second oracle": "transformers pack_weights, unpack_weights, AutoBitLinear offline, BitLinear",
+            "second oracle": "transformers pack_weights, unpack_weights, AutoBitLinear offline, BitLinear; "
+            "gguf TQ1_0, TQ2_0",
             "agreed to": {"float32": error},
-            "first oracle only": sorted(n for n in found if "i2s" in n),
-            "why not": "I2_S: no Python code of others exists",
+            "first oracle only": sorted(unseen),
+            "why not": "the others: no installable Python code of those who define them",
         }
     ]
+
+
+def confirm_layouts(found):
+    """Hugging Face's rows by transformers; TQ1_0 and TQ2_0, both ways and with other scales, by gguf."""
+    for at in ("layouts", "odd"):
+        if not np.array_equal(second.packed(found[f"{at}/w_q"]).reshape(-1), found[f"{at}/hf"]):
+            raise Disagreement(f"rosetta {at}/hf: transformers packs otherwise")
+    for kind in ("tq1_0", "tq2_0"):
+        w_q, data = found["layouts/w_q"], found[f"layouts/{kind}"]
+        if not np.array_equal(second.in_blocks(w_q, kind), data):
+            raise Disagreement(f"rosetta layouts/{kind}: gguf packs otherwise")
+        w_q, data, d = found["scaled/w_q"], found[f"scaled/{kind}"], found[f"scaled/{kind}_scale"]
+        if not np.array_equal(second.from_blocks(data, w_q.shape, kind), w_q * np.repeat(d, 256, axis=1)):
+            raise Disagreement(f"rosetta scaled/{kind}: gguf unpacks otherwise")
 
 
 def tiny(retrain):

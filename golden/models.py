@@ -6,6 +6,7 @@ rounding is at least MARGIN from a tie, so that no rounding error can move a cod
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import oracle
@@ -208,6 +209,100 @@ def _i2s(w_q, layout):
 
 def _tail(scale):
     return np.frombuffer(np.float32(scale).tobytes() + bytes(28), np.uint8)
+
+
+BLOCKS = {"tq1_0": 256, "tq2_0": 256, "q2_0": 64, "pq2_0": 128, "ptq1_0": 128}
+ODD = ("i2", "b3", "hf", "base3", "keras")  # take every shape
+
+
+def layouts():
+    """{name: array}: a matrix in all layouts, an odd one where it fits, blocks whose scales are not 1."""
+    rng, found = np.random.default_rng(13), {}
+    for at, rows, columns in (("layouts", 32, 256), ("odd", 7, 13), ("scaled", 3, 512)):
+        w_q = rng.choice(np.array([-1, 0, 1], np.int8), (rows, columns))
+        found[f"{at}/w_q"] = w_q
+        for name in ODD if at == "odd" else (*ODD, "gpu", "torchao") if at == "layouts" else ():
+            found[f"{at}/{name}"] = _trit_by_trit(w_q, name)
+        for name, size in BLOCKS.items() if at != "odd" else ():
+            d = np.ones((rows, columns // size), np.float32)
+            if at == "scaled":
+                d = rng.uniform(0.001, 3, d.shape).astype(np.float16).astype(np.float32)
+                found[f"{at}/{name}_scale"] = d
+            found[f"{at}/{name}"] = _in_blocks(w_q, d, name)
+    return found
+
+
+def _trit_by_trit(w_q, name):
+    """Bytes as sums: every trit adds its code, or its digit, at its place."""
+    (rows, columns), held = w_q.shape, {}
+    for row in range(rows):
+        for column in range(columns):
+            byte, worth = _place(row, column, rows, columns, name)
+            held.setdefault(byte, {})[worth] = _code(int(w_q[row, column]), name)
+    empty = {"hf": 0}.get(name, 1)  # the code of a trit that the matrix does not have
+    worths = (1, 3, 9, 27, 81) if name in ("b3", "base3", "keras") else (1, 4, 16, 64)
+    data = [sum(w * held[byte].get(w, empty) for w in worths) for byte in range(max(held) + 1)]
+    return np.array(data, np.uint8)
+
+
+def _code(trit, name):
+    return {"gpu": trit + 2, "torchao": trit % 4}.get(name, trit + 1)
+
+
+def _place(row, column, rows, columns, name):
+    """(number of the byte, what a code of 1 adds to it)."""
+    n = row * columns + column
+    if name == "i2":
+        return row * math.ceil(columns / 4) + column // 4, 4 ** (column % 4)
+    if name == "b3":
+        return row * math.ceil(columns / 5) + column // 5, 3 ** (column % 5)
+    if name == "base3":
+        return n // 5, 3 ** (n % 5)
+    if name == "keras":  # the kernel is stored transposed, and five neighbours share a byte along its inputs
+        return column // 5 * rows + row, 3 ** (column % 5)
+    if name == "hf":
+        blocks = math.ceil(rows / 4)
+        return row % blocks * columns + column, 4 ** (row // blocks)
+    if name == "torchao":
+        return n // 4, 4 ** (3 - n % 4)
+    # the GPU kernel: a thread loads 16 neighbours of a row; 32 threads, in this order, hold a tile of 16 x 32
+    tile = row // 16 * (columns // 32) + column // 32
+    thread = row % 16 // 8 * 16 + column % 32 // 16 * 8 + row % 8
+    return tile * 128 + thread * 4 + column % 4, 4 ** (column % 16 // 4)
+
+
+def _in_blocks(w_q, d, name):
+    """Blocks one after the other: GGUF's types, from ggml-common.h and ggml-quants.c."""
+    data, size = b"", BLOCKS[name]
+    for row in range(len(w_q)):
+        for i in range(w_q.shape[1] // size):
+            trits = [int(t) for t in w_q[row, i * size : (i + 1) * size]]
+            scale = np.float16(d[row, i]).tobytes()
+            if name in ("q2_0", "pq2_0"):
+                data += scale + bytes(
+                    sum((trits[4 * j + k] + 1) << 2 * k for k in range(4)) for j in range(size // 4)
+                )
+            elif name == "tq2_0":
+                data += bytes(
+                    sum((trits[128 * (j // 32) + 32 * k + j % 32] + 1) << 2 * k for k in range(4))
+                    for j in range(64)
+                )
+                data += scale
+            else:
+                data += _base_3(trits, (32, 16, 4) if name == "tq1_0" else (16, 8, 2)) + scale
+    return np.frombuffer(data, np.uint8)
+
+
+def _base_3(trits, stages):
+    """Five digits to a byte, four in the last stage, the first leading; as a fraction of 243, rounded up."""
+    data, begin = b"", 0
+    for stage, n in enumerate(stages):
+        digits = 4 if stage == 2 else 5
+        for m in range(n):
+            number = sum((trits[begin + k * n + m] + 1) * 3 ** (4 - k) for k in range(digits))
+            data += bytes([math.ceil(Fraction(256 * number, 243))])
+        begin += digits * n
+    return data
 
 
 # ---- a tiny trained model --------------------------------------------------------------------------------

@@ -169,6 +169,21 @@ def unpacked(data):
     return unpack_weights(torch.from_numpy(data.copy()), torch.float32).to(torch.int8).numpy()
 
 
+def in_blocks(w, kind):
+    """uint8: the gguf package's own quantiser of TQ1_0 and TQ2_0."""
+    import gguf
+
+    return gguf.quantize(w.astype(np.float32), gguf.GGMLQuantizationType[kind.upper()]).reshape(-1)
+
+
+def from_blocks(data, shape, kind):
+    """float32: the gguf package's own reader of them."""
+    import gguf
+
+    rows = data.reshape(shape[0], -1)
+    return gguf.dequantize(rows, gguf.GGMLQuantizationType[kind.upper()]).reshape(shape)
+
+
 def offline_products(x, data, w_q, multiplier, divisor):
     """y of the two packed classes: AutoBitLinear multiplies by weight_scale, BitLinear divides by it."""
     from transformers.integrations.bitnet import AutoBitLinear, BitLinear

@@ -95,6 +95,7 @@ def test_the_oracles_still_say_the_same():
     """golden/make.py --check: everything regenerated, both oracles, the stored files, the greedy text."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
     make = Path(golden.folder()) / "make.py"
     done = subprocess.run([sys.executable, str(make), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

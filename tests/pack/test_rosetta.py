@@ -166,6 +166,12 @@ def test_only_matrices(shape):
         unpack_i2s(np.zeros(64, np.uint8), shape, "128")
 
 
+def test_a_shape_whose_product_wraps():
+    """2^64 trits in 64 bits are none, and the tail alone would fit."""
+    with refusal("must have 4611686018427387936 bytes", 32):
+        unpack_i2s(np.zeros(32, np.uint8), (np.int64(2**32), np.int64(2**32)), "128")
+
+
 def test_unknown_layout():
     with refusal("layout must be one of 128, 64, 4row", "'256'"):
         pack_i2s(trits(0, 8, 64), 1.0, "256")

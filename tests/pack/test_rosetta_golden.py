@@ -35,3 +35,26 @@ def test_the_product_of_unpacked_trits(linear_class, multiplier, tol):
     w_scale = multiplier(HELD[f"products/weight_scale_{linear_class}"])
     y = ternary_linear(*absmax_int8(HELD["products/x"]), prepare(w_q, w_scale))
     assert error(y, HELD["products/y"]) <= tol["float32"]
+
+
+def held(at, name):
+    """(w_q, scale or 1, bytes) of golden/models.layouts."""
+    return HELD[f"{at}/w_q"], HELD.get(f"{at}/{name}_scale", 1.0), HELD[f"{at}/{name}"]
+
+
+OTHERS = [n.split("/") for n in HELD if n.split("/")[1] in rosetta.LAYOUTS and not n[0].isdigit()]
+
+
+def test_every_layout_has_golden_bytes():
+    named = {name for _, name in OTHERS} | {f"i2s_{layout}" for layout in rosetta.I2S}
+    assert named == set(rosetta.LAYOUTS)
+
+
+@pytest.mark.parametrize(("at", "name"), OTHERS)
+def test_layouts(at, name):
+    w_q, scale, data = held(at, name)
+    assert np.array_equal(rosetta.pack(name, w_q, scale), data)
+    found = rosetta.unpack(name, data, w_q.shape)
+    assert np.array_equal(found.w_q, w_q)
+    if rosetta.LAYOUTS[name].scales != "none":
+        assert np.array_equal(found.scale, np.broadcast_to(np.float32(scale), found.scale.shape))
