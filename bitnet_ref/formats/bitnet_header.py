@@ -40,6 +40,9 @@ LARGEST_LIST = 64            # ids that end a text
 AGAIN = "restore the file from a copy, or convert the model again"
 FOREIGN = "write the file with bitnet_ref.formats.bitnet"
 
+ZEROS = b"0" * 8             # in place of the header's checksum while it is computed
+CLAIM = re.compile(rb'"header_crc32"\s*:\s*"([0-9a-f]{8})"')        # in a text the quotes would be escaped
+
 Histograms = dict[str, tuple[int, int, int]]
 
 
@@ -99,7 +102,7 @@ def header(cfg: ModelConfig, packing: str, about: About, parts: list[Part], hist
     metadata = {"format": FORMAT, "version": VERSION, "packing": packing, "config": compact(asdict(cfg)),
                 "about": compact(about._asdict()),
                 "crc32": compact({p.name: f"{p.crc32:08x}" for p in parts}),
-                "histograms": compact(histograms), "header_crc32": "0" * 8}
+                "histograms": compact(histograms), "header_crc32": ZEROS.decode()}
     table: dict[str, Any] = {METADATA: metadata}
     end = 0
     for p in parts:
@@ -107,7 +110,7 @@ def header(cfg: ModelConfig, packing: str, about: About, parts: list[Part], hist
         end += p.n_bytes
     text = compact(table).encode()
     text += b" " * (n_bytes - len(text))
-    return text.replace(_claim("0" * 8), _claim(f"{zlib.crc32(text):08x}"), 1)
+    return CLAIM.sub(lambda m: m[0].replace(ZEROS, f"{zlib.crc32(text):08x}".encode()), text)
 
 
 def compact(record: Any) -> str:
@@ -117,10 +120,6 @@ def compact(record: Any) -> str:
     except (ValueError, TypeError, RecursionError) as e:
         check(False, "settings of a model must be what JSON can hold", str(e)[:100], "leave them out")
         raise
-
-
-def _claim(digits: str) -> bytes:
-    return b'"header_crc32":"' + digits.encode() + b'"'
 
 
 def file_bytes(cfg: ModelConfig, packing: str = "rans", bits: float | None = None, floats: str = "F32",
@@ -163,11 +162,12 @@ def is_ours(metadata: Any) -> bool:
 
 
 def _check_header_crc(file: Path, text: bytes, digits: str) -> None:
-    claim = _claim(digits) if re.fullmatch("[0-9a-f]{8}", digits) else b""
-    check(bool(claim) and text.count(claim) == 1, f"{file} must have a header_crc32 of 8 hex digits, once",
+    """The header's own checksum: of its bytes, the eight digits in them being zeros."""
+    found = CLAIM.findall(text)
+    check(found == [digits.encode()], f"{file} must have a header_crc32 of 8 hex digits, once",
           repr(digits)[:50], AGAIN)
-    found = f"{zlib.crc32(text.replace(claim, _claim('0' * 8))):08x}"
-    check(found == digits, f"the header of {file} must have the header_crc32 that it states, {digits}", found,
+    crc32 = f"{zlib.crc32(CLAIM.sub(lambda m: m[0][:-9] + ZEROS + m[0][-1:], text)):08x}"
+    check(crc32 == digits, f"the header of {file} must have the header_crc32 that it states, {digits}", crc32,
           AGAIN)
 
 
