@@ -21,6 +21,7 @@ from strategies import small_config, small_params
 from tiny import own_cache, refusal  # noqa: F401
 
 from bitnet_ref.bench import golden
+from bitnet_ref.checks import CheckError
 from bitnet_ref.config import PRESETS
 from bitnet_ref.formats import bitnet, hf
 from bitnet_ref.formats import bitnet_header as head
@@ -416,6 +417,37 @@ def test_any_bytes_are_refused(tmp_path_factory, data):
     path.write_bytes(data)
     with refusal("chance.bitnet"):
         open_bitnet(path)
+
+
+VALUES = st.recursive(st.none() | st.booleans() | st.integers(-9, 1 << 66) | st.text(max_size=4) | st.floats()
+                      | st.sampled_from(["F32", "U8", "BF16", "{}", "[]", "i2", "b3", "\ud800", "0" * 8]),
+                      lambda inner: st.lists(inner, max_size=3)
+                      | st.dictionaries(st.text(max_size=4), inner, max_size=2))
+
+
+@given(data=st.data(), bits=st.sampled_from(list(PACKINGS)))
+def test_any_field_of_any_value_is_refused_or_harmless(tmp_path_factory, data, bits):
+    """One value anywhere in the header, nested JSON too, becomes another; all checksums are right."""
+    folder = tmp_path_factory.getbasetemp()
+    path = written(folder, bits)
+    table, rest = header_of(path)
+    meta_ = table["__metadata__"]
+    nested = data.draw(st.sampled_from([None, "config", "about", "crc32", "histograms"]))
+    place = holder = table if nested is None else json.loads(meta_[nested])
+    for _ in range(data.draw(st.integers(0, 2))):
+        values = place.values() if isinstance(place, dict) else place
+        inner = [v for v in values if isinstance(v, dict | list) and v]
+        place = data.draw(st.sampled_from(inner)) if inner else place
+    key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    place[key] = data.draw(VALUES)
+    if nested is not None:
+        meta_[nested] = json.dumps(holder)
+    if not isinstance(table.get("__metadata__"), dict):
+        table["__metadata__"] = {}
+    try:
+        read_all(sealed(folder / "b.bitnet", table, rest))
+    except CheckError as e:
+        tiny.assert_three_parts(e)
 
 
 def test_a_file_cut_after_it_was_opened(tmp_path):

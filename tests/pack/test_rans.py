@@ -170,6 +170,15 @@ def test_the_compiled_code_writes_the_same_bytes(seed, n, k, p):
     np.testing.assert_array_equal(compiled.pack_rans(w_q), rans.pack_rans(w_q))
 
 
+@pytest.mark.parametrize("p", [(1, 8000, 1), (1, 1, 8000), (1, 0, 20000), (3, 2, 3)])
+def test_twins_at_the_edges_of_a_state(p):
+    """Rare trits have frequencies of some units, so a state is often just at the bound of 64 bits."""
+    w_q = trits(9, (200, 500), p)
+    packed = rans.pack_rans(w_q)
+    np.testing.assert_array_equal(compiled.pack_rans(w_q), packed)
+    np.testing.assert_array_equal(rans.unpack_rans(packed, w_q.shape), w_q)
+
+
 @given(data=st.binary(max_size=200), n=st.integers(1, 9), k=st.integers(1, 90), f=shares)
 def test_both_say_the_same_of_any_bytes(data, n, k, f):
     """Frequencies and states that pass the first checks, then words of chance: the same trits or refusal."""
