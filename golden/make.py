@@ -1,7 +1,7 @@
 """python golden/make.py            writes the golden tensors
 python golden/make.py --check    regenerates everything in memory and compares it with what is stored
 
-Needs torch, transformers and gguf (the extra `oracle`); these four files are the project's only code that
+Needs torch, transformers and gguf (the extra `oracle`); these files are the project's only code that
 needs torch, and they import nothing of bitnet_ref. Every case is computed by oracle.py and confirmed by
 somebody else's code where that can express it; the two must agree, or nothing is written. `--retrain` trains
 the tiny model anew; otherwise the stored one is kept, since another machine's training would end in other
@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # transformers' quantisers are compiled otherwise
 
 try:
+    import bitnet_file
     import cases
     import gguf  # noqa: F401  (second.py calls it; missed here rather than at the end)
     import models
@@ -305,6 +306,39 @@ def _unpacked_tiny(held):
     return params
 
 
+def tiny_bitnet(data):
+    """The same model as a .bitnet file. Trits, scales and bfloat16 as they are."""
+    held = load_torch(data)
+    matrices, floats = {}, {}
+    for name, size in oracle.tensor_shapes(models.TINY).items():
+        t = held[_hf_name(name)]
+        if t.dtype == torch.uint8:
+            trits = second.unpacked(t.numpy())[: size[0]]
+            matrices[name] = (trits.astype(np.int8), held[_hf_name(name) + "_scale"].float().item())
+        else:
+            floats[name] = ("BF16", list(t.shape), t.contiguous().view(torch.uint8).numpy().tobytes())
+    s = models.TINY
+    config = {
+        "vocab_size": s.vocab,
+        "d_model": s.width,
+        "n_layers": s.layers,
+        "n_heads": s.heads,
+        "n_kv_heads": s.kv_heads,
+        "d_ff": s.ffn,
+        "context": 512,
+        "norm": s.norm,
+        "inner_gain": False,
+        "glu": s.glu,
+        "linear": "ternary",
+        "head": "full",
+        "tied_embeddings": s.tied,
+        "rope_theta": s.theta,
+        "norm_eps": s.eps,
+        "init_std": 0.02,
+    }
+    return bitnet_file.bitnet_file(config, "tiny", floats, matrices)
+
+
 def _tiny_config():
     s = models.TINY
     return {
@@ -352,6 +386,7 @@ def everything(retrain):
     made |= {
         "tiny/model.safetensors": data,
         "tiny/config.json": _json(config),
+        "tiny.bitnet": tiny_bitnet(data),
         "greedy.txt": text.encode(),
         "train10.json": _json(record),
     }
@@ -435,6 +470,8 @@ def check(made, entries, tables):
             largest = max(largest, agree({name: stored[name]}, {name: a}, allowed, stem) / allowed)
     figures = (models.figures(json.loads(data)) for data in (_stored("train10.json"), made["train10.json"]))
     largest = max(largest, agree(*figures, 1e-12, "train10.json") / 1e-12)
+    if _stored("tiny.bitnet") != made["tiny.bitnet"]:
+        raise Disagreement("tiny.bitnet: the stored model is packed otherwise")
     if _stored("greedy.txt") != made["greedy.txt"]:
         raise Disagreement("greedy.txt: the stored model writes another text")
     if _told(json.loads(_stored("manifest.json"))["cases"]) != _told(entries):

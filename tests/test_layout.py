@@ -19,7 +19,7 @@ REQUIRED = {"pyproject.toml", "bitnet_ref", "tests", "golden", "docs", "README.m
 BESIDE_THE_LAYERS = {"quant"}                             # ops that live one level up
 # What a backend has besides ops: host features, device memory, and the whole-model paths.
 BESIDE_THE_OPS = {"isa", "device", "memory", "workspace", "prefill", "decode_step", "train_step", "cache",
-                  "bf16", "tiles", "vectors", "threads", "frame", "atomics", "program", "whole"}
+                  "bf16", "rans", "tiles", "vectors", "threads", "frame", "atomics", "program", "whole"}
 
 
 def stems(folder, pattern="*.py"):

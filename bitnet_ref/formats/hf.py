@@ -4,7 +4,7 @@ Reads what public BitNets are published as: trits packed by rows (2B4T; the tern
 weight_scale is the reciprocal), float masters (2B4T bf16, 1bitLLM), and plain LLaMAs. Headers are read and
 agreed with the config first; tensors then come one by one. docs/formats/hf.md is the specification.
 Port note: one name, weight_scale, two meanings. quantization_config.linear_class decides, not the values.
-Read after: formats/hf_config. Read next: info.
+Read after: formats/hf_config. Read next: formats/bitnet_header.
 """
 
 import json

@@ -25,6 +25,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 LARGEST_HEADER = 1 << 24             # bytes; the largest published ones have about 2^17
 LARGEST_JSON = 1 << 26               # bytes of an index of shards
 BLOCK = 1 << 22                      # bytes read at a time
+METADATA = "__metadata__"            # the one name in a header that is no tensor's
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "download the file again, or restore it from a copy"
 
@@ -42,6 +43,14 @@ class Stored(NamedTuple):
     def here(self) -> bool:
         """Whether the file is long enough to hold it."""
         return self.end <= self.file.stat().st_size
+
+
+class Header(NamedTuple):
+    """What a file says of itself. `metadata`: what stands there, unchecked; `text`: the bytes of it all."""
+
+    tensors: dict[str, Stored]
+    metadata: Any
+    text: bytes
 
 
 def shards(folder: Path) -> dict[Path, list[str] | None]:
@@ -108,11 +117,29 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_header(file: Path, whole: bool = True) -> dict[str, Stored]:
-    """name -> Stored, from the header alone; `whole`: the file must have exactly the bytes that it declares.
+    """name -> Stored, from the header alone, as `read_whole_header` has it."""
+    return read_whole_header(file, whole).tensors
+
+
+def read_whole_header(file: Path, whole: bool = True) -> Header:
+    """The header; `whole`: the file must have exactly the bytes that it declares.
 
     Raises CheckError: unreadable, truncated, a header too long, not JSON, an unknown dtype, an absurd shape,
     offsets that overlap, leave holes or disagree with the shape.
     """
+    text, size = _header_text(file)
+    table = parse_json(text, f"the header of {file}")
+    check(isinstance(table, dict), f"the header of {file} must be a table", type(table).__name__, AGAIN)
+    start = 8 + len(text)
+    held = {name: _entry(file, name, entry, start) for name, entry in table.items() if name != METADATA}
+    end = _check_dense(file, held, start)
+    check(not whole or size == end, f"{file} must have the {end:,} bytes that its header declares",
+          f"{size:,}", AGAIN)
+    return Header(held, table.get(METADATA), text)
+
+
+def _header_text(file: Path) -> tuple[bytes, int]:
+    """The bytes of the header, at most LARGEST_HEADER, and the size of the file."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as f:
@@ -124,16 +151,9 @@ def read_header(file: Path, whole: bool = True) -> dict[str, Stored]:
             text = f.read(length)
             check(len(text) == length, f"{file} must hold its header of {length} bytes", f"{size} bytes",
                   AGAIN)
+            return text, size
     except OSError as e:
         raise unreadable(file, e) from None
-    table = parse_json(text, f"the header of {file}")
-    check(isinstance(table, dict), f"the header of {file} must be a table", type(table).__name__, AGAIN)
-    start = 8 + length
-    held = {name: _entry(file, name, entry, start) for name, entry in table.items() if name != "__metadata__"}
-    end = _check_dense(file, held, start)
-    check(not whole or size == end, f"{file} must have the {end:,} bytes that its header declares",
-          f"{size:,}", AGAIN)
-    return held
 
 
 def _entry(file: Path, name: str, entry: Any, start: int) -> Stored:

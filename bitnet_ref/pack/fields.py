@@ -3,7 +3,7 @@
 Such a layout is a cutting of the matrix into boxes and an order of their axes, so it is data (an `Order`):
 the same few lines pack and unpack all of them, and no index is computed.
 Port note: what shares a byte is the first axis of `Order.of`; bytes follow each other as the rest do.
-Read after: pack/b3. Read next: pack/blocks.
+Read after: pack/rans. Read next: pack/blocks.
 """
 
 import math

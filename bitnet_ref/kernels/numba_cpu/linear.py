@@ -4,7 +4,7 @@ Every output of a forward product is one chain of fused multiply-adds in the ord
 which sum over tokens or a vocabulary, are summed in parts of DEPTH. So they are the same bits for any number
 of rows or threads. What is packed into the block decides which product it is: a matrix of floats as it
 lies or transposed, trits times their scale, int8 codes with theirs or without.
-Read after: kernels/numba_cpu/quant. Read next: kernels/numba_cpu/bitlinear.
+Read after: kernels/numba_cpu/rans. Read next: kernels/numba_cpu/bitlinear.
 """
 
 from typing import Any, NamedTuple

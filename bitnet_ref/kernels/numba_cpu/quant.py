@@ -2,7 +2,7 @@
 
 The largest magnitude is taken over the bits of the floats as integers: a reduction that vectorises, is exact
 in any order, and in which NaN lies above infinity, so that what is not finite is found for nothing.
-Read after: kernels/numba_cpu/threads. Read next: kernels/numba_cpu/linear.
+Read after: kernels/numba_cpu/threads. Read next: kernels/numba_cpu/rans.
 """
 
 from typing import Any
