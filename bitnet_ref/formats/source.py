@@ -34,7 +34,7 @@ class Source(NamedTuple):
     """An opened model. `storage`: how its matrices are stored, in words."""
 
     path: Path
-    kind: str                            # run, hf, bitnet or gguf
+    kind: str                            # run, hf, bitnet, gguf or memory
     storage: str
     cfg: ModelConfig
     about: About
@@ -65,12 +65,21 @@ def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
 
 def weights(source: Source) -> Weights:
     """All of it, ready for Transformer(cfg, weights, ops); floats are float32 in memory."""
-    table = Weights({spec.name: t if isinstance(t, Trits) else np.asarray(t, np.float32)
-                     for spec, t in tensors(source)})
+    table = Weights({spec.name: in_memory(t) for spec, t in tensors(source)})
     if source.cfg.tied_embeddings:
         head = table["embedding"]
         table["head"] = Trits(*absmean_ternary(head)) if source.cfg.head == "ternary" else head
     return table
+
+
+def in_memory(t: Any) -> np.ndarray | Trits:
+    """What a model runs on: Trits as they are, floats as float32."""
+    return t if isinstance(t, Trits) else np.asarray(t, np.float32)
+
+
+def of_weights(cfg: ModelConfig, held: Weights, name: str = "model", tokenizer: str | None = None) -> Source:
+    """A model in memory as a Source, for the writers."""
+    return Source(Path(name), "memory", "in memory", cfg, About(name), tokenizer, held.__getitem__)
 
 
 def open_run(path: str | Path) -> Source:

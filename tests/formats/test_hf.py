@@ -15,7 +15,9 @@ from tiny import refusal
 from bitnet_ref.config import PRESETS
 from bitnet_ref.formats import hf, safetensors_stream
 from bitnet_ref.formats.hf_config import parse_config, read_config
+from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.safetensors_stream import LARGEST_HEADER, blocks, read_header, rows
+from bitnet_ref.formats.source import of_weights
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
 from bitnet_ref.model.params import param_specs
@@ -38,7 +40,7 @@ def packed(folder, norm="sub", glu="relu2", tied=True, inverse=False, seed=0):
     """(cfg, weights) of a small model, written to `folder`."""
     cfg = small_config(norm=norm, glu=glu, tied_embeddings=tied, init_std=0.02)
     weights = ternarise(cfg, small_params(cfg, seed, np.float32), OPS)
-    hf.write_packed(folder, cfg, weights, inverse)
+    write_hf(folder, of_weights(cfg, weights), "divide" if inverse else "multiply")
     return cfg, weights
 
 
@@ -204,8 +206,8 @@ def test_the_hub_keeps_files_as_links_into_its_blobs(tmp_path):
 def test_tensors_come_one_by_one_and_rows_by_themselves(tmp_path):
     cfg, weights = packed(tmp_path)
     opened = hf.open_folder(tmp_path)
-    assert [name for name, _ in hf.tensors(opened)] == [s.name for s in param_specs(cfg)]
-    assert [name for name, _ in hf.tensors(opened, ["final_norm"])] == ["final_norm"]
+    assert list(opened.stored) == [s.name for s in param_specs(cfg)]
+    assert hf.tensor(opened, "final_norm").dtype == BF16
     ids = np.array([3, 0, 3])
     np.testing.assert_array_equal(hf.embedding_rows(opened, ids), rounded(weights["embedding"])[ids])
     np.testing.assert_array_equal(np.concatenate(list(hf.head_rows(opened))), rounded(weights["embedding"]))
@@ -337,13 +339,15 @@ def test_a_folder_without_a_part(missing, tmp_path):
 
 
 def test_layouts_that_hugging_face_has_no_class_for(tmp_path):
-    for given in ({"norm": "inner"}, {"linear": "full"}, {"head": "ternary"}):
+    for given, words in (({"norm": "inner"}, "no class"), ({"linear": "full"}, "storage must be full"),
+                         ({"head": "ternary"}, "no class")):
         cfg = small_config(**given)
-        with refusal("Hugging Face has no class"):
-            hf.write_packed(tmp_path, cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS))
+        with refusal(words):
+            weights = ternarise(cfg, small_params(cfg, 0, np.float32), OPS)
+            write_hf(tmp_path, of_weights(cfg, weights), "multiply")
     cfg = small_config(d_ff=18)
     with refusal("w_gate", "multiple of 4"):
-        hf.write_packed(tmp_path, cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS))
+        write_hf(tmp_path, of_weights(cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS)))
 
 
 # --- damaged files -----------------------------------------------------------------------------------------
