@@ -2,7 +2,7 @@
 
 The library huggingface_hub (extra `hub`) downloads, resumes and caches; here is what to ask it for, and what
 its errors mean to a user. Only configs, tokenizers and safetensors are fetched: no pickles, no code.
-HF_ENDPOINT is the hub's address, HF_HOME has its cache; a download that broke off is never taken for a whole one.
+HF_ENDPOINT is the hub's address, HF_HOME has its cache. Half a download is never taken for a whole one.
 Read after: formats/hf_write. Read next: info.
 """
 
