@@ -1,8 +1,8 @@
 """formats/hf and hf_write against transformers, both ways: its folders are read here, ours are loaded there.
 
-Numbers in float32. Prompts are chosen by rule 7 of the numerics: no value before a rounding is within MARGIN of
-a tie, and at every step of the text the likeliest token leads by LEAD of the largest logit; then logits must
-agree to 1e-5 of the largest, and 64 greedy tokens must be the same ones.
+Numbers in float32. Prompts are chosen so (docs/numerics.md, NU.14) that no value before a rounding is within
+MARGIN of a tie, and that at every step the likeliest token leads by LEAD of the largest logit; then logits
+must agree to 1e-5 of the largest, and 64 greedy tokens must be the same ones.
 """
 
 import gc
@@ -53,7 +53,7 @@ def torch(monkeypatch):
 
 
 def with_margin(seen):
-    """The reference's ops; the smallest distance of each quantised input from a tie goes to the list `seen`."""
+    """The reference's ops; how near each quantised input comes to a tie goes to the list `seen`."""
     def absmax_int8(x):
         z = x * (127 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
         seen.append(float(np.abs(z - np.floor(z) - 0.5).min()))
@@ -146,8 +146,9 @@ def bitnet_by_transformers(torch, folder, storage):
     torch.manual_seed(0)
     model = transformers.BitNetForCausalLM(transformers.BitNetConfig(
         vocab_size=96, hidden_size=32, intermediate_size=88, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=1, hidden_act="relu2", initializer_range=0.5, rope_theta=500000.0, rms_norm_eps=1e-5,
-        max_position_embeddings=80, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2))
+        num_key_value_heads=1, hidden_act="relu2", initializer_range=0.5, rope_theta=500000.0,
+        rms_norm_eps=1e-5, max_position_embeddings=80,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2))
     off_the_threshold(torch, model)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -197,7 +198,7 @@ def test_a_llama_of_transformers(torch, given, tmp_path):
 
 @pytest.mark.nightly
 def test_a_llama_of_the_shape_of_tinyllama(torch, tmp_path):
-    """1.1 billion weights. No codes, so nothing can flip: any prompt will do; ours runs on the fast backend."""
+    """1.1 billion weights. No codes, so nothing flips: any prompt will do. Ours runs on the fast backend."""
     import transformers
 
     torch.manual_seed(0)
@@ -254,7 +255,9 @@ BITNET, LLAMA = {"norm": "sub", "glu": "relu2"}, {"norm": "pre", "tied_embedding
     ("masters", {**BITNET, "masters": False, "glu": "swiglu"}, {}, "AutoBitLinear"),
     ("full", {**LLAMA, "linear": "full"}, {"shard_bytes": 9000}, "Linear"),
     ("full", {**LLAMA, "linear": "full", "tied_embeddings": True}, {"dtype": "float32"}, "Linear"),
-    ("full", {**BITNET, "linear": "full"}, {}, "Linear")], ids=str)
+    ("full", {**BITNET, "linear": "full"}, {}, "Linear")],
+    ids=[f"{storage}-{i}" for storage in ("multiply", "divide", "masters", "full") for i in range(
+        2 + (storage in ("masters", "full")))])
 def test_what_we_write_is_loaded_there(torch, storage, given, options, linear, tmp_path):
     source = model_in_memory(**given)
     written = write_hf(tmp_path / "model", source, storage, **options)
