@@ -40,6 +40,7 @@ from bitnet_ref.quant import absmean_ternary
 PACKED = ("multiply", "divide")
 ALIASES = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # tables that old files carry
+SHARE = 1 << 20                      # entries looked at, or converted, at a time
 SCALE = "_scale"                     # of q_proj.weight: q_proj.weight_scale
 
 
@@ -73,7 +74,7 @@ def open_folder(path: str | Path) -> Checkpoint:
     folder = Path(path)
     config, held = read_config(folder), headers(folder)
     for d in disagreements(config, held):
-        raise CheckError(f"{d.name} {d.rule}; got {d.got}; "
+        raise CheckError(f"{d.name} {d.rule}; got {d.got} in {folder}; "
                          "for all faults of the folder run python -m bitnet_ref.conform hf")
     specs = {s.name: s for s in param_specs(config.model)}
     names = {s.name: file_name(s, held) for s in specs.values()}
@@ -160,7 +161,7 @@ def tensor(checkpoint: Checkpoint, name: str) -> np.ndarray | Trits:
     """
     t, spec, storage = checkpoint.stored[name], checkpoint.specs[name], checkpoint.config.storage
     if spec.ternary and storage in PACKED:
-        return Trits(_unpacked(name, t, spec.shape[0]), multiplier(checkpoint.scales[name], storage))
+        return Trits(_unpacked(name, t, spec.shape[0]), multiplier(name, checkpoint.scales[name], storage))
     w = floats(checkpoint, name)
     return Trits(*absmean_ternary(w.astype(np.float32, copy=False))) if spec.ternary else w
 
@@ -169,7 +170,7 @@ def floats(checkpoint: Checkpoint, name: str) -> np.ndarray:
     """One tensor of floats in its stored dtype; of a ternary matrix, the masters. Raises CheckError: NaN."""
     t = checkpoint.stored[name]
     check(t.dtype in FLOATS, f"{name} must be stored as floats", t.dtype, "read it as trits")
-    return _finite(name, array(t))
+    return _finite(name, t, array(t))
 
 
 def _unpacked(name: str, t: Stored, n_rows: int) -> np.ndarray:
@@ -179,34 +180,39 @@ def _unpacked(name: str, t: Stored, n_rows: int) -> np.ndarray:
         raise CheckError(f"{name} in {t.file.name}: {e}") from None
 
 
-def multiplier(scale: Stored, storage: str) -> np.float32:
+def multiplier(name: str, scale: Stored, storage: str) -> np.float32:
     """What a stored weight_scale means for trits: itself, or its reciprocal. Raises CheckError: no scale."""
     value = np.float32(array(scale).reshape(-1)[0])
-    check(bool(np.isfinite(value) and value > 0), "a weight_scale must be positive and finite", value,
-          f"download {scale.file.name} again")
-    return value if storage == "multiply" else 1 / value
+    with np.errstate(divide="ignore", over="ignore"):
+        found = value if storage == "multiply" else 1 / value
+    check(bool(0 < value < np.inf and 0 < found < np.inf),
+          f"{name} in {scale.file.name}: its weight_scale must be positive and finite", value,
+          "download the file again")
+    return found
 
 
-def _finite(name: str, x: np.ndarray) -> np.ndarray:
-    """x, looked at a few rows at a time: nothing of its size is made."""
-    step = max(1, (1 << 20) // max(1, math.prod(x.shape[1:])))
+def _finite(name: str, t: Stored, x: np.ndarray) -> np.ndarray:
+    """x of `t`, looked at a few rows at a time: nothing of its size is made."""
+    step = max(1, SHARE // max(1, math.prod(x.shape[1:])))
     for begin in range(0, len(x), step):
         block = np.asarray(x[begin:begin + step], np.float64 if x.dtype == np.float64 else np.float32)
         ok = bool(np.isfinite(block.min()) and np.isfinite(block.max()))        # NaN passes through both
-        check(ok, f"{name} must be finite", "NaN or infinity", "download the checkpoint again")
+        check(ok, f"{name} in {t.file.name} must be finite", "NaN or infinity", "download the file again")
     return x
 
 
 def embedding_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """ids int (T,)  ->  float32 (T, D).   Only these rows are read."""
-    return _finite("embedding", np.asarray(rows(checkpoint.stored["embedding"])[ids], np.float32))
+    t = checkpoint.stored["embedding"]
+    return _finite("embedding", t, np.asarray(rows(t)[ids], np.float32))
 
 
 def head_rows(checkpoint: Checkpoint) -> Iterator[np.ndarray]:
     """The output projection's rows in order, float32 (n, D) each, some MiB at a time."""
     head = "embedding" if checkpoint.config.model.tied_embeddings else "head"
-    for block in blocks(checkpoint.stored[head], 1 << 26):
-        yield _finite(head, np.asarray(block, np.float32))
+    t = checkpoint.stored[head]
+    for block in blocks(t, 1 << 26):
+        yield _finite(head, t, np.asarray(block, np.float32))
 
 
 def read(path: str | Path) -> tuple[ModelConfig, Weights]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.data.atomic import whole_file, whole_folder
-from bitnet_ref.formats.hf import PACKED, SCALE
+from bitnet_ref.formats.hf import PACKED, SCALE, SHARE
 from bitnet_ref.formats.hf_about import records
 from bitnet_ref.formats.hf_config import config_record
 from bitnet_ref.formats.safetensors_stream import INDEX, SINGLE
@@ -31,7 +31,6 @@ from bitnet_ref.quant import absmean_ternary
 FLOAT_TYPES: dict[str, tuple[str, Any]] = {                # transformers' word: the file's word, NumPy's type
     "bfloat16": ("BF16", ml_dtypes.bfloat16), "float32": ("F32", np.float32), "float16": ("F16", np.float16)}
 SHARD = 5_000_000_000                # bytes of tensors in a file
-SHARE = 1 << 20                      # entries converted at a time
 
 
 class Piece(NamedTuple):

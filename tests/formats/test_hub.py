@@ -155,7 +155,8 @@ def test_a_name_is_a_folder_and_what_is_none_is_explained(server, folder, tmp_pa
     got, want = read(good["folder"])[1], read(folder)[1]   # through the hub's own links
     assert got.keys() == want.keys()
     for error, words in zip(errors, (["no/such", "model on the hub", "neither"],
-                                     ["revision v9", "good/model"], ["gated/model", "terms"], ["old/pickles", "safetensors", "pickles"],
+                                     ["revision v9", "good/model"], ["gated/model", "terms"],
+                                     ["old/pickles", "safetensors", "pickles"],
                                      ["only/code", "safetensors"]), strict=True):
         assert_three_parts(error["error"], *words)
 
