@@ -1,7 +1,7 @@
 """Writes a Hugging Face folder that transformers loads: config, weights in one file or in shards, tokenizer.
 
-Shapes and dtypes follow from the config, so every header is written first and each tensor then goes to its
-place as it is read: the largest one is in memory, not the model. Storages are those of hf_config.STORAGES.
+Shapes and dtypes follow from the config, so every header is written first and each tensor then goes behind
+the last as it is read: the largest one is in memory, not the model. Storages are those of hf_config.STORAGES.
 The folder appears whole or not at all. docs/formats/hf.md says what each storage costs.
 Port note: AutoBitLinear multiplies by weight_scale, BitLinear divides by it: both are written.
 Read after: formats/hf. Read next: formats/hub.
@@ -127,40 +127,38 @@ def _index(files: dict[str, Shard]) -> bytes:
 
 
 def _write_file(f: BinaryIO, shard: Shard, work: _Work, told: Told | None) -> None:
-    """One safetensors file: the header, then every tensor at its place. Floats come first: bytes need no
-    alignment, floats do.
+    """One safetensors file: the header, then the tensors in its order.
+
+    Floats lie at multiples of their size, for packed widths are multiples of 4 and so are the bytes of trits.
     """
     pieces = [piece for _, pieces in shard for piece in pieces]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}    # transformers asks for this note
     end = 0
-    for piece in sorted(pieces, key=lambda piece: piece.dtype == "U8"):
+    for piece in pieces:
         header[piece.name] = {"dtype": piece.dtype, "shape": piece.shape,
                               "data_offsets": [end, end + piece.n_bytes]}
         end += piece.n_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     f.write(len(text).to_bytes(8, "little") + text)
-    start = f.tell()
-    for spec, parts in shard:
-        for piece, blocks in zip(parts, _contents(spec, work)):
-            f.seek(start + header[piece.name]["data_offsets"][0])
-            for block in blocks:
-                f.write(block.reshape(-1).view(np.uint8).data)
+    for spec, _ in shard:
+        for block in _contents(spec, work):
+            f.write(block.reshape(-1).view(np.uint8).data)
         if told:
             told(spec.name)
 
 
-def _contents(spec: Spec, work: _Work) -> Iterator[Iterator[np.ndarray]]:
-    """The blocks of each piece of a tensor, contiguous, in the file's dtypes."""
+def _contents(spec: Spec, work: _Work) -> Iterator[np.ndarray]:
+    """The pieces of a tensor in the file's dtypes, contiguous, in parts."""
     if spec.ternary and work.storage == "masters":
-        yield _masters(spec, work)
+        yield from _masters(spec, work)
         return
     held = work.source.read(spec.name)
     if isinstance(held, Trits):
-        yield iter([pack_hf(held.w_q)])
-        yield iter([_scale(spec.name, np.float32(held.w_scale), work)])
+        yield pack_hf(held.w_q)
+        yield _scale(spec.name, np.float32(held.w_scale), work)
     else:
-        yield _rounded(spec.name, held, work)
+        yield from _rounded(spec.name, held, work)
 
 
 def _scale(name: str, w_scale: np.float32, work: _Work) -> np.ndarray:
