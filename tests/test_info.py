@@ -144,7 +144,7 @@ def test_the_state_of_others_is_refused(run, tmp_path):
 
 def test_a_hugging_face_folder_is_described_by_its_config(run, tmp_path):
     cfg = PRESETS["2b4t"].model
-    (tmp_path / "config.json").write_text(json.dumps(config_record(cfg, inverse_scale=False)))
+    (tmp_path / "config.json").write_text(json.dumps(config_record(cfg)))
     (tmp_path / hf.SINGLE).touch()                         # not even its header is read
     _, out, _ = run("--model", tmp_path, "--json")
     assert json.loads(out)["config"] == cfg.__dict__

@@ -22,6 +22,7 @@ from bitnet_ref.config import ModelConfig
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
+from bitnet_ref.formats.source import in_memory
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model.block import Plan, block, build
 from bitnet_ref.model.layout import Entry
@@ -48,7 +49,8 @@ def source(path: str | Path) -> Source:
     if hf.is_folder(path):
         opened = hf.open_folder(path)
         return Source(opened.config.model, lambda ids: hf.embedding_rows(opened, ids),
-                      lambda names: Weights(hf.tensors(opened, names)), lambda: hf.head_rows(opened))
+                      lambda names: Weights({n: in_memory(hf.tensor(opened, n)) for n in names}),
+                      lambda: hf.head_rows(opened))
     checkpoint = latest(path)
     state = read_state(checkpoint)
     cfg = model_config(state)

@@ -24,7 +24,8 @@ from bitnet_ref.conform.homework import INVERSE, MODELS, Homework, homework
 from bitnet_ref.conform.judge import Judge
 from bitnet_ref.conform.training_slots import Hyper
 from bitnet_ref.data.atomic import unreadable, unwritable, whole_file
-from bitnet_ref.formats.hf import write_packed
+from bitnet_ref.formats.hf_write import write_hf
+from bitnet_ref.formats.source import of_weights
 from bitnet_ref.model.weights import Trits
 from bitnet_ref.pack import rosetta
 
@@ -176,7 +177,8 @@ def _hf(folder: Path, work: Homework, layout: str) -> None:
     from safetensors.numpy import save
 
     for model, cfg in MODELS.items():
-        write_packed(folder / model, cfg, work.weights[model], inverse_scale=INVERSE[model])
+        write_hf(folder / model, of_weights(cfg, work.weights[model]),
+                 "divide" if INVERSE[model] else "multiply")
     _write(folder / "probes.safetensors", save({n: np.asarray(t, order="C") for n, t in work.probes.items()}))
 
 

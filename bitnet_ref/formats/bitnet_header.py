@@ -3,7 +3,7 @@
 A plan, made of the config alone, serves three times: it bounds the room that the writer leaves for a header
 that it cannot know yet, the reader compares a stranger's header with it, and it is the formula of the size.
 docs/formats/bitnet.md is the specification.
-Read after: formats/hf. Read next: formats/bitnet.
+Read after: formats/hub. Read next: formats/bitnet.
 """
 
 import json

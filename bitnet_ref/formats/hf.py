@@ -4,41 +4,43 @@ Reads what public BitNets are published as: trits packed by rows (2B4T; the tern
 weight_scale is the reciprocal), float masters (2B4T bf16, 1bitLLM), and plain LLaMAs. Headers are read and
 agreed with the config first; tensors then come one by one. docs/formats/hf.md is the specification.
 Port note: one name, weight_scale, two meanings. quantization_config.linear_class decides, not the values.
-Read after: formats/hf_config. Read next: formats/bitnet_header.
+Read after: formats/hf_about. Read next: formats/hf_write.
 """
 
-import json
+import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
-from safetensors.numpy import save
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig
-from bitnet_ref.data.atomic import whole_file
-from bitnet_ref.formats.hf_config import HfConfig, config_record, read_config
+from bitnet_ref.formats.hf_about import read_about, tokenizer_text
+from bitnet_ref.formats.hf_config import STORAGES, HfConfig, read_config
 from bitnet_ref.formats.safetensors_stream import (
     FLOATS,
     INDEX,
     SINGLE,
     Stored,
+    array,
     blocks,
     read_header,
     rows,
     shards,
 )
+from bitnet_ref.formats.source import Source, weights
 from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import Trits, Weights
-from bitnet_ref.pack.rosetta import pack_hf, unpack_hf
+from bitnet_ref.pack.rosetta import unpack_hf
 from bitnet_ref.quant import absmean_ternary
 
 PACKED = ("multiply", "divide")
 ALIASES = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # tables that old files carry
+SHARE = 1 << 20                      # entries looked at, or converted, at a time
 SCALE = "_scale"                     # of q_proj.weight: q_proj.weight_scale
 
 
@@ -72,7 +74,7 @@ def open_folder(path: str | Path) -> Checkpoint:
     folder = Path(path)
     config, held = read_config(folder), headers(folder)
     for d in disagreements(config, held):
-        raise CheckError(f"{d.name} {d.rule}; got {d.got}; "
+        raise CheckError(f"{d.name} {d.rule}; got {d.got} in {folder}; "
                          "for all faults of the folder run python -m bitnet_ref.conform hf")
     specs = {s.name: s for s in param_specs(config.model)}
     names = {s.name: file_name(s, held) for s in specs.values()}
@@ -138,82 +140,82 @@ def _kind(t: Stored | None) -> str:
     return "none" if t is None else f"{t.dtype} {t.shape}"
 
 
-def tensors(checkpoint: Checkpoint, names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """(our name, array float32 or Trits) one by one, all or the named ones; nothing of the last is held."""
-    for name in checkpoint.stored if names is None else names:
-        yield name, tensor(checkpoint, name)
+def open_hf(path: str | Path) -> Source:
+    """A Hugging Face folder as a Source. Floats come as they are stored, masters of trits from `master`.
+
+    Raises CheckError as `open_folder`, and for small files that are damaged or absurd; what `read` and
+    `master` return is checked when it is read: NaN, a code 3, no scale.
+    """
+    folder = Path(path)
+    opened = open_folder(folder)
+    config = opened.config
+    master = partial(floats, opened) if config.storage == "masters" else None
+    return Source(folder, "hf", STORAGES[config.storage], config.model, read_about(folder, config),
+                  tokenizer_text(folder), partial(tensor, opened), master)
 
 
 def tensor(checkpoint: Checkpoint, name: str) -> np.ndarray | Trits:
-    """One tensor by our name: float32, or Trits whose scale multiplies. Raises CheckError: NaN, a code 3."""
+    """One tensor by our name: Trits whose scale multiplies, or floats in their stored dtype.
+
+    Raises CheckError: NaN, a code 3.
+    """
     t, spec, storage = checkpoint.stored[name], checkpoint.specs[name], checkpoint.config.storage
     if spec.ternary and storage in PACKED:
-        return Trits(_unpacked(name, t, spec.shape[0]), multiplier(checkpoint.scales[name], storage))
-    w = _finite(name, np.array(rows(t), np.float32))
-    return Trits(*absmean_ternary(w)) if spec.ternary else w
+        return Trits(_unpacked(name, t, spec.shape[0]), multiplier(name, checkpoint.scales[name], storage))
+    w = floats(checkpoint, name)
+    return Trits(*absmean_ternary(w.astype(np.float32, copy=False))) if spec.ternary else w
+
+
+def floats(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    """One tensor of floats in its stored dtype; of a ternary matrix, the masters. Raises CheckError: NaN."""
+    t = checkpoint.stored[name]
+    check(t.dtype in FLOATS, f"{name} must be stored as floats", t.dtype, "read it as trits")
+    return _finite(name, t, array(t))
 
 
 def _unpacked(name: str, t: Stored, n_rows: int) -> np.ndarray:
     try:
-        return unpack_hf(rows(t), n_rows)
+        return unpack_hf(array(t), n_rows)
     except CheckError as e:
-        raise CheckError(f"{name}: {e}") from None
+        raise CheckError(f"{name} in {t.file.name}: {e}") from None
 
 
-def multiplier(scale: Stored, storage: str) -> np.float32:
+def multiplier(name: str, scale: Stored, storage: str) -> np.float32:
     """What a stored weight_scale means for trits: itself, or its reciprocal. Raises CheckError: no scale."""
-    value = np.float32(rows(scale).reshape(-1)[0])
-    check(bool(np.isfinite(value) and value > 0), "a weight_scale must be positive and finite", value,
-          f"download {scale.file.name} again")
-    return value if storage == "multiply" else 1 / value
+    value = np.float32(array(scale).reshape(-1)[0])
+    with np.errstate(divide="ignore", over="ignore"):
+        found = value if storage == "multiply" else 1 / value
+    check(bool(0 < value < np.inf and 0 < found < np.inf),
+          f"{name} in {scale.file.name}: its weight_scale must be positive and finite", value,
+          "download the file again")
+    return found
 
 
-def _finite(name: str, x: np.ndarray) -> np.ndarray:
-    ok = bool(np.isfinite(x.min()) and np.isfinite(x.max()))                    # NaN passes through both
-    check(ok, f"{name} must be finite", "NaN or infinity", "download the checkpoint again")
+def _finite(name: str, t: Stored, x: np.ndarray) -> np.ndarray:
+    """x of `t`, looked at a few rows at a time: nothing of its size is made."""
+    step = max(1, SHARE // max(1, math.prod(x.shape[1:])))
+    for begin in range(0, len(x), step):
+        block = np.asarray(x[begin:begin + step], np.float64 if x.dtype == np.float64 else np.float32)
+        ok = bool(np.isfinite(block.min()) and np.isfinite(block.max()))        # NaN passes through both
+        check(ok, f"{name} in {t.file.name} must be finite", "NaN or infinity", "download the file again")
     return x
 
 
 def embedding_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """ids int (T,)  ->  float32 (T, D).   Only these rows are read."""
-    return _finite("embedding", np.asarray(rows(checkpoint.stored["embedding"])[ids], np.float32))
+    t = checkpoint.stored["embedding"]
+    return _finite("embedding", t, np.asarray(rows(t)[ids], np.float32))
 
 
 def head_rows(checkpoint: Checkpoint) -> Iterator[np.ndarray]:
     """The output projection's rows in order, float32 (n, D) each, some MiB at a time."""
     head = "embedding" if checkpoint.config.model.tied_embeddings else "head"
-    for block in blocks(checkpoint.stored[head], 1 << 26):
-        yield _finite(head, np.asarray(block, np.float32))
+    t = checkpoint.stored[head]
+    for block in blocks(t, 1 << 26):
+        yield _finite(head, t, np.asarray(block, np.float32))
 
 
 def read(path: str | Path) -> tuple[ModelConfig, Weights]:
     """The model of a folder, ready for Transformer(cfg, weights, ops). Floats are float32 in memory."""
-    checkpoint = open_folder(path)
-    cfg = checkpoint.config.model
-    weights = Weights(tensors(checkpoint))
-    if cfg.tied_embeddings:
-        weights["head"] = weights["embedding"]
-    return cfg, weights
-
-
-def write_packed(folder: str | Path, cfg: ModelConfig, weights: Weights, inverse_scale: bool = False) -> None:
-    """Write a folder that transformers reads: trits packed by rows, everything else, scales too, bfloat16.
-
-    `inverse_scale`: linear_class bitlinear, whose weight_scale divides. Raises CheckError for a layout that
-    Hugging Face has no class for, rows that are no multiple of 4, or a disk that refuses.
-    """
-    record, held = config_record(cfg, inverse_scale), {}
-    for spec in param_specs(cfg):
-        w = weights[spec.name]
-        if isinstance(w, Trits):
-            check(len(w.w_q) % 4 == 0, f"{spec.name} must have a multiple of 4 rows to be packed", len(w.w_q),
-                  "choose such widths")
-            held[spec.hf_name] = pack_hf(w.w_q)
-            scale = 1 / w.w_scale if inverse_scale else w.w_scale
-            held[spec.hf_name + SCALE] = np.array([scale], np.float32).astype(ml_dtypes.bfloat16)
-        else:
-            held[spec.hf_name] = np.ascontiguousarray(w.astype(ml_dtypes.bfloat16))
-    with whole_file(Path(folder) / SINGLE) as f:
-        f.write(save(held, {"format": "pt"}))              # transformers asks for this note
-    with whole_file(Path(folder) / "config.json") as f:
-        f.write(json.dumps(record, indent=1).encode())
+    source = open_hf(path)
+    return source.cfg, weights(source)

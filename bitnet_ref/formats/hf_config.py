@@ -3,7 +3,7 @@
 Besides the shape it says how the projections are stored, in words that do not say it: see STORAGES. What this
 project has no equivalent for (scaled RoPE, biases, other architectures) is refused by name, for a model that
 runs wrong is worse than one that does not run. Defaults for absent fields are those of transformers.
-Read after: formats/census. Read next: formats/hf.
+Read after: formats/census. Read next: formats/hf_about.
 """
 
 from pathlib import Path
@@ -36,15 +36,18 @@ ARCHITECTURES = {
     "LlamaForCausalLM": Architecture("pre", "silu", 1e-6, 10000.0),
 }
 GLU = {"silu": "swiglu", "relu2": "relu2"}
+PLAIN = "full_precision"             # our word for a BitNet's twin, whose matrices are meant as they are
+MOST_EOS = 64
 REFUSED = "use a checkpoint of the LLaMA / BitNet family without it"
 
 
 class HfConfig(NamedTuple):
-    """The model, how its projections are stored (one of STORAGES), and the id that begins a text, if any."""
+    """The model, how its projections are stored (one of STORAGES), the ids that begin and end a text."""
 
     model: ModelConfig
     storage: str
     bos: int | None
+    eos: tuple[int, ...] = ()
 
 
 def read_config(folder: str | Path) -> HfConfig:
@@ -80,7 +83,7 @@ def parse_config(c: dict[str, Any]) -> HfConfig:
     cfg = from_dict(ModelConfig, values, "config.json")
     check(c.get("head_dim") in (None, cfg.head_dim), "head_dim must be hidden_size / num_attention_heads",
           f"{c.get('head_dim')!r}, not {cfg.head_dim}", REFUSED)
-    return HfConfig(cfg, storage, _bos(c, cfg))
+    return HfConfig(cfg, storage, bos_id(c, cfg), eos_ids(c, cfg))
 
 
 def _required(c: dict[str, Any], name: str) -> Any:
@@ -118,6 +121,8 @@ def _storage(c: dict[str, Any], architecture: str) -> str:
     q = c.get("quantization_config")
     if q is None:
         # transformers would multiply by the masters of a BitNet as they are: fluent-looking wrong text
+        if c.get(PLAIN) is True:
+            return "full"
         check(architecture != "BitNetForCausalLM", "a BitNetForCausalLM must have a quantization_config",
               "none", 'restore it; for masters {"quant_method": "bitnet", "linear_class": "autobitlinear", '
               '"quantization_mode": "online"}')
@@ -138,21 +143,40 @@ def _storage(c: dict[str, Any], architecture: str) -> str:
     return "masters" if mode == "online" else "multiply"
 
 
-def _bos(c: dict[str, Any], cfg: ModelConfig) -> int | None:
+def bos_id(c: dict[str, Any], cfg: ModelConfig) -> int | None:
+    """bos_token_id of config.json or generation_config.json. Raises CheckError: not an id."""
     bos = c.get("bos_token_id")
-    check(bos is None or (type(bos) is int and 0 <= bos < cfg.vocab_size),
-          f"bos_token_id must be null or an id below {cfg.vocab_size}", repr(bos)[:50], "correct config.json")
+    check(bos is None or _is_id(bos, cfg), f"bos_token_id must be null or an id below {cfg.vocab_size}",
+          repr(bos)[:50], "correct the file")
     return bos
 
 
-def config_record(cfg: ModelConfig, inverse_scale: bool) -> dict[str, Any]:
-    """The config.json of packed weights of `cfg`. Raises CheckError for what Hugging Face cannot express."""
-    check(cfg.linear == "ternary" and cfg.head == "full" and cfg.norm in ("pre", "sub"),
-          "packed weights must be of linear = ternary, head = full, norm = pre or sub",
-          f"{cfg.linear}, {cfg.head}, {cfg.norm}", "Hugging Face has no class for others")
+def eos_ids(c: dict[str, Any], cfg: ModelConfig) -> tuple[int, ...]:
+    """eos_token_id of the same: null, an id, or a list of ids. Raises CheckError for anything else."""
+    eos = c.get("eos_token_id")
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    check(len(ids) <= MOST_EOS and all(_is_id(i, cfg) for i in ids),
+          f"eos_token_id must be null, or up to {MOST_EOS} ids below {cfg.vocab_size}", repr(eos)[:50],
+          "correct the file")
+    return tuple(ids)
+
+
+def _is_id(value: Any, cfg: ModelConfig) -> bool:
+    return type(value) is int and 0 <= value < cfg.vocab_size
+
+
+def config_record(cfg: ModelConfig, storage: str = "multiply", dtype: str = "bfloat16") -> dict[str, Any]:
+    """The config.json of `cfg`, stored as one of STORAGES. Raises CheckError for what has no class there."""
+    lookup(STORAGES, storage, "storage")
+    check(cfg.head == "full" and cfg.norm in ("pre", "sub"),
+          "a Hugging Face folder must be of a model with head = full, norm = pre or sub",
+          f"{cfg.head}, {cfg.norm}", "Hugging Face has no class for others")
+    check((storage == "full") == (cfg.linear == "full"),
+          "storage must be full for linear = full, and multiply, divide or masters for linear = ternary",
+          f"{storage} for {cfg.linear}", "trits as dense floats would run without quantised activations: "
+          "another model" if storage == "full" else "use full")
     sub = cfg.norm == "sub"
-    linear_class = "bitlinear" if inverse_scale else "autobitlinear"
-    return {
+    record = {
         "architectures": ["BitNetForCausalLM" if sub else "LlamaForCausalLM"],
         "model_type": "bitnet" if sub else "llama",
         "vocab_size": cfg.vocab_size, "hidden_size": cfg.d_model, "intermediate_size": cfg.d_ff,
@@ -160,8 +184,11 @@ def config_record(cfg: ModelConfig, inverse_scale: bool) -> dict[str, Any]:
         "num_key_value_heads": cfg.n_kv_heads, "max_position_embeddings": cfg.context,
         "hidden_act": next(act for act, glu in GLU.items() if glu == cfg.glu),
         "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_theta, "initializer_range": cfg.init_std,
-        "tie_word_embeddings": cfg.tied_embeddings, "torch_dtype": "bfloat16",
+        "tie_word_embeddings": cfg.tied_embeddings, "torch_dtype": dtype,
         "bos_token_id": None, "eos_token_id": None,
-        "quantization_config": {"quant_method": "bitnet", "linear_class": linear_class,
-                                "quantization_mode": "offline"},
     }
+    if storage == "full":
+        return record | ({PLAIN: True} if sub else {})
+    return record | {"quantization_config": {
+        "quant_method": "bitnet", "linear_class": "bitlinear" if storage == "divide" else "autobitlinear",
+        "quantization_mode": "online" if storage == "masters" else "offline"}}

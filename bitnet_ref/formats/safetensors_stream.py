@@ -60,7 +60,7 @@ def shards(folder: Path) -> dict[Path, list[str] | None]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
-        return {_inside(folder, SINGLE): None}
+        return {inside(folder, SINGLE): None}
     check(index.is_file(), f"{folder} must hold {SINGLE} or {INDEX}", "neither", "give a Hugging Face folder")
     record = read_json(index)
     names: Any = record.get("weight_map") if isinstance(record, dict) else None
@@ -68,11 +68,11 @@ def shards(folder: Path) -> dict[Path, list[str] | None]:
           f"{index} must have a weight_map of tensor names to files", type(names).__name__, AGAIN)
     files: dict[Path, list[str] | None] = {}
     for name, shard in names.items():
-        files.setdefault(_inside(folder, shard), []).append(name)           # type: ignore[union-attr]
+        files.setdefault(inside(folder, shard), []).append(name)           # type: ignore[union-attr]
     return files
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The file `name` directly in `folder`. Neither a path nor a link may lead out of it, save to a blob.
 
     The hub's cache keeps files as links from snapshots/<commit>/ to its own blobs/, two folders up.
@@ -85,18 +85,27 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError):
         raise CheckError(f"every shard must be there; got no {name} in {folder}; download it again") from None
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    check(real.parent in (home, blobs), "a shard must lie in its folder", f"{name}, which leads to {real}",
-          "copy the file into the folder if you trust it")
-    check(real.is_file(), "a shard must be a file", name, AGAIN)
+    check(real.parent in (home, blobs), "a file of a checkpoint must lie in its folder",
+          f"{name}, which leads to {real}", "copy the file into the folder if you trust it")
+    check(real.is_file(), "a file of a checkpoint must be a file", name, AGAIN)
     return file
 
 
-def read_json(file: Path) -> Any:
-    """The JSON in `file`. Raises CheckError: unreadable, larger than 64 MiB, damaged, a name twice."""
+def read_json(file: Path, largest: int | None = None) -> Any:
+    """The JSON in `file`. Raises CheckError: unreadable, more than `largest` bytes (64 MiB), damaged, a name
+    twice.
+    """
+    return parse_json(read_bytes(file, LARGEST_JSON if largest is None else largest), str(file))
+
+
+def read_bytes(file: Path, largest: int) -> bytes:
+    """A small file of a stranger. Raises CheckError: unreadable, more than `largest` bytes, not a file."""
     try:
+        check(file.is_file(), f"{file} must be a readable file", "none", "give a Hugging Face folder")
         size = file.stat().st_size
-        check(size <= LARGEST_JSON, f"{file} must have at most {LARGEST_JSON} bytes", size, AGAIN)
-        return parse_json(file.read_bytes(), str(file))
+        check(size <= largest, f"{file} must have at most {largest} bytes", f"{size:,}", AGAIN)
+        with open(file, "rb") as f:
+            return f.read(size)
     except OSError as e:
         raise unreadable(file, e) from None
 
@@ -202,6 +211,24 @@ def rows(t: Stored, begin: int = 0, end: int | None = None) -> np.ndarray:
         return np.memmap(t.file, dtype, "r", at, shape)
     except (OSError, ValueError) as e:                     # ValueError: the file has become shorter
         raise CheckError(f"{t.file} must be a readable file; got {e}; {AGAIN}") from None
+
+
+def array(t: Stored) -> np.ndarray:
+    """All of a tensor in memory of its own, in its stored dtype: a map's pages would count too.
+
+    Raises CheckError as `rows`.
+    """
+    try:
+        check(t.here, f"{t.file} must have the bytes that its header declares", "fewer by now", AGAIN)
+        held = np.empty(t.shape, DTYPES[t.dtype])
+        with open(t.file, "rb") as f:
+            f.seek(t.begin)
+            n_bytes = f.readinto(held.reshape(-1).view(np.uint8).data)
+    except OSError as e:
+        raise unreadable(t.file, e) from None
+    check(n_bytes == held.nbytes, f"{t.file} must have the bytes that its header declares", "fewer by now",
+          AGAIN)
+    return held
 
 
 def blocks(t: Stored, n_bytes: int = BLOCK) -> Iterator[np.ndarray]:

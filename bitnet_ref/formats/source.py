@@ -5,9 +5,8 @@ one by one, so a conversion holds the largest of them and not all. Names: model.
 Read after: formats/checkpoint. Read next: formats/safetensors_stream.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,14 +27,14 @@ class About(NamedTuple):
     bos: int | None = None               # the id that begins a text
     eos: tuple[int, ...] = ()            # the ids that end one
     chat_template: str | None = None     # Jinja
-    settings: Mapping[str, Any] = MappingProxyType({})
+    settings: dict[str, Any] = {}        # noqa: RUF012  (nobody changes it)
 
 
 class Source(NamedTuple):
     """An opened model. `storage`: how its matrices are stored, in words."""
 
     path: Path
-    kind: str                            # run, hf, bitnet or gguf
+    kind: str                            # run, hf, bitnet, gguf or memory
     storage: str
     cfg: ModelConfig
     about: About
@@ -66,12 +65,21 @@ def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
 
 def weights(source: Source) -> Weights:
     """All of it, ready for Transformer(cfg, weights, ops); floats are float32 in memory."""
-    table = Weights({spec.name: t if isinstance(t, Trits) else np.asarray(t, np.float32)
-                     for spec, t in tensors(source)})
+    table = Weights({spec.name: in_memory(t) for spec, t in tensors(source)})
     if source.cfg.tied_embeddings:
         head = np.asarray(table["embedding"])
         table["head"] = Trits(*absmean_ternary(head)) if source.cfg.head == "ternary" else head
     return table
+
+
+def in_memory(t: Any) -> np.ndarray | Trits:
+    """What a model runs on: Trits as they are, floats as float32."""
+    return t if isinstance(t, Trits) else np.asarray(t, np.float32)
+
+
+def of_weights(cfg: ModelConfig, held: Weights, name: str = "model", tokenizer: str | None = None) -> Source:
+    """A model in memory as a Source, for the writers."""
+    return Source(Path(name), "memory", "in memory", cfg, About(name), tokenizer, held.__getitem__)
 
 
 def open_run(path: str | Path) -> Source:

@@ -22,7 +22,9 @@ from bitnet_ref.conform import checkpoint
 from bitnet_ref.conform.checkpoint import BAD, ODD, OK, check_checkpoint, judge_scales, table
 from bitnet_ref.formats import hf
 from bitnet_ref.formats.census import of_floats, of_packed, shares_of_masters
+from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.safetensors_stream import read_header, rows
+from bitnet_ref.formats.source import of_weights
 from bitnet_ref.kernels import load
 from bitnet_ref.model.params import param_specs
 from bitnet_ref.model.weights import Trits, ternarise
@@ -45,7 +47,7 @@ def folder(tmp_path):
 
 def write(folder, **given):
     cfg = small_config(**{**WIDE, **given})
-    hf.write_packed(folder, cfg, ternarise(cfg, small_params(cfg, 0, np.float32), load()))
+    write_hf(folder, of_weights(cfg, ternarise(cfg, small_params(cfg, 0, np.float32), load())))
     return cfg
 
 

@@ -17,7 +17,9 @@ from bitnet_ref.config import ModelConfig
 from bitnet_ref.conform import dump as module
 from bitnet_ref.conform.dump import FILE, dump, norms, source, write
 from bitnet_ref.formats import hf
+from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.safetensors_stream import blocks
+from bitnet_ref.formats.source import of_weights
 from bitnet_ref.kernels import load
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model import Transformer
@@ -32,7 +34,8 @@ IDS = [3, 1, 4, 1, 5, 9, 2]
 def folder(request, tmp_path):
     norm, glu, tied = request.param
     cfg = small_config(norm=norm, glu=glu, tied_embeddings=tied, init_std=0.02)
-    hf.write_packed(tmp_path, cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS), norm == "pre")
+    write_hf(tmp_path, of_weights(cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS)),
+             "divide" if norm == "pre" else "multiply")
     return tmp_path
 
 
@@ -129,7 +132,7 @@ def test_the_head_by_blocks_is_the_head(folder, monkeypatch):
 
 def test_one_layer_is_in_memory_at_a_time(tmp_path):
     cfg = ModelConfig(vocab_size=20000, n_layers=6, d_ff=1024, glu="relu2")
-    hf.write_packed(tmp_path, cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS))
+    write_hf(tmp_path, of_weights(cfg, ternarise(cfg, small_params(cfg, 0, np.float32), OPS)))
     tracemalloc.start()
     dump(source(tmp_path), [1, 2], [4])
     _, peak = tracemalloc.get_traced_memory()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny import own_cache  # noqa: F401
 
 import bitnet_ref as br
-from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import checkpoints
+from bitnet_ref.formats.hf_write import write_hf
+from bitnet_ref.formats.source import of_weights
 from bitnet_ref.generate import language_model
 from bitnet_ref.generate.language_model import LanguageModel
 
@@ -62,7 +63,7 @@ def test_a_loaded_model_is_the_model_that_was_trained(model):
 @pytest.mark.parametrize("bos", [None, 7])
 def test_a_hugging_face_folder_is_a_path_too(model, bos, tmp_path):
     """The same trits and tokenizer; scales and floats are rounded to bfloat16. Text begins with BOS."""
-    hf.write_packed(tmp_path, model.cfg, model.transformer.weights)
+    write_hf(tmp_path, of_weights(model.cfg, model.transformer.weights))
     model.tokenizer.save(tmp_path / "tokenizer.json")
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(record | {"bos_token_id": bos}))
@@ -74,7 +75,7 @@ def test_a_hugging_face_folder_is_a_path_too(model, bos, tmp_path):
 
 
 def test_a_hugging_face_folder_needs_its_tokenizer(model, tmp_path):
-    hf.write_packed(tmp_path, model.cfg, model.transformer.weights)
+    write_hf(tmp_path, of_weights(model.cfg, model.transformer.weights))
     with tiny.refusal("tokenizer.json"):
         br.load(tmp_path)
     model.tokenizer.save(tmp_path / "tokenizer.json")
