@@ -7,12 +7,13 @@ Read after: data. Read next: data/download.
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
 
 
 @contextmanager
@@ -36,6 +37,28 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` when the block ends without an exception.
+
+    Raises CheckError unless `path` is new or an empty folder, and where the system refuses; then nothing stays.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        check(not path.exists() or (path.is_dir() and not any(path.iterdir())),
+              "the folder to write must be new or empty", path, "give another, or delete it")
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except OSError as e:
+        raise unwritable(path, e) from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def unwritable(path: str | Path, e: OSError) -> CheckError:

@@ -3,7 +3,7 @@
 It is whole or absent: everything is written to a hidden name, synced to the disk, and renamed in one step.
 state.json holds the two configs, the counters and the SHA-256 of the tensors, which reading verifies. No
 pickle, so a file from a stranger cannot run code.
-Read after: formats. Read next: formats/safetensors_stream.
+Read after: formats. Read next: formats/source.
 """
 
 import hashlib

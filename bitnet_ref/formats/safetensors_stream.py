@@ -3,7 +3,7 @@
 The library refuses a damaged file as a whole, without the name of what is wrong, and NumPy knows bfloat16
 only by way of ml_dtypes. A check of a 5 GB download needs rows by memory map, and to look into half a file,
 so the 8 bytes and the JSON of the header are read here. A map lasts as long as its array: copy what you keep.
-Read after: formats/checkpoint. Read next: formats/census.
+Read after: formats/source. Read next: formats/census.
 """
 
 import json

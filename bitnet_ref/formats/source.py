@@ -1,0 +1,91 @@
+"""A model on disk, opened: what every reader of a format returns, and every writer takes.
+
+When a Source exists its headers have been read and agreed with its config; tensors are read when asked for,
+one by one, so a conversion holds the largest of them and not all. Names are those of model.params.param_specs.
+Read after: formats/checkpoint. Read next: formats/safetensors_stream.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet_ref.config import ModelConfig
+from bitnet_ref.formats.checkpoint import PARAM, latest, model_config, read_state, read_tensors
+from bitnet_ref.model.params import Spec, param_specs
+from bitnet_ref.model.weights import Trits, Weights
+from bitnet_ref.quant import absmean_ternary
+
+Told = Callable[[str], None]         # of a writer: which tensor is done
+
+
+class About(NamedTuple):
+    """What a file says beside its tensors. `settings`: of generation_config.json (temperature, top_k, ...)."""
+
+    name: str = ""
+    bos: int | None = None               # the id that begins a text
+    eos: tuple[int, ...] = ()            # the ids that end one
+    chat_template: str | None = None     # Jinja
+    settings: dict[str, Any] = {}
+
+
+class Source(NamedTuple):
+    """An opened model. `storage`: how its matrices are stored, in words."""
+
+    path: Path
+    kind: str                            # run, hf, bitnet or gguf
+    storage: str
+    cfg: ModelConfig
+    about: About
+    tokenizer: str | None                # text of a tokenizer.json
+    read: Callable[[str], Any]           # name -> Trits, or floats in the dtype they are stored in
+    master: Callable[[str], np.ndarray] | None = None      # name -> latent floats of a matrix of trits, if stored
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """The tensors, by name, in the order of the table."""
+        return {s.name: s for s in param_specs(self.cfg)}
+
+
+class Written(NamedTuple):
+    """What a writer made: its files and bytes, and what the reader of a summary should know."""
+
+    path: Path
+    n_bytes: int
+    n_tensors: int
+    notes: tuple[str, ...] = ()
+
+
+def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
+    """(spec, Trits or floats) one by one, in the order of the table; nothing of the last is held."""
+    for spec in source.specs.values():
+        yield spec, source.read(spec.name)
+
+
+def weights(source: Source) -> Weights:
+    """All of it, ready for Transformer(cfg, weights, ops); floats are float32 in memory."""
+    table = Weights({spec.name: t if isinstance(t, Trits) else np.asarray(t, np.float32)
+                     for spec, t in tensors(source)})
+    if source.cfg.tied_embeddings:
+        head = table["embedding"]
+        table["head"] = Trits(*absmean_ternary(head)) if source.cfg.head == "ternary" else head
+    return table
+
+
+def open_run(path: str | Path) -> Source:
+    """A training run (its newest checkpoint), or one checkpoint. Raises CheckError: missing, damaged."""
+    checkpoint = latest(path)
+    state = read_state(checkpoint)
+    cfg = model_config(state)
+    ternary = {s.name for s in param_specs(cfg) if s.ternary}
+    held = read_tensors(checkpoint, state, [], (PARAM,))
+
+    def read(name: str) -> Any:
+        w = held[PARAM + name]
+        return Trits(*absmean_ternary(w)) if name in ternary else w
+
+    file = checkpoint.parent / "tokenizer.json"
+    tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
+    return Source(checkpoint, "run", "float32 masters", cfg, About(checkpoint.parent.name, 0, (0,)), tokenizer,
+                  read, (lambda name: held[PARAM + name]) if ternary else None)
