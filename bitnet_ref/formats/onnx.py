@@ -55,7 +55,10 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
         else:
             held = _held(source, weights, told, None, "")
         graph = build(source.cfg, {name: _dtype(t) for name, t in held.items()}, cache)
-        f.write(_model(source, graph, list(held.values())).SerializeToString(deterministic=True))
+        made = proto(graph, list(held.values()))
+        for key, value in _metadata(source).items():
+            made.metadata_props.add(key=key, value=value)
+        f.write(made.SerializeToString(deterministic=True))
     n_bytes = path.stat().st_size + (beside.stat().st_size if external else 0)
     return Written(path, n_bytes, len(source.specs), tuple(_notes(source, weights, cache, external)))
 
@@ -81,7 +84,8 @@ def tensor_bytes(cfg: ModelConfig, weights: str) -> int:
     return total
 
 
-def _held(source: Source, weights: str, told: Told | None, data: BinaryIO | None, beside: str) -> dict[str, Any]:
+def _held(source: Source, weights: str, told: Told | None, data: BinaryIO | None,
+          beside: str) -> dict[str, Any]:
     """{name: TensorProto} of every tensor, in the order of the table; the bytes in them, or in `data`."""
     held: dict[str, Any] = {}
 
@@ -130,7 +134,7 @@ def _initialiser(name: str, a: np.ndarray, data: BinaryIO | None, beside: str) -
     t.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", beside), ("offset", data.tell()), ("length", a.nbytes)):
         t.external_data.add(key=key, value=str(value))
-    data.write(memoryview(a.reshape(-1).view(np.uint8)))
+    data.write(a.reshape(-1).view(np.uint8).data)
     return t
 
 
@@ -138,20 +142,18 @@ def _dtype(t: Any) -> str:
     return next(name for name, code in TYPES.items() if code == t.data_type)
 
 
-def _model(source: Source, graph: Graph, held: list[Any]) -> Any:
-    """The ModelProto."""
+def proto(graph: Graph, held: list[Any]) -> Any:
+    """The ModelProto of a graph and the initialisers `held`, TensorProtos, that it names."""
     onnx = library()
     made = onnx.GraphProto(name="bitnet", initializer=held)
     for i, n in enumerate(graph.nodes):
-        made.node.append(onnx.helper.make_node(n.op, n.inputs, n.outputs, name=f"{i}.{n.op}", doc_string=n.tag,
-                                               **n.attributes))
+        names = {"name": f"{i}.{n.op}", "doc_string": n.tag}
+        made.node.append(onnx.helper.make_node(n.op, n.inputs, n.outputs, **names, **n.attributes))
     made.initializer.extend(_initialiser(name, a, None, "") for name, a in graph.constants.items())
     made.input.extend(_port(p) for p in graph.inputs)
     made.output.extend(_port(p) for p in graph.outputs)
     model = onnx.ModelProto(ir_version=IR, producer_name="bitnet_ref", graph=made)
     model.opset_import.add(domain="", version=OPSET)
-    for key, value in _metadata(source).items():
-        model.metadata_props.add(key=key, value=value)
     return model
 
 
@@ -161,7 +163,8 @@ def _port(p: Port) -> Any:
 
 def _metadata(source: Source) -> dict[str, str]:
     """What a file says beside its graph, as text."""
-    found = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(asdict(source.cfg), sort_keys=True),
+    found = {"format": FORMAT, "version": str(VERSION),
+             "config": json.dumps(asdict(source.cfg), sort_keys=True),
              "about": json.dumps(source.about._asdict(), sort_keys=True)}
     if source.tokenizer is not None and _fits(source.tokenizer):
         found["tokenizer"] = source.tokenizer
@@ -179,5 +182,5 @@ def _notes(source: Source, weights: str, cache: bool, external: bool) -> list[st
     if external:
         notes.append("the tensors are in the .data file beside it: keep the two together")
     if source.tokenizer is not None and not _fits(source.tokenizer):
-        notes.append(f"the tokenizer is above {LARGEST_TOKENIZER >> 20} MiB and left out: copy it beside the file")
+        notes.append(f"tokenizer.json is above {LARGEST_TOKENIZER >> 20} MiB and not in the file: copy it")
     return notes

@@ -16,7 +16,8 @@ from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model.layout import FREE, Entry, layout, shapes
 from bitnet_ref.quant import FLOOR
 
-TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7, "float16": 10, "bfloat16": 16}   # TensorProto.DataType
+# Numbers of ONNX's element types (TensorProto.DataType).
+TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7, "float16": 10, "bfloat16": 16}
 SCALE, PACKED = ".scale", ".i2"      # of layers.0.attn.wq: its scale; its trits as bytes
 
 
@@ -95,8 +96,10 @@ def _positions(g: Graph, cache: bool) -> None:
         last = put(g, "Add", [first, last], "all_tokens")
     queries = put(g, "Range", [first, last, one], "query_positions")
     keys = put(g, "Range", [zero, last, one], "key_positions")
-    later = put(g, "Greater", [keys, put(g, "Unsqueeze", [queries, _ints(g, 1)], "query_rows")], "is_later", "AT.2")
-    put(g, "Where", [later, constant(g, "minus_infinity", -np.inf), constant(g, "nothing", 0.0)], "mask", "AT.2")
+    rows = put(g, "Unsqueeze", [queries, _ints(g, 1)], "query_rows")
+    later = put(g, "Greater", [keys, rows], "is_later", "AT.2")
+    infinity, nothing = constant(g, "minus_infinity", -np.inf), constant(g, "nothing", 0.0)
+    put(g, "Where", [later, infinity, nothing], "mask", "AT.2")
     put(g, "Gather", [constant(g, "rope.cos", cos), queries], "cos", "RO.1", axis=0)
     put(g, "Gather", [constant(g, "rope.sin", sin), queries], "sin", "RO.1", axis=0)
     put(g, "Concat", [size, _ints(g, -1)], "size_and_rest", axis=0)             # [B, T, -1]
@@ -120,8 +123,8 @@ def _project(g: Graph, x: str, entries: tuple[Entry, ...], at: str, kind: str, w
     """The outputs (B, T, N) of all projections that read x (B, T, width); as model/projection has it."""
     ys = []
     for entry in entries:
-        to = f"{at}{entry.weights[0]}.in." if len(entries) > 1 or entry.norm in (None, FREE) else f"{at}{entry.norm}."
-        n = x if entry.norm is None else _rmsnorm(g, x, None if entry.norm == FREE else at + entry.norm, to)
+        to = f"{at}{entry.weights[0]}.in."
+        n = x if entry.norm is None else _rmsnorm(g, x, "" if entry.norm == FREE else at + entry.norm, to)
         if kind == "full":
             flat = put(g, "Reshape", [n, _ints(g, -1, width)], to + "flat")
             ys += [_linear(g, flat, at + name) for name in entry.weights]
@@ -131,13 +134,14 @@ def _project(g: Graph, x: str, entries: tuple[Entry, ...], at: str, kind: str, w
     return ys
 
 
-def _rmsnorm(g: Graph, x: str, gain: str | None, to: str) -> str:
+def _rmsnorm(g: Graph, x: str, gain: str, to: str) -> str:
+    """`gain`: the initialiser's name, or nothing."""
     square = put(g, "Mul", [x, x], to + "square", "RN.1")
     mean = put(g, "ReduceMean", [square, _ints(g, -1)], to + "mean", "RN.1", keepdims=1)
     shifted = put(g, "Add", [mean, constant(g, "norm_eps", g.cfg.norm_eps)], to + "shifted", "RN.1")
     rstd = put(g, "Pow", [shifted, constant(g, "minus_half", -0.5)], to + "rstd", "RN.1")
     n = put(g, "Mul", [x, rstd], to + "n", "RN.2")
-    return n if gain is None else put(g, "Mul", [n, _wide(g, gain, g.held[gain])], to + "y", "RN.2")
+    return n if not gain else put(g, "Mul", [n, _wide(g, gain, g.held[gain])], to + "y", "RN.2")
 
 
 def _absmax_int8(g: Graph, x: str, to: str) -> tuple[str, str]:
@@ -164,8 +168,9 @@ def _ternary_linear(g: Graph, codes: str, x_scale: str, w: str) -> str:
     The scales are (B, T) until they are used. Were they columns, onnxruntime would take a product next to a
     product for its operator MatMulIntegerToFloat, which has no kernel for these types and one scale for all.
     """
-    trits, *zero = _trits(g, w)
-    acc = put(g, "MatMulInteger", [codes, trits, constant(g, "zero_code", 128, "uint8"), *zero], w + ".acc", "BL.3")
+    trits, *zero_trit = _trits(g, w)
+    zeros = [constant(g, "zero_code", 128, "uint8"), *zero_trit]
+    acc = put(g, "MatMulInteger", [codes, trits, *zeros], w + ".acc", "BL.3")
     wide = put(g, "Cast", [acc], w + ".sum", "BL.3", to=TYPES["float32"])
     scale = put(g, "Mul", [x_scale, w + SCALE], w + ".y_scale", "BL.3")
     return put(g, "Mul", [wide, _column(g, scale)], w + ".y", "BL.3")
@@ -201,13 +206,8 @@ def _linear(g: Graph, x: str, w: str) -> str:
 
 
 def _wide(g: Graph, name: str, dtype: str) -> str:
-    """`name` in float32: itself, or a Cast of it, made once."""
-    if dtype == "float32":
-        return name
-    wide = name + ".float32"
-    if g.nodes and any(wide in node.outputs for node in g.nodes):
-        return wide
-    return put(g, "Cast", [name], wide, to=TYPES["float32"])
+    """`name` in float32: itself, or a Cast of it."""
+    return name if dtype == "float32" else put(g, "Cast", [name], name + ".float32", to=TYPES["float32"])
 
 
 def _heads(g: Graph, y: str, n_heads: int) -> str:
@@ -219,10 +219,9 @@ def _rope(g: Graph, x: str, to: str) -> str:
     a, b = to + ".a", to + ".b"
     half = g.cfg.head_dim // 2
     g.nodes.append(Node("Split", (x, _ints(g, half, half)), (a, b), "RO.2", {"axis": -1}))
-    a_cos, b_sin = put(g, "Mul", [a, "cos"], a + "_cos", "RO.2"), put(g, "Mul", [b, "sin"], b + "_sin", "RO.2")
-    b_cos, a_sin = put(g, "Mul", [b, "cos"], b + "_cos", "RO.3"), put(g, "Mul", [a, "sin"], a + "_sin", "RO.3")
-    turned = [put(g, "Sub", [a_cos, b_sin], a + "_turned", "RO.2"),
-              put(g, "Add", [b_cos, a_sin], b + "_turned", "RO.3")]
+    left = [put(g, "Mul", [a, "cos"], a + "_cos", "RO.2"), put(g, "Mul", [b, "sin"], b + "_sin", "RO.2")]
+    right = [put(g, "Mul", [b, "cos"], b + "_cos", "RO.3"), put(g, "Mul", [a, "sin"], a + "_sin", "RO.3")]
+    turned = [put(g, "Sub", left, a + "_turned", "RO.2"), put(g, "Add", right, b + "_turned", "RO.3")]
     return put(g, "Concat", turned, to + ".turned", axis=-1)
 
 
@@ -247,9 +246,9 @@ def _kept(g: Graph, x: str, name: str, at: str, cache: bool) -> str:
     """Keys or values (B, T, KV, Dh) -> (B, KV, 1, S, Dh), behind those of the past where there is a cache."""
     new = put(g, "Transpose", [x], f"{at}{name}.new", perm=[0, 2, 1, 3])
     if cache:
-        dims = ("batch", g.cfg.n_kv_heads, "{}", g.cfg.head_dim)
-        for ports, prefix, size in ((g.inputs, "past_", "past"), (g.outputs, "present_", "past_and_tokens")):
-            ports.append(Port(prefix + name, "float32", (*dims[:2], size, dims[3])))
+        KV, Dh = g.cfg.n_kv_heads, g.cfg.head_dim
+        g.inputs.append(Port("past_" + name, "float32", ("batch", KV, "past", Dh)))
+        g.outputs.append(Port("present_" + name, "float32", ("batch", KV, "past_and_tokens", Dh)))
         new = put(g, "Concat", ["past_" + name, new], "present_" + name, axis=2)
     return put(g, "Unsqueeze", [new, _ints(g, 2)], f"{at}{name}.group")
 
@@ -257,7 +256,8 @@ def _kept(g: Graph, x: str, name: str, at: str, cache: bool) -> str:
 def _swiglu(g: Graph, gate: str, up: str, at: str) -> str:
     to, one = at + "ffn.", constant(g, "1", 1.0)
     power = put(g, "Exp", [put(g, "Neg", [gate], to + "minus_gate", "GL.1")], to + "exp", "GL.1")
-    sigmoid = put(g, "Div", [one, put(g, "Add", [one, power], to + "one_plus", "GL.1")], to + "sigmoid", "GL.1")
+    below = put(g, "Add", [one, power], to + "one_plus", "GL.1")
+    sigmoid = put(g, "Div", [one, below], to + "sigmoid", "GL.1")
     silu = put(g, "Mul", [gate, sigmoid], to + "silu", "GL.1")
     return put(g, "Mul", [silu, up], to + "u", "GL.1")
 
