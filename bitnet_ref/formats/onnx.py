@@ -19,7 +19,7 @@ from bitnet_ref.config import ModelConfig
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.formats.onnx_graph import PACKED, SCALE, TYPES, Graph, Port, build
 from bitnet_ref.formats.source import Source, Told, Written, tensors
-from bitnet_ref.model.params import param_specs
+from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import Trits
 from bitnet_ref.pack.i2 import pack_i2
 from bitnet_ref.quant import absmean_ternary
@@ -93,6 +93,7 @@ def _held(source: Source, weights: str, told: Told | None, data: BinaryIO | None
         held[name] = _initialiser(name, a, data, beside)
 
     for spec, t in tensors(source):
+        _check_kind(spec, t)
         if isinstance(t, Trits):
             _hold_trits(hold, spec.name, t, weights)
         else:
@@ -102,6 +103,16 @@ def _held(source: Source, weights: str, told: Told | None, data: BinaryIO | None
         if told:
             told(spec.name)
     return held
+
+
+def _check_kind(spec: Spec, t: Any) -> None:
+    """A source that keeps its contract never fails here; the graph would run on other numbers if it did."""
+    kind, a = ("trits", t.w_q) if isinstance(t, Trits) else ("floats", t)
+    want = "trits" if spec.ternary else "floats"
+    check(kind == want and a.shape == spec.shape, f"{spec.name} must be {want} of shape {spec.shape}",
+          f"{kind} {a.shape}", "correct the reader of this format")
+    ok = kind == "floats" or (a.dtype == np.int8 and a.min() >= -1 and a.max() <= 1)
+    check(ok, f"{spec.name} must hold -1, 0 and +1 in int8", f"{a.dtype}", "correct the reader of this format")
 
 
 def _hold_trits(hold: Any, name: str, t: Trits, weights: str) -> None:
