@@ -112,7 +112,8 @@ def _check_kind(spec: Spec, t: Any) -> None:
     check(kind == want and a.shape == spec.shape, f"{spec.name} must be {want} of shape {spec.shape}",
           f"{kind} {a.shape}", "correct the reader of this format")
     ok = kind == "floats" or (a.dtype == np.int8 and a.min() >= -1 and a.max() <= 1)
-    check(ok, f"{spec.name} must hold -1, 0 and +1 in int8", f"{a.dtype}", "correct the reader of this format")
+    check(ok, f"{spec.name} must hold -1, 0 and +1 in int8", f"other {a.dtype}",
+          "correct the reader of this format")
 
 
 def _hold_trits(hold: Any, name: str, t: Trits, weights: str) -> None:
