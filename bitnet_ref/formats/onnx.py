@@ -21,7 +21,7 @@ from bitnet_ref.formats.onnx_graph import PACKED, SCALE, TYPES, Graph, Port, bui
 from bitnet_ref.formats.source import Source, Told, Written, tensors
 from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import Trits
-from bitnet_ref.pack.i2 import pack_i2
+from bitnet_ref.pack.rosetta import pack_hf
 from bitnet_ref.quant import absmean_ternary
 
 FORMAT = "bitnet_ref.onnx"
@@ -117,15 +117,14 @@ def _check_kind(spec: Spec, t: Any) -> None:
 
 
 def _hold_trits(hold: Any, name: str, t: Trits, weights: str) -> None:
-    """Trits (N, K) as int8 (K, N), or four of N to a byte, (K, ceil(N/4), 1); and their scale."""
+    """Trits (N, K) as int8 (K, N), or four rows in a byte as Hugging Face packs, (K, 1, ceil(N/4)); the scale."""
     scale = np.float32(t.w_scale)
     check(bool(np.isfinite(scale) and scale > 0), f"the scale of {name} must be positive and finite", scale,
           "write the model anew from its source")
-    w = np.ascontiguousarray(t.w_q.T)
     if weights == "int8":
-        hold(name, w)
+        hold(name, np.ascontiguousarray(t.w_q.T))
     else:
-        hold(name + PACKED, pack_i2(w)[..., None])
+        hold(name + PACKED, np.ascontiguousarray(pack_hf(t.w_q).T[:, None]))
     hold(name + SCALE, np.array(scale))
 
 

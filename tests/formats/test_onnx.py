@@ -29,7 +29,7 @@ from bitnet_ref.model import Transformer
 from bitnet_ref.model.layout import Entry
 from bitnet_ref.model.params import param_specs
 from bitnet_ref.model.weights import Trits, Weights, ternarise
-from bitnet_ref.pack.i2 import unpack_i2
+from bitnet_ref.pack.rosetta import unpack_hf
 from bitnet_ref.quant import absmax_int8
 
 onnx = pytest.importorskip("onnx")
@@ -259,11 +259,11 @@ def test_trits_are_trits(kind, head, tmp_path):
     held = {t.name: t for t in onnx.load(path).graph.initializer}
     for name, t in table.trits().items():
         N, K = t.w_q.shape
-        stored = held[name if kind == "int8" else name + ".i2"]
+        stored = held[name if kind == "int8" else name + ".packed"]
         a = onnx.numpy_helper.to_array(stored)
         assert a.dtype == (np.int8 if kind == "int8" else np.uint8)
         assert len(stored.raw_data) == (N * K if kind == "int8" else K * -(-N // 4))
-        np.testing.assert_array_equal(a if kind == "int8" else unpack_i2(a[..., 0], N), t.w_q.T)
+        np.testing.assert_array_equal(a.T if kind == "int8" else unpack_hf(a[:, 0].T, N), t.w_q)
         assert onnx.numpy_helper.to_array(held[name + ".scale"]) == t.w_scale
     floats = {n for n, t in held.items() if t.data_type == onnx.TensorProto.FLOAT and len(t.raw_data) > 200}
     assert floats == {"embedding"} | ({"head"} if head == "full" else set())
