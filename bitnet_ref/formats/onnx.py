@@ -117,7 +117,7 @@ def _check_kind(spec: Spec, t: Any) -> None:
 
 
 def _hold_trits(hold: Any, name: str, t: Trits, weights: str) -> None:
-    """Trits (N, K) as int8 (K, N), or four rows in a byte as Hugging Face packs, (K, 1, ceil(N/4)); the scale."""
+    """Trits (N, K) as int8 (K, N), or in Hugging Face's bytes, (K, 1, ceil(N/4)); and their scale."""
     scale = np.float32(t.w_scale)
     check(bool(np.isfinite(scale) and scale > 0), f"the scale of {name} must be positive and finite", scale,
           "write the model anew from its source")

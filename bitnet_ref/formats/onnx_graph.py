@@ -181,15 +181,15 @@ def _column(g: Graph, x: str) -> str:
 
 
 def _trits(g: Graph, w: str) -> list[str]:
-    """Trits int8 (K, N) for MatMulInteger; or bytes (K, 1, N/4), unpacked to trits + 1, and the zero point 1.
+    """Trits int8 (K, N); or bytes (K, 1, ceil(N/4)) unpacked to trits + 1, and their zero point.
 
     Nothing here depends on an input: onnxruntime computes it once, when it loads the file.
     """
     if w in g.held:
         return [w]
     n_rows = g.cfg.vocab_size if w == "head" else shapes(g.cfg)[w.split(".", 2)[2]][0]
-    shifted = put(g, "BitShift", [w + PACKED, constant(g, "shifts", [[0], [2], [4], [6]], "uint8")], w + ".shifted",
-                  direction="RIGHT")
+    shifts = constant(g, "shifts", [[0], [2], [4], [6]], "uint8")
+    shifted = put(g, "BitShift", [w + PACKED, shifts], w + ".shifted", direction="RIGHT")
     codes = put(g, "BitwiseAnd", [shifted, constant(g, "three", 3, "uint8")], w + ".fields")
     codes = put(g, "Reshape", [codes, _ints(g, 0, -1)], w + ".codes")           # (K, 4 ceil(N/4))
     if n_rows % 4:

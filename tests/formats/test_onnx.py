@@ -1,6 +1,7 @@
 """formats/onnx: onnxruntime gives the reference's logits in every variant, on trits of int8 or two bits."""
 
 import json
+import re
 import sys
 import tracemalloc
 from functools import cache
@@ -10,10 +11,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import NORMS, label, rows, seeds, small_batch, small_config, small_params, variants
-from tiny import refusal
+from tiny import ROOT, refusal
 
 from bitnet_ref.bench.golden import folder as golden_folder
 from bitnet_ref.bench.random_model import NANO, random_weights
@@ -223,7 +225,7 @@ def test_a_cache_may_be_cut_anywhere(seed, cuts, both):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """A full-precision model without codes to flip would be too easy: a ternary one, without and with cache."""
+    """Sessions of one ternary model without and with cache, and its config."""
     home = tmp_path_factory.mktemp("both")
     (home / "a").mkdir()
     (home / "b").mkdir()
@@ -232,7 +234,7 @@ def both(tmp_path_factory):
 
 
 def test_nano_flips_few_codes(tmp_path):
-    """At a real size some value is near a tie: 1e-4 of the codes may differ (NU.14); logits 1e-2."""
+    """At a real size some value is near a tie: 1e-4 of the codes may differ, logits by 1e-2 (NU.14)."""
     weights, ops = random_weights(NANO, np.float32), Watched()
     written = write_onnx(tmp_path / "m.onnx", source(NANO, weights))
     assert written.n_bytes == pytest.approx(tensor_bytes(NANO, "int8"), rel=0.02)
@@ -474,6 +476,21 @@ def test_an_old_graph_never_meets_new_tensors(tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         write_onnx(path, source(cfg, table), "2bit")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx.data"]
+
+
+def test_the_page_s_program_continues_a_text(tmp_path, monkeypatch, capsys):
+    """docs/formats/onnx.md, as it stands but for the prompt: the tokenizer of this model is its letters."""
+    cfg, weights, text = recital()
+    letters = tokenizers.Tokenizer(tokenizers.models.BPE({chr(i): i for i in range(cfg.vocab_size)}, []))
+    letters.decoder = tokenizers.decoders.Fuse()
+    about = About("tiny", ord(text[0]), (ord("\0"),))
+    told = source(cfg, weights, about=about, tokenizer=letters.to_str())
+    write_onnx(tmp_path / "model.onnx", told, cache=True)
+    page = (ROOT / "docs/formats/onnx.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace('"Once"', repr(text[1:7])), {})
+    assert capsys.readouterr().out == text[7:71] + "\n"
 
 
 # --- what a user may trip over -----------------------------------------------------------------------------
