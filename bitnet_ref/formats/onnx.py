@@ -50,17 +50,23 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
     with whole_file(path) as f:
         if external:
             with whole_file(beside) as data:
-                held = _held(source, weights, told, data, beside.name)
+                f.write(_serialised(source, weights, cache, told, data, beside.name))
+                f.flush()                                  # a full disk shows before anything is replaced
                 path.unlink(missing_ok=True)               # an old graph must not meet the new tensors
         else:
-            held = _held(source, weights, told, None, "")
-        graph = build(source.cfg, {name: _dtype(t) for name, t in held.items()}, cache)
-        made = proto(graph, list(held.values()))
-        for key, value in _metadata(source).items():
-            made.metadata_props.add(key=key, value=value)
-        f.write(made.SerializeToString(deterministic=True))
+            f.write(_serialised(source, weights, cache, told, None, ""))
     n_bytes = path.stat().st_size + (beside.stat().st_size if external else 0)
     return Written(path, n_bytes, len(source.specs), tuple(_notes(source, weights, cache, external)))
+
+
+def _serialised(source: Source, weights: str, cache: bool, told: Told | None, data: BinaryIO | None,
+                beside: str) -> bytes:
+    """The file; tensors in it, or in `data`, whose name is `beside`."""
+    held = _held(source, weights, told, data, beside)
+    made = proto(build(source.cfg, {name: _dtype(t) for name, t in held.items()}, cache), list(held.values()))
+    for key, value in _metadata(source).items():
+        made.metadata_props.add(key=key, value=value)
+    return made.SerializeToString(deterministic=True)
 
 
 def library() -> Any:

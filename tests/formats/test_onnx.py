@@ -1,6 +1,7 @@
 """formats/onnx: onnxruntime gives the reference's logits in every variant, on trits of int8 or two bits."""
 
 import json
+import os
 import re
 import sys
 import tracemalloc
@@ -472,10 +473,25 @@ def test_interrupted_anywhere_it_leaves_what_was_there(stop, external, tmp_path,
 def test_an_old_graph_never_meets_new_tensors(tmp_path, monkeypatch):
     """Between the two renames there is no graph, rather than one with another's numbers."""
     path, cfg, table = small(tmp_path)
-    monkeypatch.setattr(writer, "build", lambda *_: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(MemoryError):
-        write_onnx(path, source(cfg, table), "2bit")
-    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx.data"]
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "build", raise_memory_error)
+        with pytest.raises(MemoryError):
+            write_onnx(path, source(cfg, table), "2bit")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    seen, rename = [], os.replace
+
+    def watched(a, b):
+        seen.append((Path(b).name, path.exists()))
+        rename(a, b)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write_onnx(path, source(cfg, table), "2bit")
+    assert seen == [("m.onnx.data", False), ("m.onnx", False)]
+
+
+def raise_memory_error(*_):
+    raise MemoryError
 
 
 def test_the_page_s_program_continues_a_text(tmp_path, monkeypatch, capsys):
