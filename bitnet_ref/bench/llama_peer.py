@@ -4,7 +4,7 @@ llama.cpp on the same model, for bench: a GGUF file of arch "bitnet" with our ra
 (or float16), head and embedding in float16, then prompts and single tokens by its own low-level calls.
 Answers requests on stdin (bench/child). Its arch gates by SiLU where 2B4T has ReLU2, and it quantises
 activations by blocks of 256; neither costs it time worth counting. Needs llama-cpp-python and gguf.
-Read after: bench/random_model. Read next: bench/part.
+Read after: bench/random_model. Read next: bench/onnx_peer.
 """
 
 import sys

@@ -3,7 +3,7 @@
 Written tensor by tensor: room is left for the header, which has lengths and checksums that are known at the
 end. Read by tensor too, after the header has been agreed with the config; each tensor is verified when it is
 read. No masters: a file to run, not to train on. docs/formats/bitnet.md is the specification.
-Read after: formats/bitnet_header. Read next: info.
+Read after: formats/bitnet_header. Read next: formats/onnx_graph.
 """
 
 import zlib
