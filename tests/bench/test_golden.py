@@ -51,7 +51,7 @@ def test_every_op_has_golden_cases():
     for stem in golden.STEMS:
         for case in golden.cases(stem).values():
             golden.errors(case, stem, "float64", Watch())
-    of_others = {"square_sum", "linear_cross_entropy", "prepare_rows", "prepare_table"}    # tests/layers has them
+    of_others = {"square_sum", "linear_cross_entropy", "prepare_rows", "prepare_table"}   # see tests/layers
     assert called >= set(ALL_OPS) - of_others
 
 

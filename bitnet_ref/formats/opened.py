@@ -1,0 +1,51 @@
+"""A model of any format, opened: the kind is found in the file, never in its name alone.
+
+Commands and `bitnet_ref.load` take whatever this takes: the folder of a training run or a checkpoint in it, a
+Hugging Face folder, a name on a hub, a .bitnet file, a GGUF.
+Read after: formats/onnx. Read next: convert.
+"""
+
+from pathlib import Path
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.formats import hf
+from bitnet_ref.formats.bitnet import is_bitnet, open_bitnet
+from bitnet_ref.formats.hub import folder_of
+from bitnet_ref.formats.source import Source, open_run
+
+KINDS = "a run's folder, a Hugging Face folder, a name on a hub, a .bitnet or a .gguf file"
+
+
+def open_model(path: str | Path, i2s: str | None = None) -> Source:
+    """The model in `path`, headers read and agreed.   `i2s`: layout of a GGUF's I2_S, where no other says it.
+
+    Raises CheckError: nothing there, no model, one that is damaged or not supported.
+    """
+    place = folder_of(path)
+    kind = kind_of(place)
+    check(i2s is None or kind == "gguf", "a layout of I2_S is a GGUF's", f"one for {kind}", "leave it out")
+    if kind == "gguf":
+        from bitnet_ref.formats.gguf_read import open_gguf
+
+        return open_gguf(place, i2s)
+    return {"hf": hf.open_hf, "bitnet": open_bitnet, "run": open_run}[kind](place)
+
+
+def kind_of(place: Path) -> str:
+    """run, hf, bitnet or gguf. Raises CheckError for a path that is none of them."""
+    try:
+        check(place.exists(), f"a model must be {KINDS}", f"nothing at {place}", "check the path")
+        if place.is_dir():
+            return "hf" if hf.is_folder(place) else "run"
+        with open(place, "rb") as f:
+            begin = f.read(4)
+    except OSError as e:
+        raise unreadable(place, e) from None
+    if begin == b"GGUF":
+        return "gguf"
+    if is_bitnet(place):
+        return "bitnet"
+    inside = place.parent if place.name == "model.safetensors" else None
+    raise CheckError(f"a model must be {KINDS}; got {place}, another kind of file; "
+                     + (f"give its folder, {inside}" if inside else "ONNX, for one, is written and not read"))
