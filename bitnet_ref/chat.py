@@ -3,14 +3,13 @@ python -m bitnet_ref.chat --model MODEL --system "You are brief." --template 2b4
 
 Talk with a model. Lines that begin with / are commands (/help lists them); Ctrl-C ends a reply, Ctrl-D the
 chat. docs/generation.md says which template is used, and what is forgotten when the context is full.
-Read after: generate/conversation. Read next: evaluate.
+Read after: generate/repl. Read next: evaluate.
 """
 
 import sys
 from typing import Any
 
-from bitnet_ref.cli import DONE, Parser, run_command, text, typed
-from bitnet_ref.generate.command import add_generation
+from bitnet_ref.cli import DONE, Parser, add_generation, run_command, text, typed
 from bitnet_ref.generate.sampling import Sampling
 
 
@@ -32,7 +31,8 @@ def main(argv: list[str]) -> int:
     check_options(args.tokens, args.stop, given)
     model = load(args.model, args.backend, args.threads, args.int8_head)
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
-    talk(Conversation(model, template, model.sampling_with(given), args.tokens, args.stop, args.system), print)
+    how = model.sampling_with(given)
+    talk(Conversation(model, template, how, args.tokens, args.stop, args.system), print)
     return DONE
 
 

@@ -27,7 +27,8 @@ def tokenizer(name):
 
 
 def vectors(name):
-    """[(text, ids)]: 46 texts of every kind of trouble."""
-    texts = (folder() / f"ggml-vocab-{name}.gguf.inp").read_bytes().decode().split(SEPARATOR)[:-1]     # a separator ends the last
+    """[(text, ids)]: 46 texts of every kind of trouble, each ended by the separator."""
+    text = (folder() / f"ggml-vocab-{name}.gguf.inp").read_bytes().decode()
+    texts = text.split(SEPARATOR)[:-1]
     lines = (folder() / f"ggml-vocab-{name}.gguf.out").read_text().split("\n")[:len(texts)]
     return list(zip(texts, [[int(i) for i in line.split()] for line in lines]))

@@ -3,7 +3,7 @@
 Every string has ids and comes back as it was: bytes are the alphabet, nothing is normalised, no space is
 added. Id 0 is `<|endoftext|>` (EOS) and no text can spell it: on encoding it is letters like any others. The
 JSON text is the identity: it is what is saved, and what the checksum in shards and checkpoints is taken of.
-Read after: data/split. Read next: data/shards.
+Read after: data/split. Read next: data/tokenizer_files.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def byte_letters() -> dict[int, str]:
 
     Bytes that Latin-1 prints are themselves; the others, in order, are the characters from U+0100 on.
     """
-    printed = {b for b in range(256) if 0x21 <= b <= 0x7E or 0xA1 <= b <= 0xFF and b != 0xAD}
+    printed = {b for b in range(256) if 0x21 <= b <= 0x7E or (0xA1 <= b <= 0xFF and b != 0xAD)}
     others = iter(range(0x100, 0x200))
     return {b: chr(b if b in printed else next(others)) for b in range(256)}
 
@@ -124,7 +124,7 @@ class Tokenizer:
         for token, i in self._bpe.get_vocab(with_added_tokens=True).items():
             text = 1 if _is_lone_byte(token) else len(token.replace("\u2581", " ").encode("utf-8"))
             sizes[i] = len(token) if self._byte_level else text
-        for added in json.loads(self.json).get("added_tokens", ()):        # matched in the text as they are, unless special
+        for added in json.loads(self.json).get("added_tokens", ()):     # matched as they are, unless special
             sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode("utf-8"))
         return sizes
 

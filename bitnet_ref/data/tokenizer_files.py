@@ -1,7 +1,7 @@
 """The files that published tokenizers come in beside tokenizer.json, made into one.
 
-GPT-2's encoder.json with vocab.bpe; a tiktoken .model (Llama 3), which has ranks and no merges; a SentencePiece
-.model (Llama 2), which has scores. Each becomes the text of a tokenizer.json, the same for the same file.
+GPT-2's encoder.json with vocab.bpe; a tiktoken .model (Llama 3), which has ranks and no merges; a .model of
+SentencePiece (Llama 2), which has scores. Each becomes the text of a tokenizer.json, the same for each file.
 Strangers' files: sizes are bounded, and what does not agree with itself is refused.
 Read after: data/tokenizer. Read next: data/shards.
 """
@@ -29,7 +29,7 @@ from bitnet_ref.data.tokenizer import (
 )
 from bitnet_ref.data.tokenizer import load as load_json
 
-WORK = 1 << 27               # sum of squared lengths of all tokens: what finding merges costs; published: 2^23
+WORK = 1 << 27               # sum of squared lengths of all tokens: what finding merges costs; published 2^23
 FIX = "download the file again"
 PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))    # GPT-2's by either of two names
 IN_A_FOLDER = ("tokenizer.json", "tokenizer.model", "encoder.json", "vocab.json")
@@ -103,7 +103,7 @@ def tiktoken(path: str | Path, specials: Sequence[str] | None = None) -> Tokeniz
     """
     ranks = _ranks(path)
     check(specials is not None or len(ranks) == LLAMA3_RANKS,
-          f"{path} must have Llama 3's {LLAMA3_RANKS} ranks: of others the special tokens are not in the file",
+          f"{path} must have Llama 3's {LLAMA3_RANKS} ranks: of others the special tokens are not known",
           len(ranks), "give the tokenizer.json of the model")
     names = llama3_specials() if specials is None else specials
     letters = byte_letters()
@@ -145,7 +145,8 @@ def sentencepiece(path: str | Path) -> Tokenizer:
         None,
         {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": space[1], "content": " "},
                                           {"type": "ByteFallback"}, {"type": "Fuse"},
-                                          {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}, str(path))
+                                          {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        str(path))
 
 
 def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], split: dict[str, Any],
@@ -211,23 +212,26 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 def _pieces(path: str | Path) -> list[Piece]:
     """The pieces of a model of the one kind that is known here."""
     where = str(path)
-    pieces, trainer, normalizer = [], {}, {}
+    pieces: list[Piece] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     for number, value in _fields(_read(path), where):
         if number == 1:
             f = dict(_fields(value, where))
-            score = struct.unpack("<f", f.get(2, bytes(4)))[0] if len(f.get(2, bytes(4))) == 4 else math.nan
-            text = _text(f.get(1, b""), where)
-            check(bool(text) and math.isfinite(score), f"piece {len(pieces)} of {where} must have text and score",
-                  f"{text[:40]!r} and {score}", FIX)
+            text, raw = _text(f.get(1, b""), where), f.get(2, bytes(4))
+            score = struct.unpack("<f", raw)[0] if isinstance(raw, bytes) and len(raw) == 4 else math.nan
+            check(bool(text) and math.isfinite(score),
+                  f"piece {len(pieces)} of {where} must have text and score", f"{text[:40]!r} and {score}",
+                  FIX)
             pieces.append(Piece(text, score, _number(f.get(3, NORMAL))))
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(_fields(value, where))
-    kind, spaces = _number(trainer.get(3, 1)), (normalizer.get(3, 1), normalizer.get(4, 1), normalizer.get(5, 1))
+    kind, spaces = _number(trainer.get(3, 1)), tuple(normalizer.get(field, 1) for field in (3, 4, 5))
     check(kind == BPE and trainer.get(35) == 1, f"{where} must be a BPE with byte fallback",
           f"kind {kind}, byte fallback {trainer.get(35, 0)!r}"[:60], "give the tokenizer.json of the model")
     check(spaces == (1, 0, 1) and not normalizer.get(2), f"{where} must change nothing in a text but spaces, "
           "and put one before it", "another normalizer", "give the tokenizer.json of the model")
-    check(0 < len(pieces) <= LARGEST, f"{where} must have at most {LARGEST} pieces", len(pieces), FIX)
+    check(0 < len(pieces) <= LARGEST, f"{where} must have 1 to {LARGEST} pieces", len(pieces), FIX)
     return pieces
 
 
@@ -238,13 +242,15 @@ def _fields(data: Any, where: str) -> Iterator[tuple[int, Any]]:
     while at < len(data):
         key, at = _varint(data, at, where)
         wire = key & 7
-        check(wire in (0, 1, 2, 5), f"{where} must be a SentencePiece model", f"wire type {wire} at {at}", FIX)
+        check(wire in (0, 1, 2, 5), f"{where} must be a SentencePiece model", f"wire type {wire} at {at}",
+              FIX)
         if wire == 0:
             value, at = _varint(data, at, where)
             yield key >> 3, value
             continue
         size, at = _varint(data, at, where) if wire == 2 else ({1: 8, 5: 4}[wire], at)
-        check(size <= len(data) - at, f"a field of {where} must lie in the file", f"{size} bytes at {at}", FIX)
+        check(size <= len(data) - at, f"a field of {where} must lie in the file", f"{size} bytes at {at}",
+              FIX)
         yield key >> 3, data[at:at + size]
         at += size
 
@@ -275,8 +281,8 @@ def _text(value: Any, where: str) -> str:
 
 def _check_work(tokens: Iterable[Any], path: str | Path) -> None:
     work = sum(len(t) ** 2 for t in tokens)
-    check(work <= WORK, f"{path} must have tokens of a sensible length", f"{work} for the sum of their squares",
-          FIX)
+    check(work <= WORK, f"{path} must have tokens of a sensible length",
+          f"{work} for the sum of their squares", FIX)
 
 
 def _read(path: str | Path) -> bytes:

@@ -3,15 +3,15 @@ python -m bitnet_ref.generate --model MODEL --prompt-file FILE --tokens 200 --te
 python -m bitnet_ref.generate --model MODEL --json --stop END - < FILE
 
 Continue a text with a model. The text streams to stdout, or comes as one JSON object (docs/generation.md).
-Read after: generate/command. Read next: generate/render.
+Read after: generate/prompt. Read next: generate/render.
 """
 
 import json
 import sys
 from argparse import BooleanOptionalAction
 
-from bitnet_ref.cli import DONE, Parser, run_command, text, typed
-from bitnet_ref.generate.command import add_generation, backend_of, read_prompt
+from bitnet_ref.cli import DONE, Parser, add_generation, run_command, text, typed
+from bitnet_ref.generate.prompt import read_prompt
 from bitnet_ref.generate.sampling import Sampling
 
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     # Imported after parsing, so that --help answers at once.
+    from bitnet_ref import kernels
     from bitnet_ref.generate.language_model import check_options, load
     check_options(args.tokens, args.stop, typed(args, Sampling))
     prompt = read_prompt(args.given, args.prompt, args.prompt_file)
@@ -39,7 +40,8 @@ def main(argv: list[str]) -> int:
     first = next(made, "")                                 # what is wrong is said before anything is printed
     if args.json:
         list(made)
-        print(json.dumps(made.record() | {"prompt": prompt, "backend": backend_of(args)}, indent=1))
+        ran = kernels.about(args.backend) | {"int8_head": args.int8_head}
+        print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1))
         return DONE
     print(prompt + first, end="", flush=True)
     for piece in made if args.stream else ["".join(made)]:

@@ -3,7 +3,7 @@
 The rule: a prompt leaves room for a reply, of as many tokens as were asked for or a quarter of the context,
 whichever is less. When it does not, the oldest exchanges (what a user said, what was answered) are forgotten,
 as few as make it half as long as it may be; what the system said stays. A reply that fills the context ends.
-Read after: generate/template. Read next: chat.
+Read after: generate/template. Read next: generate/repl.
 """
 
 import json
@@ -106,7 +106,8 @@ def read_messages(path: str | Path) -> list[Message]:
     fix = "give a file that /save wrote"
     try:
         size = Path(path).stat().st_size
-        check(size <= LARGEST_FILE, f"a chat must have at most {LARGEST_FILE} bytes", f"{size} in {path}", fix)
+        check(size <= LARGEST_FILE, f"a chat must have at most {LARGEST_FILE} bytes", f"{size} in {path}",
+              fix)
         record: Any = json.loads(Path(path).read_bytes().decode("utf-8"))
     except OSError as e:
         raise unreadable(path, e, fix) from None

@@ -25,7 +25,8 @@ class Step(NamedTuple):
 
 
 def decode(model: Transformer, prompt: Sequence[int], tokens: int, how: Sampling = GREEDY,
-           stop: Collection[int] = (), logprobs: bool = False, window: Window | None = None) -> Iterator[Step]:
+           stop: Collection[int] = (), logprobs: bool = False,
+           window: Window | None = None) -> Iterator[Step]:
     """Up to `tokens` steps that continue the ids of `prompt` (T,); ends early after an id of `stop`.
 
     `window`: of this model, to go on from what it has read already. Raises CheckError, at once: an empty
@@ -45,6 +46,7 @@ def check_tokens(tokens: int) -> None:
 
 def _decoded(window: Window, prompt: list[int], tokens: int, how: Sampling, stop: Collection[int],
              logprobs: bool) -> Iterator[Step]:
+    token = prompt[-1]
     for n in range(tokens):
         logits = window.push(token) if n else window.read(prompt)
         largest = float(np.max(np.abs(logits)))

@@ -1,12 +1,12 @@
 """A model with its tokenizer: what `bitnet_ref.load(path)` returns.
 
-Read after: generate/continuation. Read next: generate/__main__.
+Read after: generate/continuation. Read next: generate/prompt.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -74,14 +74,8 @@ class LanguageModel:
             lookup([f.name for f in fields(Sampling)], name, "an option of generate")
         return replace(self.sampling, **{name: v for name, v in given.items() if v is not OWN})
 
-    @overload
-    def generate(self, prompt: str, *options: Any, **given: Any) -> str: ...
-
-    @overload
-    def generate(self, prompt: list[str], *options: Any, **given: Any) -> list[str]: ...
-
-    def generate(self, prompt: str | list[str], *options: Any, **given: Any) -> str | list[str]:
-        """The continuation of `prompt` (without it), or of each in a list; options as those of `stream`.
+    def generate(self, prompt: Any, *options: Any, **given: Any) -> Any:
+        """The continuation of `prompt` (without it); of a list of prompts, a list. Options as in `stream`.
 
         A text is the same alone and in any list. Temperature 0 is greedy.
         """

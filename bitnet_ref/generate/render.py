@@ -9,7 +9,7 @@ Read after: generate/__main__. Read next: generate/template.
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 SECONDS = 5                  # of a processor for one rendering; it takes milliseconds
 MEMORY = 1 << 29             # bytes that the process may address; Python and jinja2 take a tenth
@@ -83,7 +83,7 @@ def _generation() -> type:
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        tags = {"generation"}
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

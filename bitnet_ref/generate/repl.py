@@ -22,8 +22,8 @@ HELP = """/reset        forget all but the system's words
 /quit         end, as Ctrl-D does
 //...         a message that begins with /
 Ctrl-C ends a reply. A line that ends in \\ goes on in the next."""
-NOT_FOR_CHAT = ("the model brings no chat template: it was perhaps not trained to chat, and is shown a dialogue "
-                "of \"User:\" and \"Assistant:\" to continue")
+NOT_FOR_CHAT = ("the model brings no chat template: it was perhaps not trained to chat, and is shown a "
+                "dialogue of User and Assistant to continue")
 FORGOTTEN = "the context is full: the oldest exchanges are forgotten from here on"
 
 
@@ -89,8 +89,8 @@ class Repl:
                     shown = piece if begun else piece.lstrip()
                     begun = begun or bool(shown)
                     self.out(shown, end="", flush=True)
-            self.out(flush=True)
             self.chat.answered(reply)
+            self.out(flush=True)
             if reply.reason == LENGTH and len(reply.ids) < self.chat.tokens:
                 _note("the reply ends where the context does")
 
@@ -99,9 +99,10 @@ class Repl:
         if self.last is None:
             return "nothing was said yet"
         r = self.last.record()
-        return (f"read {r['prefill']['tokens']} of {len(self.last.prompt)} tokens "
-                f"({_speed(r['prefill'])}), made {len(self.last.ids)} ({_speed(r['decode'])}); "
-                f"{len(self.last.prompt) + len(self.last.ids)} of {self.chat.model.cfg.context} in the context; "
+        asked, made = len(self.last.prompt), len(self.last.ids)
+        return (f"read {r['prefill']['tokens']} of {asked} tokens ({_speed(r['prefill'])}), "
+                f"made {made} ({_speed(r['decode'])}); "
+                f"{asked + made} of {self.chat.model.cfg.context} in the context; "
                 f"ended by {self.last.reason}; {self.chat.forgotten} messages forgotten")
 
 

@@ -150,7 +150,7 @@ def _largest(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """At a temperature that overflows the quotient the rest has probability 0; +inf shares all among its own."""
+    """A temperature at which the quotient overflows leaves the best alone; +inf shares all among its own."""
     with np.errstate(over="ignore", invalid="ignore"):
         x = (scores - scores.max()) / temperature
     p = np.exp(np.where(scores == scores.max(), 0.0, np.where(scores == -np.inf, -np.inf, x)))
@@ -158,7 +158,7 @@ def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
-    """Which to keep: in the order of falling p (lowest id first), those before which less than top_p stands."""
+    """Which to keep: in the order of falling p (lowest id first), those with less than top_p before them."""
     order = np.argsort(-p, kind="stable")
     before = np.cumsum(p[order]) - p[order]
     keep = np.zeros(len(p), bool)

@@ -18,8 +18,8 @@ from bitnet_ref.generate.render import TemplateError, render, render_apart
 
 ROLES = ("system", "user", "assistant")
 
-# By facts of the published model: each message is "Role: text<|eot_id|>", nothing between them, text stripped.
-# The template begins with BOS, as the model's own does.
+# As the published model was trained: "Role: text<|eot_id|>" for each message, nothing between them, the text
+# stripped; BOS once, at the beginning (microsoft/BitNet, gpu/tokenizer.py).
 BITNET_2B4T = """{{ bos_token }}
 {%- for m in messages %}{{ m.role | capitalize }}: {{ m.content }}<|eot_id|>{% endfor %}
 {%- if add_generation_prompt %}Assistant: {% endif %}"""
@@ -76,8 +76,8 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
                eos: int, reply: bool = True) -> list[int]:
     """The ids of the rendered chat; with `reply` it ends where the assistant's answer begins.
 
-    `bos` and `eos` are what the template calls so. BOS stands in it as often as the template writes it. Raises CheckError for a template that fails, or that
-    leaves a message out.
+    `bos` and `eos` are what the template calls so; BOS stands in it as often as the template writes it.
+    Raises CheckError for a template that fails, or that leaves a message out.
     """
     marks = [secrets.token_hex(16) for _ in messages]
     special = dict(tokenizer.specials)
@@ -106,8 +106,8 @@ def _name(i: int, special: dict[str, int]) -> str:
 
 
 def _encoded(text: str, said: dict[str, Any], special: dict[str, int], tokenizer: Tokenizer) -> list[int]:
-    """`said`: text or ids by placeholder. Runs of text between special tokens and ids are encoded each as one,
-    so that the ids are those that the whole text would have."""
+    """`said`: text or ids by placeholder. Runs of text between special tokens and ids are encoded each as
+    one, so that the ids are those that the whole text would have."""
     names = sorted(special, key=len, reverse=True)
     apart = re.compile("|".join(map(re.escape, [*said, *names])))
     ids: list[int] = []

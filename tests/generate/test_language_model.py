@@ -174,7 +174,8 @@ def test_a_prompt_cannot_spell_the_end_of_text(model):
 @pytest.mark.parametrize(("given", "words"), [
     ({"tokens": -1}, ["must not be negative"]), ({"temperature": -1.0}, ["must not be negative"]),
     ({"top_k": 0}, ["top_k"]), ({"top_q": 1}, ["an option of generate must be one of", "min_p", "'top_q'"]),
-    ({"stop": [""]}, ["a stop string must have 1 to"]), ({"stop": "END"}, ["stop strings must be a list"]), ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
+    ({"stop": [""]}, ["a stop string must have 1 to"]), ({"stop": "END"}, ["stop strings must be a list"]),
+    ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
 ])
 def test_bad_options_are_refused(model, given, words):
     with tiny.refusal(*words):

@@ -1,4 +1,4 @@
-"""generate/sampling: what is kept is what the definitions say, draws follow it, one seed and place one draw."""
+"""generate/sampling: what is kept is what the definitions say, and one seed and place are one draw."""
 
 import math
 from dataclasses import replace
@@ -25,10 +25,12 @@ ALL = Sampling(temperature=1.0, top_k=None)
 how_to = st.builds(
     Sampling, temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 3.0]),
     top_k=st.none() | st.integers(1, 30), top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.1, 1e-9]),
-    min_p=st.sampled_from([0.0, 1e-9, 0.05, 0.5, 1.0]), repetition_penalty=st.sampled_from([1.0, 0.5, 1.3, 20.0]))
+    min_p=st.sampled_from([0.0, 1e-9, 0.05, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 0.5, 1.3, 20.0]))
 # Few values, so that ties are common; and some that nobody expects.
 some_logits = st.lists(st.sampled_from([-np.inf, -3e38, -5.0, -1.0, 0.0, 0.25, 1.0, 1.0, 2.0, 3e38])
-                       | st.floats(-20, 20, width=32), min_size=1, max_size=25).filter(lambda x: max(x) > -np.inf)
+                       | st.floats(-20, 20, width=32), min_size=1,
+                       max_size=25).filter(lambda x: max(x) > -np.inf)
 
 
 def softmax(logits):

@@ -1,4 +1,4 @@
-"""generate/text: what is shown is whole characters and no stop string, however the bytes are cut into tokens."""
+"""generate/text: what is shown is whole characters and no stop string, however the tokens cut them."""
 
 import time
 
@@ -112,7 +112,7 @@ def test_a_long_text_costs_no_more_for_each_token():
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "tinyllama", "llama-bpe"])
 def test_published_tokens_stream_to_their_text(name):
-    """Each text of the vectors, alone and after another: Llama 2's begins with the space that it puts there."""
+    """Each text of the vectors; Llama 2's begin with the space that it puts there."""
     tok = published.tokenizer(name)
     lead = " " if "llama" in name and name != "llama-bpe" else ""
     for text, ids in published.vectors("llama-spm" if lead else name):
