@@ -9,7 +9,7 @@ Read after: generate/__main__. Read next: generate/template.
 import json
 import subprocess
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 SECONDS = 5                  # of a processor for one rendering; it takes milliseconds
 MEMORY = 1 << 29             # bytes that the process may address; Python and jinja2 take a tenth
@@ -82,14 +82,11 @@ def _generation() -> type:
     """{% generation %} marks, for training, what an assistant said. Here it is what stands inside."""
     from jinja2.ext import Extension
 
-    class Generation(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
+    def parse(self: Any, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    return Generation
+    return type("Generation", (Extension,), {"tags": {"generation"}, "parse": parse})
 
 
 def main() -> None:

@@ -92,20 +92,20 @@ def candidates(logits: np.ndarray, how: Sampling,
 
     Among equals the lowest ids are kept. Raises CheckError if a logit is NaN, or all are -inf.
     """
-    scores = np.array(logits, np.float64)
-    top = float(scores.max()) if len(scores) else -math.inf
+    top = float(np.max(logits)) if len(logits) else -math.inf
     check(top > -math.inf, "a logit must be a number, and one of them above -inf", top,
           "look at the model's weights")
-    _penalise_(scores, seen, how.repetition_penalty)
-    ids = np.arange(len(scores))
+    scores = _penalised(np.asarray(logits), seen, how.repetition_penalty)
     if how.temperature == 0:
-        ids = ids[[int(np.argmax(scores))]]
-    elif how.top_k is not None:
-        ids = _largest(scores, how.top_k)
-    p = _softmax(scores[ids], how.temperature or 1.0)
+        ids = np.array([np.argmax(scores)])
+    else:
+        ids = _largest(scores, how.top_k or len(scores))
+    p = _softmax(scores[ids].astype(np.float64), how.temperature or 1.0)
     keep = p > 0
     if how.top_p < 1:
-        keep &= _nucleus(p, how.top_p)
+        within = np.zeros(len(p), bool)
+        within[_nucleus(p, how.top_p)] = True
+        keep &= within
     keep &= p >= how.min_p * p.max()
     ids, p = ids[keep], p[keep]
     return ids, p / p.sum()
@@ -130,14 +130,16 @@ def _uniforms(seed: int, sequence: int, block: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(counter=block * (BLOCK // 4), key=key)).random(BLOCK)
 
 
-def _penalise_(scores: np.ndarray, seen: Iterable[int], penalty: float) -> None:
+def _penalised(scores: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndarray:
     """Once for a token, however often it was seen; a positive score is divided and a negative multiplied, so
     that both become smaller."""
-    if penalty != 1:
-        ids = np.unique(np.fromiter(seen, np.int64))
-        held = scores[ids]
-        with np.errstate(over="ignore"):
-            scores[ids] = np.where(held > 0, held / penalty, held * penalty)
+    if penalty == 1:
+        return scores
+    scores, ids = scores.astype(np.float64), np.unique(np.fromiter(seen, np.int64))
+    held = scores[ids]
+    with np.errstate(over="ignore"):
+        scores[ids] = np.where(held > 0, held / penalty, held * penalty)
+    return scores
 
 
 def _largest(scores: np.ndarray, k: int) -> np.ndarray:
@@ -145,8 +147,10 @@ def _largest(scores: np.ndarray, k: int) -> np.ndarray:
     if k >= len(scores):
         return np.arange(len(scores))
     edge = np.partition(scores, -k)[-k]
-    above, level = np.flatnonzero(scores > edge), np.flatnonzero(scores == edge)
-    return np.sort(np.concatenate([above, level[:k - len(above)]]))
+    found = np.flatnonzero(scores >= edge)
+    if len(found) > k:                                     # more equals than places
+        found = np.delete(found, np.flatnonzero(scores[found] == edge)[k - len(found):])
+    return found
 
 
 def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
@@ -158,9 +162,6 @@ def _softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
-    """Which to keep: in the order of falling p (lowest id first), those with less than top_p before them."""
-    order = np.argsort(-p, kind="stable")
-    before = np.cumsum(p[order]) - p[order]
-    keep = np.zeros(len(p), bool)
-    keep[order[before < top_p]] = True
-    return keep
+    """Places, ascending: in the order of falling p (lowest first), those with less than top_p before them."""
+    before = np.cumsum(np.sort(p)[::-1])[:-1]
+    return _largest(p, 1 + int(np.searchsorted(before, top_p, side="left")))

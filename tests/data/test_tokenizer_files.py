@@ -48,7 +48,8 @@ def test_special_tokens_have_their_published_ids():
 @pytest.mark.data
 def test_two_files_of_one_vocabulary_are_one_tokenizer():
     """Llama 2's SentencePiece model, and TinyLlama's tokenizer.json, made of the same pieces by others."""
-    ours, theirs = (json.loads(published.tokenizer(name).json)["model"] for name in ("llama-spm", "tinyllama"))
+    ours, theirs = (json.loads(published.tokenizer(name).json)["model"]
+                    for name in ("llama-spm", "tinyllama"))
     assert ours["vocab"] == theirs["vocab"]
     assert {tuple(m) for m in ours["merges"]} == {tuple(m.split(" ")) for m in theirs["merges"]}
 
@@ -223,9 +224,9 @@ def test_a_damaged_model_is_a_tokenizer_or_an_error_in_three_parts(at, byte, cut
 
 @pytest.mark.parametrize(("vocab", "merges", "words"), [
     ("[1]", "", "must map tokens to ids"), ("{", "", "must be JSON and text"), ("{}", "", "must map tokens"),
-    ({"a": "0"}, "", "ids of their own"), ({"a": 0, "b": 0}, "", "ids of their own"), ({"a": 0}, "", "256 bytes"),
-    ({"a": 1 << 40}, "", "ids of their own"), (None, "a\n", "line 1"), (None, "a b\nb a\n", "line 2"),
-    (None, "a b c\n", "line 1"), ("[" * 100000, "", "must be JSON")])
+    ({"a": "0"}, "", "ids of their own"), ({"a": 0, "b": 0}, "", "ids of their own"),
+    ({"a": 0}, "", "256 bytes"), ({"a": 1 << 40}, "", "ids of their own"),
+    (None, "a\n", "line 1"), (None, "a b\nb a\n", "line 2"), (None, "a b c\n", "line 1"), ("[" * 100000, "", "must be JSON")])
 def test_damaged_files_of_gpt2_are_refused(vocab, merges, words, tmp_path):
     with tiny.refusal(words):
         gpt2(*gpt2_files(tmp_path, vocab, merges))
