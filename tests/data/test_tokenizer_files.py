@@ -226,7 +226,8 @@ def test_a_damaged_model_is_a_tokenizer_or_an_error_in_three_parts(at, byte, cut
     ("[1]", "", "must map tokens to ids"), ("{", "", "must be JSON and text"), ("{}", "", "must map tokens"),
     ({"a": "0"}, "", "ids of their own"), ({"a": 0, "b": 0}, "", "ids of their own"),
     ({"a": 0}, "", "256 bytes"), ({"a": 1 << 40}, "", "ids of their own"),
-    (None, "a\n", "line 1"), (None, "a b\nb a\n", "line 2"), (None, "a b c\n", "line 1"), ("[" * 100000, "", "must be JSON")])
+    (None, "a\n", "line 1"), (None, "a b\nb a\n", "line 2"), (None, "a b c\n", "line 1"),
+    ("[" * 100000, "", "must be JSON")])
 def test_damaged_files_of_gpt2_are_refused(vocab, merges, words, tmp_path):
     with tiny.refusal(words):
         gpt2(*gpt2_files(tmp_path, vocab, merges))

@@ -110,6 +110,11 @@ def test_of_equals_the_lowest_ids_are_kept(logits, k):
                                  and (logits[i] - max(logits)) / 1e6 > -700}
 
 
+def test_the_sum_of_top_p_is_reached_by_equality():
+    for p, n in ((0.25, 1), (0.5, 2), (0.5 + 1e-9, 3), (0.75, 3), (1.0, 4)):
+        assert candidates(np.zeros(4), replace(ALL, top_p=p))[0].tolist() == list(range(n))
+
+
 def test_the_order_is_penalty_temperature_top_k_top_p_min_p():
     logits = np.log([0.4, 0.3, 0.2, 0.1])
     assert candidates(logits, replace(ALL, top_p=0.65))[0].tolist() == [0, 1]
