@@ -86,6 +86,20 @@ def add_int8_head(parser: argparse.ArgumentParser) -> None:
                         help="read a full-precision output projection as int8 rows: faster, a little rounded")
 
 
+def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """--model, --tokens, --stop, the fields of Sampling, and the backend's flags."""
+    from bitnet_ref.generate.sampling import Sampling
+
+    parser.add_argument("--model", type=text, required=True, metavar="MODEL",
+                        help="folder of a training run, one checkpoint in it, or a published model")
+    parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens to generate (default: {tokens})")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                        help="end before this text; may be given several times")
+    add_args(parser, Sampling, "sampling (defaults of its own that a model brings come before these)")
+    add_backend(parser)
+    add_int8_head(parser)
+
+
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that stand on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}

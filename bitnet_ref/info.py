@@ -5,7 +5,7 @@ python -m bitnet_ref.info --preset nano --n-layers 8 --json
 Describe a preset, or the model of a run or of a Hugging Face folder: parameters by kind, bytes, cache,
 training memory, operations per token. Each figure is a formula of model/cost.py (docs/cost.md); no model is
 allocated, no tensor is read.
-Read after: formats/onnx. Read next: generate.
+Read after: convert. Read next: generate.
 """
 
 import json

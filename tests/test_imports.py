@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["checks", "config", "quant", "pack", "layers", "kernels", "model", "data", "chain", "formats",
          "generate", "evaluate", "train", "bench", "serve"]
-COMMANDS = {"cli", "info", "convert", "conform"}          # above all, as is every __main__
+COMMANDS = {"chat", "cli", "info", "convert", "conform"}          # above all, as is every __main__
 SIBLINGS = {("model", "kernels")}                         # joined from above: Transformer(cfg, params, ops)
 
 CORE = {"numpy", "ml_dtypes", "tqdm"}                     # light: any module may import them at its top

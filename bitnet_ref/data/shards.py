@@ -3,7 +3,7 @@
 A stranger reads one with json and numpy.memmap; docs/data.md has the specification. Opening maps the file
 without reading it, after the header has been checked against itself and against the size of the file. The
 tokens are EOS doc EOS doc ... EOS: the stream starts with EOS so that every byte of text is predicted.
-Read after: data/tokenizer. Read next: data/batches.
+Read after: data/tokenizer_files. Read next: data/batches.
 """
 
 import hashlib

@@ -3,11 +3,12 @@
 Every string has ids and comes back as it was: bytes are the alphabet, nothing is normalised, no space is
 added. Id 0 is `<|endoftext|>` (EOS) and no text can spell it: on encoding it is letters like any others. The
 JSON text is the identity: it is what is saved, and what the checksum in shards and checkpoints is taken of.
-Read after: data/split. Read next: data/shards.
+Read after: data/split. Read next: data/tokenizer_files.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +24,25 @@ from bitnet_ref.data.atomic import unreadable, whole_file
 
 EOS = "<|endoftext|>"
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>")    # ours and GPT-2's, Llama 3's, Llama 2's
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")       # of chat models
 SMALLEST = 257                                  # entries: 256 bytes and EOS
 LARGEST = 1 << 20                               # entries; the largest published vocabularies have 2^18
 LARGEST_FILE = 1 << 26                          # bytes of a tokenizer.json; the largest published: 2^25
 BATCH = 1 << 18                                 # characters encoded at once: enough for all cores
 FIX = "give the tokenizer.json of the library `tokenizers`"
+
+
+def byte_letters() -> dict[int, str]:
+    """{byte: the character that stands for it in a byte-level vocabulary}, as GPT-2 chose them.
+
+    Bytes that Latin-1 prints are themselves; the others, in order, are the characters from U+0100 on.
+    """
+    printed = {b for b in range(256) if 0x21 <= b <= 0x7E or (0xA1 <= b <= 0xFF and b != 0xAD)}
+    others = iter(range(0x100, 0x200))
+    return {b: chr(b if b in printed else next(others)) for b in range(256)}
+
+
+BYTE_OF = {letter: b for b, letter in byte_letters().items()}
 
 
 @dataclass(frozen=True)
@@ -60,20 +75,56 @@ class Tokenizer:
         return hashlib.sha256(self.json.encode("utf-8")).hexdigest()
 
     @cached_property
+    def specials(self) -> dict[str, int]:
+        """{name: id} of the special tokens: those that no text spells."""
+        added = json.loads(self.json).get("added_tokens") or ()
+        return {a["content"]: a["id"] for a in added if a["special"]}
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text or a turn of a chat, by the names that published vocabularies give them."""
+        ids = self.specials
+        return (self.eos, *(ids[name] for name in (*EOS_NAMES, *END_OF_TURN)
+                            if name in ids and ids[name] != self.eos))
+
+    def piece(self, i: int) -> bytes:
+        """The bytes of UTF-8 that id `i` adds to a text, half a character perhaps; a special token's name.
+
+        A first word keeps the space that SentencePiece puts before it; an id without a token adds nothing.
+        Raises CheckError: an unknown id.
+        """
+        check(0 <= i < self.vocab_size, f"ids must lie in [0, {self.vocab_size})", i,
+              "use the tokenizer that the ids were made with")
+        token = self._bpe.id_to_token(i) or ""
+        if i in self._added:
+            return token.encode("utf-8")
+        if self._byte_level:
+            return bytes(BYTE_OF.get(letter, 0) for letter in token)
+        if _is_lone_byte(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace("\u2581", " ").encode("utf-8")
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(a["id"] for a in json.loads(self.json).get("added_tokens") or ())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        record = json.loads(self.json)
+        return "ByteLevel" in json.dumps([record.get("pre_tokenizer"), record.get("decoder")])
+
+    @cached_property
     def token_bytes(self) -> np.ndarray:
         """int64 (V,): bytes of UTF-8 text that each id stands for; 0 for EOS and other names no text spells.
 
         Byte-level vocabularies write one character per byte. SentencePiece's (Llama 2) write text, a space as
         U+2581 and a lone byte as <0xHH>.
         """
-        record = json.loads(self.json)
-        byte_level = "ByteLevel" in json.dumps([record.get("pre_tokenizer"), record.get("decoder")])
         sizes = np.zeros(self.vocab_size, np.int64)
         for token, i in self._bpe.get_vocab(with_added_tokens=True).items():
-            lone_byte = token.startswith("<0x") and token.endswith(">") and len(token) == 6
-            text = 1 if lone_byte else len(token.replace("\u2581", " ").encode("utf-8"))
-            sizes[i] = len(token) if byte_level else text
-        for added in record.get("added_tokens", ()):        # matched in the text as they are, unless special
+            text = 1 if _is_lone_byte(token) else len(token.replace("\u2581", " ").encode("utf-8"))
+            sizes[i] = len(token) if self._byte_level else text
+        for added in json.loads(self.json).get("added_tokens", ()):     # matched as they are, unless special
             sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode("utf-8"))
         return sizes
 
@@ -139,6 +190,11 @@ def load(path: str | Path) -> Tokenizer:
         raise unreadable(path, e, FIX) from None
     except UnicodeDecodeError as e:
         raise CheckError(f"{path} must be a tokenizer.json; got no UTF-8 at byte {e.start}; {FIX}") from None
+
+
+def _is_lone_byte(token: str) -> bool:
+    """<0xHH>: how SentencePiece writes a byte that is no whole character."""
+    return len(token) == 6 and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def train_bpe(docs: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -65,7 +65,7 @@ def test_a_process_reads_stdin_and_prints_utf8():
     (["--seed", -1], ["seed must lie in [0, 2^64); got -1"]),
     (["--tokens", "x"], ["--tokens must be an int; got 'x'", "see python -m bitnet_ref.generate --help"]),
     (["--prompt", "a", "--prompt-file", "b"], ["--prompt-file must stand without --prompt; got both"]),
-    (["--no"], ["every flag must be known; got --no"]),
+    (["--none"], ["every flag must be known; got --none"]),
     (["--model", ""], ["--model must not be empty"]), (["--prompt-file", ""], ["must not be empty"]),
     (["--prompt", "a\ud800"], ["Unicode"]),
     (["--backend", "abacus"], ["backend must be one of"]),
@@ -97,5 +97,5 @@ def test_help_is_for_users(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     out = capsys.readouterr().out
-    assert "Continue a text with a trained model." in out
+    assert "Continue a text with a model." in out
     assert "Read after" not in out

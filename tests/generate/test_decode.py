@@ -1,4 +1,4 @@
-"""generate/decode: each token comes from the full forward, also when the text outgrows the context."""
+"""generate/decode and generate/window: each token comes from the full forward, also beyond the context."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,18 @@ from hypothesis import strategies as st
 from strategies import NORMS, seeds, small_config, small_params
 
 from bitnet_ref.checks import CheckError, NonFiniteError
-from bitnet_ref.generate.decode import decode
+from bitnet_ref.generate.decode import Step
+from bitnet_ref.generate.decode import decode as steps
+from bitnet_ref.generate.sampling import Sampling, logprob, sample
+from bitnet_ref.generate.window import Window, fitted
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
 
 OPS = load("numpy")
+
+
+def decode(*given, **options):
+    return (step.token for step in steps(*given, **options))
 
 
 def small_model(seed=0, **given):
@@ -24,11 +31,15 @@ def prompt_of(n, seed=0):
 
 
 def greedy_by_hand(model, prompt, tokens):
-    """The rule written out: all of the window through the model, its last row's best, oldest half dropped."""
-    context, window, out = model.cfg.context, list(prompt)[-model.cfg.context:], []
+    """The rule written out: all of the window through the model, its last row's best; the first token and the
+    newest of the others are kept, half a context of them when it is full."""
+    context, window, out = model.cfg.context, list(prompt), []
+    while len(window) > context:
+        del window[1 if context > 1 else 0]
     for _ in range(tokens):
         if len(window) > context:
-            window = window[context // 2 + 1:]
+            while len(window) > context - context // 2:
+                del window[1 if context - context // 2 > 1 else 0]
         logits, _ = model(np.array(window))
         out.append(int(np.argmax(logits[0, -1])))
         window.append(out[-1])
@@ -66,6 +77,7 @@ def test_at_least_half_a_context_of_history_is_kept(context, monkeypatch):
         def watch(ids, *state, real=real):
             logits, after = real(ids, *state)
             seen.append(after.shape[1])
+            assert after[0, 0] == prompt_of(1)[0] or context < 3
             return logits, after
 
         monkeypatch.setattr(model, name, watch)
@@ -78,7 +90,7 @@ def test_at_least_half_a_context_of_history_is_kept(context, monkeypatch):
 def test_the_tokens_are_integers_and_as_many_as_asked():
     model = small_model()
     for tokens in (0, 1, 5):
-        out = list(decode(model, prompt_of(3), tokens, temperature=1.0))
+        out = list(decode(model, prompt_of(3), tokens, Sampling(1.0)))
         assert len(out) == tokens
         assert all(type(t) is int and 0 <= t < 13 for t in out)
 
@@ -92,29 +104,111 @@ def test_it_streams():
 
 def test_it_ends_after_the_stop_token():
     model = small_model()
-    tokens = list(decode(model, prompt_of(3), 30, temperature=2.0))
-    stop = tokens[4]
-    assert list(decode(model, prompt_of(3), 30, 2.0, stop=stop)) == tokens[:tokens.index(stop) + 1]
+    tokens = list(decode(model, prompt_of(3), 30, Sampling(2.0)))
+    for stop in ([tokens[4]], {tokens[4], tokens[9]}, ()):
+        end = min((tokens.index(t) + 1 for t in stop), default=30)
+        assert list(decode(model, prompt_of(3), 30, Sampling(2.0), stop)) == tokens[:end]
 
 
 def test_a_seed_is_a_text():
     model = small_model()
-    texts = [tuple(decode(model, prompt_of(3), 20, 1.0, None, seed)) for seed in (1, 2, 1)]
+    texts = [tuple(decode(model, prompt_of(3), 20, Sampling(1.0, seed=seed))) for seed in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1]
 
 
 def test_what_was_generated_before_does_not_matter():
     """A draw belongs to its place in the text: prompt and continuation, or all as a prompt, are the same."""
     model = small_model()
-    first = list(decode(model, prompt_of(3), 8, 1.0, seed=4))
-    rest = list(decode(model, [*prompt_of(3), *first[:5]], 3, 1.0, seed=4))
+    first = list(decode(model, prompt_of(3), 8, Sampling(seed=4)))
+    rest = list(decode(model, [*prompt_of(3), *first[:5]], 3, Sampling(seed=4)))
     assert rest == first[5:]
 
 
 def test_the_best_alone_is_greedy():
     model = small_model()
     greedy = list(decode(model, prompt_of(3), 20))
-    assert list(decode(model, prompt_of(3), 20, 0.7, top_k=1, seed=9)) == greedy
+    assert list(decode(model, prompt_of(3), 20, Sampling(0.7, 1, seed=9))) == greedy
+
+
+def test_log_probabilities_are_those_of_the_model_whatever_is_drawn():
+    model = small_model()
+    how = Sampling(3.0, 4, 0.9, repetition_penalty=1.7, seed=2)
+    made = list(steps(model, prompt_of(3), 6, how, logprobs=True))
+    ids = list(prompt_of(3))
+    for token, said in made:
+        assert said == logprob(model(np.array(ids))[0][0, -1], token)
+        ids.append(token)
+    assert [Step(t, None) for t, _ in made] == list(steps(model, prompt_of(3), 6, how))
+
+
+def test_a_penalty_is_for_what_stands_in_the_window():
+    model, how = small_model(context=8), Sampling(0.0, repetition_penalty=3.0)
+    window = Window(model)
+    for token in decode(model, prompt_of(3), 30, how, window=window):
+        assert token == sample(window.logits, how, 0, window.ids)
+    assert list(decode(model, prompt_of(3), 30, how)) != list(decode(model, prompt_of(3), 30))
+
+
+# --- the window --------------------------------------------------------------------------------------------
+
+
+@given(ids=st.lists(st.integers(), min_size=1, max_size=20), room=st.integers(1, 20))
+def test_what_does_not_fit_leaves_the_first_and_the_newest(ids, room):
+    got = fitted(ids, room)
+    assert len(got) == min(len(ids), room)
+    assert got[-1] == ids[-1]
+    if room > 1:
+        assert got == [ids[0], *ids[1:][-(len(got) - 1):]] if len(got) > 1 else ids[:1]
+
+
+@settings(max_examples=15)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@given(seed=seeds, data=st.data())
+def test_a_window_that_was_used_gives_the_logits_of_a_new_one(backend, seed, data):
+    """Whatever was read and pushed before: extended, gone back in, or another text altogether."""
+    cfg = small_config(n_layers=1)
+    model = Transformer(cfg, small_params(cfg, seed, np.float32), load(backend))
+    window, texts = Window(model), st.lists(st.integers(0, 2), min_size=1, max_size=14)
+    for _ in range(5):
+        before = list(window.ids)
+        cut = data.draw(st.integers(0, len(before)))
+        ids = [*before[:cut], *data.draw(texts)]
+        anew, _ = model.prefill(np.array([fitted(ids, 12)]))
+        np.testing.assert_allclose(window.read(ids), anew[0], atol=1e-5)
+        assert window.ids == fitted(ids, 12)
+        for token in data.draw(st.lists(st.integers(0, 2), max_size=4)):
+            window.push(token)
+
+
+def test_only_what_is_new_is_read():
+    model = small_model(context=40)
+    window = Window(model)
+    made = list(decode(model, prompt_of(5), 6, window=window))
+    assert window.prefilled == 5
+    window.read([*prompt_of(5), *made, 1, 2])              # the last token made was not pushed
+    assert window.prefilled == 5 + 1 + 2
+    window.read([*prompt_of(5), *made, 1, 2])
+    assert window.prefilled == 8
+    window.read([*prompt_of(5), *made[:3], 9])
+    assert window.prefilled == 9
+    window.read([7, *prompt_of(5)])
+    assert window.prefilled == 9 + 6
+
+
+@pytest.mark.parametrize("at", ["states", "_next", "ids"])
+def test_a_window_that_was_interrupted_reads_anew(at):
+    """Ctrl-C may come between any two lines; what is held then is not relied upon."""
+    model = small_model(context=40)
+    window, whole = Window(model), Window(model)
+    window.read([1, 2, 3])
+    if at == "states":
+        window.states.append(None)
+    elif at == "_next":
+        window._next = 4, np.zeros(13)
+    else:
+        window.ids.append(4)
+    for ids in ([1, 2, 3], [1, 2, 3, 4]):
+        np.testing.assert_array_equal(window.read(ids), whole.read(ids))
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -125,15 +219,10 @@ def test_the_best_alone_is_greedy():
     ({"prompt": [0, 13]}, r"ids must lie in 0\.\.12; got 0\.\.13; use the model's own tokenizer"),
     ({"prompt": [-1]}, r"ids must lie in 0\.\.12; got -1\.\.-1"),
     ({"tokens": -1}, "^tokens must not be negative; got -1; use 0 or more$"),
-    ({"temperature": -0.5}, r"^temperature must not be negative; got -0.5; use 0 \(greedy\) or more$"),
-    ({"temperature": float("nan")}, "^temperature must not be negative; got nan"),
-    ({"top_k": 0}, r"^top_k must be greater than 0; got 0; use 1 \(greedy\) or more$"),
-    ({"seed": -1}, r"^seed must lie in \[0, 2\^64\); got -1; choose another$"),
-    ({"seed": 1 << 64}, r"^seed must lie in \[0, 2\^64\); got 18446744073709551616"),
 ])
 def test_bad_options_are_refused_at_once(given, message):
     with pytest.raises(CheckError, match=message):
-        decode(small_model(), **{"prompt": [1], "tokens": 3, **given})
+        steps(small_model(), **{"prompt": [1], "tokens": 3, **given})
 
 
 def test_a_damaged_model_is_named_not_sampled():

@@ -12,8 +12,9 @@ from tiny import own_cache  # noqa: F401
 import bitnet_ref as br
 from bitnet_ref.formats.checkpoint import checkpoints
 from bitnet_ref.formats.hf_write import write_hf
-from bitnet_ref.formats.source import of_weights
-from bitnet_ref.generate import language_model
+from bitnet_ref.formats.source import About, of_weights
+from bitnet_ref.generate import continuation
+from bitnet_ref.generate.decode import Step
 from bitnet_ref.generate.language_model import LanguageModel
 
 
@@ -26,13 +27,13 @@ def model():
 
 def scripted(model, monkeypatch, ids):
     """A model that says `ids`, whatever it is asked."""
-    def decode(transformer, prompt, tokens, temperature, top_k, seed, stop):
+    def decode(transformer, prompt, tokens, how, stop, logprobs, window):
         for token in ids[:tokens]:
-            yield token
-            if token == stop:
+            yield Step(token, None)
+            if token in stop:
                 return
 
-    monkeypatch.setattr(language_model, "decode", decode)
+    monkeypatch.setattr(continuation, "decode", decode)
     return LanguageModel(model.transformer, model.tokenizer)
 
 
@@ -172,7 +173,9 @@ def test_a_prompt_cannot_spell_the_end_of_text(model):
 
 @pytest.mark.parametrize(("given", "words"), [
     ({"tokens": -1}, ["must not be negative"]), ({"temperature": -1.0}, ["must not be negative"]),
-    ({"top_k": 0}, ["top_k"]), ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
+    ({"top_k": 0}, ["top_k"]), ({"top_q": 1}, ["an option of generate must be one of", "min_p", "'top_q'"]),
+    ({"stop": [""]}, ["a stop string must have 1 to"]), ({"stop": "END"}, ["stop strings must be a list"]),
+    ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
 ])
 def test_bad_options_are_refused(model, given, words):
     with tiny.refusal(*words):
@@ -189,3 +192,49 @@ def test_a_missing_run_and_an_unknown_backend_are_refused(tmp_path):
         br.load(tmp_path / "nowhere")
     with tiny.refusal("backend must be one of", "'abacus'"):
         br.load(tiny.trained(), "abacus")
+
+
+# --- settings, lists, stop strings -------------------------------------------------------------------------
+
+
+def test_a_models_own_settings_are_its_defaults(model):
+    about = About(bos=5, eos=(7, 9), settings={"temperature": 0.6, "top_p": 0.9, "do_sample": True})
+    own = LanguageModel(model.transformer, model.tokenizer, about=about)
+    assert (own.first, own.ends) == (5, (model.tokenizer.eos, 7, 9))
+    plain = LanguageModel(model.transformer, model.tokenizer, 5, About(eos=(7, 9)))
+    assert own.generate("Ba", 30) == plain.generate("Ba", 30, 0.6, top_p=0.9) != plain.generate("Ba", 30)
+    assert own.generate("Ba", 30, temperature=0) == plain.generate("Ba", 30, temperature=0)
+
+
+def test_a_text_is_the_same_alone_and_in_any_list(model):
+    prompts = ["Ba", "", "Bace di, 日本", "Ba"]
+    alone = [model.generate(p, 20, seed=3) for p in prompts]
+    assert model.generate(prompts, 20, seed=3) == alone
+    assert model.generate(prompts[::-1], 20, seed=3) == alone[::-1]
+    assert model.generate([], 20) == []
+    assert model.generate("Ba", 20, seed=3, sequence=1) != alone[0]
+
+
+@given(seed=st.integers(0, 50), at=st.integers(0, 30), length=st.integers(1, 9), stream=st.booleans())
+def test_a_text_ends_before_its_stop_string(model, seed, at, length, stream):
+    whole = model.generate("Ba", 20, 1.5, seed=seed)
+    stop = whole[at:at + length]
+    if stop:
+        made = model.stream("Ba", 20, 1.5, seed=seed, stop=["\0never", stop])
+        assert "".join(made) == whole[:whole.find(stop)] == made.text
+        assert (made.reason, made.stop_string) == ("stop string", stop)
+
+
+def test_what_was_made_stays(model):
+    made = model.continuation("Ba", 9, logprobs=True)
+    assert made.reason == "interrupted"
+    text = "".join(made)
+    record = made.record()
+    assert record["text"] == text == model.generate("Ba", 9)
+    assert record["stop"] == {"reason": "length", "id": None, "string": None}
+    assert model.tokenizer.decode(record["ids"]) == text
+    assert (record["prefill"]["tokens"], record["decode"]["tokens"]) == (len(made.prompt), 8)
+    assert record["seconds"] == record["prefill"]["seconds"] + record["decode"]["seconds"] > 0
+    logits = model(np.array(made.prompt))[0][0, -1].astype(np.float64)
+    assert record["logprobs"][0] == pytest.approx((logits - np.log(np.exp(logits).sum()))[made.ids[0]])
+    assert json.loads(json.dumps(record)) == record

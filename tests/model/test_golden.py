@@ -56,7 +56,7 @@ def test_the_tiny_model_recites_its_text(through):
     if through == "folder":
         short = 60
         ids = np.array([ord(c) for c in text[:7]])
-        made = [token for token, _ in zip(decode(model, ids, short, 0.0, None, 0, stop=None), range(short))]
+        made = [step.token for step in decode(model, ids, short)]
         assert "".join(map(chr, made)) == text[7:7 + short]
     else:                                                  # all positions at once: the same tokens
         ids = np.array([[ord(c) for c in text]])

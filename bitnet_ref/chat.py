@@ -1,0 +1,40 @@
+"""python -m bitnet_ref.chat --model MODEL
+python -m bitnet_ref.chat --model MODEL --system "You are brief." --template 2b4t
+
+Talk with a model. Lines that begin with / are commands (/help lists them); Ctrl-C ends a reply, Ctrl-D the
+chat. docs/generation.md says which template is used, and what is forgotten when the context is full.
+Read after: generate/repl. Read next: evaluate.
+"""
+
+import sys
+from typing import Any
+
+from bitnet_ref.cli import DONE, Parser, add_generation, run_command, text, typed
+from bitnet_ref.generate.sampling import Sampling
+
+
+def main(argv: list[str]) -> int:
+    """Parse, load, talk."""
+    parser = Parser("python -m bitnet_ref.chat", __doc__)
+    parser.add_argument("--system", default="", metavar="TEXT", help="what is said before everything else")
+    parser.add_argument("--template", type=text, default="auto", metavar="auto|own|2b4t|plain",
+                        help="how messages become tokens (default: the model's own, or what suits its shape)")
+    add_generation(parser, 512)
+    args = parser.parse_args(argv)
+
+    # Imported after parsing, so that --help answers at once.
+    from bitnet_ref.generate.conversation import Conversation
+    from bitnet_ref.generate.language_model import check_options, load
+    from bitnet_ref.generate.repl import talk
+    from bitnet_ref.generate.template import choose
+    given: dict[str, Any] = typed(args, Sampling)
+    check_options(args.tokens, args.stop, given)
+    model = load(args.model, args.backend, args.threads, args.int8_head)
+    template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
+    how = model.sampling_with(given)
+    talk(Conversation(model, template, how, args.tokens, args.stop, args.system), print)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
