@@ -21,15 +21,16 @@ from bitnet_ref.cli import DONE, Parser, run_command, text
 OPTIONS = {"bitnet": ("packing",), "gguf": ("type", "relu2"), "onnx": ("weights", "cache"),
            "hf": ("storage", "dtype", "shard")}
 FLAGS: dict[str, dict[str, Any]] = {
-    "packing": {"metavar": "rans|i2|b3", "help": ".bitnet: how trits are stored (default: rans)"},
-    "type": {"metavar": "tq2_0|tq1_0|i2_s|f16|f32", "help": ".gguf: of the matrices (default: tq2_0)"},
+    "packing": {"type": text, "metavar": "rans|i2|b3", "help": ".bitnet: how trits are stored (default: rans)"},
+    "type": {"type": text, "metavar": "tq2_0|tq1_0|i2_s|f16|f32", "help": ".gguf: of the matrices (default: tq2_0)"},
     "relu2": {"action": "store_true", "default": None,
               "help": ".gguf: write a ReLU2 model for llama.cpp, which will run it with SiLU, that is wrong"},
-    "weights": {"metavar": "int8|2bit", "help": ".onnx: how trits are stored (default: int8)"},
-    "cache": {"action": "store_true", "default": None, "help": ".onnx: with keys and values as in- and outputs"},
-    "storage": {"metavar": "multiply|divide|masters|full",
-                "help": "folder: how matrices are stored (default: multiply, or full for a model without trits)"},
-    "dtype": {"metavar": "bfloat16|float16|float32", "help": "folder: of all floats (default: bfloat16)"},
+    "weights": {"type": text, "metavar": "int8|2bit", "help": ".onnx: how trits are stored (default: int8)"},
+    "cache": {"action": "store_true", "default": None,
+              "help": ".onnx: keys and values come in and go out"},
+    "storage": {"type": text, "metavar": "multiply|divide|masters|full",
+                "help": "folder: how matrices are stored (default: multiply; full for one without trits)"},
+    "dtype": {"type": text, "metavar": "bfloat16|float16|float32", "help": "folder: of all floats (default: bfloat16)"},
     "shard": {"type": float, "metavar": "GB", "help": "folder: most gigabytes of a file (default: 5)"},
 }
 ROUNDING = 2.0**-8                       # relative: what bfloat16 may change of a number
@@ -150,9 +151,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("source", type=text, metavar="SRC", help="a model of any format, or a name on a hub")
     parser.add_argument("path", type=text, metavar="DST", help="*.bitnet, *.gguf, *.onnx, or a new folder")
     for name, how in FLAGS.items():
-        parser.add_argument(f"--{name}", **({"type": text} if "action" not in how and "type" not in how else {}),
-                            **how)
-    parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of the I2_S in a GGUF that is read")
+        parser.add_argument(f"--{name}", **how)
+    parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of a GGUF's I2_S, if it is read")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     writer(target(args.path), dict(given))                 # what is asked for wrongly is said at once

@@ -14,7 +14,7 @@ import numpy as np
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.formats.checkpoint import PARAM, latest, model_config, read_state, read_tensors
 from bitnet_ref.model.params import Spec, param_specs
-from bitnet_ref.model.weights import Trits, Weights
+from bitnet_ref.model.weights import OnDisk, Trits, Weights
 from bitnet_ref.quant import absmean_ternary
 
 Told = Callable[[str], None]         # of a writer: which tensor is done
@@ -80,6 +80,18 @@ def in_memory(t: Any) -> np.ndarray | Trits:
 def of_weights(cfg: ModelConfig, held: Weights, name: str = "model", tokenizer: str | None = None) -> Source:
     """A model in memory as a Source, for the writers."""
     return Source(Path(name), "memory", "in memory", cfg, About(name), tokenizer, held.__getitem__)
+
+
+def on_disk(source: Source) -> OnDisk:
+    """Weights for a model that runs: each is read when the backend takes it into its own form, and let go."""
+    cfg = source.cfg
+
+    def read(name: str) -> Any:
+        if name == "head" and cfg.tied_embeddings:         # ternary then, or it would be the embedding
+            return Trits(*absmean_ternary(np.asarray(source.read("embedding"), np.float32)))
+        return source.read(name)
+
+    return OnDisk(source.specs, read, cfg.tied_embeddings and cfg.head == "full")
 
 
 def open_run(path: str | Path) -> Source:

@@ -2,7 +2,7 @@
 
 Time is that of the model and the sampling alone, not of whoever reads the pieces. Up to the first token it is
 prefill, after it decode, a prefill of a full window included.
-Read after: generate/text. Read next: generate/language_model.
+Read after: generate/text. Read next: generate/together.
 """
 
 import time

@@ -1,6 +1,6 @@
 """A model with its tokenizer: what `bitnet_ref.load(path)` returns.
 
-Read after: generate/continuation. Read next: generate/prompt.
+Read after: generate/together. Read next: generate/prompt.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,17 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.checks import check, lookup
-from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.data.tokenizer import Tokenizer, from_json
 from bitnet_ref.data.tokenizer import load as load_tokenizer
-from bitnet_ref.formats import hf
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
-from bitnet_ref.formats.source import About
+from bitnet_ref.formats.hub import folder_of
+from bitnet_ref.formats.opened import kind_of, open_model
+from bitnet_ref.formats.source import About, on_disk
 from bitnet_ref.generate.continuation import Continuation
 from bitnet_ref.generate.decode import check_tokens
 from bitnet_ref.generate.sampling import Sampling, from_settings
 from bitnet_ref.generate.text import check_stops
+from bitnet_ref.generate.together import together
 from bitnet_ref.generate.window import Window
 from bitnet_ref.model import Transformer
 
@@ -81,7 +83,15 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             return "".join(self.stream(prompt, *options, **given))
-        return ["".join(self.stream(p, *options, **given)) for p in prompt]
+        return self.generate_all(list(prompt), *options, **given)
+
+    def generate_all(self, prompts: list[str], tokens: int = 100, temperature: float = OWN,
+                     top_k: int | None = OWN, seed: int = OWN, *, stop: Sequence[str] = (),
+                     **given: Any) -> list[str]:
+        """The continuation of each prompt, all at once: a step of the model has a token of each."""
+        how = self.sampling_with(given | {"temperature": temperature, "top_k": top_k, "seed": seed})
+        ids = [[self.first, *self.tokenizer.encode(p).tolist()] for p in prompts]
+        return together(self.transformer, self.tokenizer, ids, tokens, how, self.ends, stop)
 
 
 def check_options(tokens: int, stop: Sequence[str], given: dict[str, Any]) -> None:
@@ -91,20 +101,30 @@ def check_options(tokens: int, stop: Sequence[str], given: dict[str, Any]) -> No
     Sampling(**given)
 
 
-def load(path: str | Path, backend: str = "numba", threads: int | None = None,
-         int8_head: bool = False) -> LanguageModel:
-    """The model of a run folder, of one checkpoint in it, or of a Hugging Face folder with a tokenizer.json.
+def load(path: str | Path, backend: str = "numba", threads: int | None = None, int8_head: bool = False,
+         half_cache: bool = False, i2s: str | None = None) -> LanguageModel:
+    """The model of a run, a Hugging Face folder, a name on a hub, a .bitnet or a .gguf file; with tokenizer.
 
-    `int8_head`: a full-precision output projection as int8 rows, which decodes faster. Raises CheckError if
-    it is missing, damaged or not supported.
+    `int8_head`: a full-precision output projection as int8 rows, which decodes faster. `half_cache`: keys and
+    values kept in float16. `i2s`: as formats.opened.open_model. A run's model can be trained on; others hold
+    what a backend needs to run them, and no more. Raises CheckError if it is missing, damaged or not
+    supported.
     """
-    ops = kernels.load(backend, threads)
-    if hf.is_folder(path):
-        return _load_hf(Path(path), ops, int8_head)
-    return _load_run(path, ops, int8_head)
+    ops, place = kernels.load(backend, threads), folder_of(path)
+    if kind_of(place) == "run":
+        return _load_run(place, ops, int8_head, half_cache)
+    source = open_model(place, i2s)
+    check(source.tokenizer is not None, f"{path} must hold a tokenizer", "none",
+          f"put its {TOKENIZER} into the folder, or convert the model from where it has one")
+    tokenizer = from_json(str(source.tokenizer), f"the tokenizer of {path}")
+    check(tokenizer.vocab_size <= source.cfg.vocab_size,             # others' are often padded
+          f"the tokenizer must have at most the model's {source.cfg.vocab_size} entries",
+          tokenizer.vocab_size, f"put back the {TOKENIZER} that belongs to the model")
+    transformer = Transformer(source.cfg, on_disk(source), ops, int8_head, half_cache)
+    return LanguageModel(transformer, tokenizer, about=source.about)
 
 
-def _load_run(path: str | Path, ops: Any, int8_head: bool) -> LanguageModel:
+def _load_run(path: str | Path, ops: Any, int8_head: bool, half_cache: bool) -> LanguageModel:
     checkpoint = latest(path)
     state = read_state(checkpoint)
     tokenizer = load_tokenizer(checkpoint.parent / TOKENIZER)
@@ -115,13 +135,5 @@ def _load_run(path: str | Path, ops: Any, int8_head: bool) -> LanguageModel:
     check(tokenizer.checksum == state.get("tokenizer"),
           "the tokenizer must be the one that the model was trained with",
           f"checksum {tokenizer.checksum[:12]}", f"put back the {TOKENIZER} of the run")
-    return LanguageModel(Transformer(cfg, read_params(checkpoint, state), ops, int8_head), tokenizer)
-
-
-def _load_hf(folder: Path, ops: Any, int8_head: bool) -> LanguageModel:
-    """Others' vocabularies are often padded: the model may have more entries than the tokenizer."""
-    config, tokenizer = hf.read_config(folder), load_tokenizer(folder / TOKENIZER)
-    check(tokenizer.vocab_size <= config.model.vocab_size,
-          f"the tokenizer must have at most the model's {config.model.vocab_size} entries",
-          tokenizer.vocab_size, f"put back the {TOKENIZER} that belongs to the model")
-    return LanguageModel(Transformer(*hf.read(folder), ops, int8_head), tokenizer, config.bos)
+    params = read_params(checkpoint, state)
+    return LanguageModel(Transformer(cfg, params, ops, int8_head, half_cache), tokenizer)

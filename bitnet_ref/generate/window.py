@@ -25,7 +25,7 @@ def fitted(ids: list[int], room: int) -> list[int]:
 
 
 class Window:
-    """One text before the model. `ids` are in the cache; `logits` are of the token after them.
+    """One text before the model. `ids` are in the cache; `logits` float (V,) are of the token after them.
 
     `prefilled` counts the ids that went through the model other than as generated tokens.
     """
@@ -33,13 +33,8 @@ class Window:
     def __init__(self, model: Transformer) -> None:
         self.model, self.prefilled = model, 0
         self.ids: list[int] = []
-        self.states: list[Any] = []          # after the first so many ids; None where it was not kept
-        self._next = (0, np.zeros(0, np.float32))         # after so many ids, the logits of the next
-
-    @property
-    def logits(self) -> np.ndarray:
-        """float (V,), of the token after `ids`."""
-        return self._next[1]
+        self.logits = np.zeros(0, np.float32)
+        self._state: Any = None
 
     def check(self, ids: Sequence[int]) -> None:
         """Raise CheckError for no ids, and for ids outside the vocabulary."""
@@ -55,46 +50,33 @@ class Window:
         """
         self.check(ids)
         wanted = fitted([int(i) for i in ids], self.model.cfg.context)
-        if not len(self.ids) == self._next[0] == len(self.states) - 1:
-            self.ids = []                                  # Ctrl-C came between two of these
-        if wanted == self.ids:
-            return self.logits
-        shared = self._shared(wanted)
-        self.prefilled += len(wanted) - shared
-        if shared == 0:
-            self._prefill(wanted)
-        else:
-            del self.ids[shared:], self.states[shared + 1:]
-            for token in wanted[shared:]:
-                self._step(token)
+        if wanted != self.ids:
+            same = next((n for n, (ours, theirs) in enumerate(zip(self.ids, wanted)) if ours != theirs),
+                        min(len(self.ids), len(wanted)))
+            same = min(same, len(wanted) - 1)              # one, at least, to have logits of
+            self.prefilled += len(wanted) - same
+            self._append(wanted[same:], same)
         return self.logits
 
     def push(self, token: int) -> np.ndarray:
         """Append a generated token  ->  logits (V,) of the next. A full window is shortened to half first."""
         context = self.model.cfg.context
         if len(self.ids) < context:
-            self._step(token)
+            self._append([token], len(self.ids))
         else:
-            self._prefill(fitted([*self.ids, token], context - context // 2))
+            self._append(fitted([*self.ids, token], context - context // 2), 0)
         return self.logits
 
-    def _shared(self, wanted: list[int]) -> int:
-        """How many of `wanted` stand in the cache, with a state to go on from; fewer than all of them."""
-        same = 0
-        for ours, theirs in zip(self.ids, wanted[:-1]):
-            if ours != theirs:
-                break
-            same += 1
-        return same if same and self.states[same] is not None else 0
-
-    def _prefill(self, ids: list[int]) -> None:
-        self.ids = []                                      # should the model refuse, nothing is held
-        logits, state = self.model.prefill(np.array([ids]))
-        self.states, self._next = [*[None] * len(ids), state], (len(ids), logits[0])
-        self.ids = list(ids)
-
-    def _step(self, token: int) -> None:
-        logits, state = self.model.decode_step(np.array([token]), self.states[-1])
-        self.states.append(state)
-        self._next = len(self.ids) + 1, logits[0]
-        self.ids.append(token)
+    def _append(self, new: list[int], after: int) -> None:
+        """Go back to the first `after` ids, and read `new`."""
+        held, self.ids = self.ids, []                      # nothing is held should Ctrl-C come before the end
+        if after == 0:
+            logits, state = self.model.prefill(np.array([new]))
+        else:
+            before = self._state if after == len(held) else self._state.back(after)
+            logits, state = (self.model.decode_step(np.array(new), before) if len(new) == 1
+                             else self.model.extend(np.array([new]), before, every=False))
+        self._state, self.logits = state, logits[0]
+        del held[after:]
+        held += new
+        self.ids = held

@@ -93,11 +93,12 @@ def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray,
     return logits[np.arange(len(ids)), texts.lengths - 1], texts
 
 
-def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts,
-           lengths: np.ndarray | None = None) -> tuple[np.ndarray, Texts]:
+def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts, lengths: np.ndarray | None = None,
+           every: bool = True) -> tuple[np.ndarray, Texts]:
     """ids int (B, T), state  ->  logits (B, T, V) after each new token, new state.   All of it again.
 
-    `lengths` int (B,): how many of a row are new tokens, 0 too; logits after others are zeros.
+    `lengths` int (B,): how many of a row are new tokens, 0 too; logits after others are zeros. Not `every`:
+    logits (B, V) after the last new token of each row.
     """
     B, T = ids.shape
     counts = np.full(B, T) if lengths is None else lengths
@@ -107,14 +108,14 @@ def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts,
         whole[b, :ends[b]] = np.concatenate([state.ids[b, :state.lengths[b]], ids[b, new[b]]])
     logits, _ = forward(plan, w, whole, keep=False)
     at = np.minimum(state.lengths[:, None] + np.arange(T), whole.shape[1] - 1)
-    return logits[np.arange(B)[:, None], at] * new[:, :, None], Texts(whole, ends)
+    logits = logits[np.arange(B)[:, None], at] * new[:, :, None]
+    return logits if every else logits[np.arange(B), counts - 1], Texts(whole, ends)
 
 
 def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
                 state: Texts) -> tuple[np.ndarray, Texts]:
     """token int (B,), state  ->  logits (B, V) of the next token, new state."""
-    logits, state = extend(plan, w, token[:, None], state)
-    return logits[:, 0], state
+    return extend(plan, w, token[:, None], state, None, False)
 
 
 class Transformer:
@@ -178,15 +179,17 @@ class Transformer:
         ids = self._checked("ids", ids)
         return self._by("prefill", prefill, ids, _counts(ids, lengths, 1))
 
-    def extend(self, ids: np.ndarray, state: Any, lengths: Any = None) -> tuple[np.ndarray, Any]:
+    def extend(self, ids: np.ndarray, state: Any, lengths: Any = None,
+               every: bool = True) -> tuple[np.ndarray, Any]:
         """ids int (B, T), state  ->  logits (B, T, V) after each of them, the new state.
 
         `lengths` int (B,): how many of each row are new tokens, perhaps 0; logits after the others are zeros.
+        Not `every`: logits (B, V) after the last new token of each row, zeros where there is none.
         Raises CheckError as prefill, for another batch, and beyond the context.
         """
         ids = self._checked("ids", ids)
         _check_batch(ids, state)
-        return self._by("extend", extend, ids, state, _counts(ids, lengths, 0))
+        return self._by("extend", extend, ids, state, _counts(ids, lengths, 0), every)
 
     def decode_step(self, token: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
         """token int (B,), state  ->  logits (B, V) of the next token, the new state.

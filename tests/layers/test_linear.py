@@ -79,11 +79,12 @@ def test_rows_of_int8_are_their_codes_times_a_scale_each(rng):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_a_table_in_16_bits_is_widened_exactly(dtype, backends, rng):
-    w, x, ids = rng.normal(size=(9, 5)).astype(dtype), rng.normal(size=(3, 5)).astype(np.float32), [[8, 0], [3, 3]]
+    w, x = rng.normal(size=(9, 5)).astype(dtype), rng.normal(size=(3, 5)).astype(np.float32)
+    ids = np.array([[8, 0], [3, 3]])
     table, wide = backends.prepare_table(w), w.astype(np.float32)
     np.testing.assert_array_equal(backends.linear(x, table), backends.linear(x, wide))
-    np.testing.assert_array_equal(backends.embedding(np.array(ids), table), wide[ids])
-    assert backends.embedding(np.array(ids), table).dtype == np.float32
+    np.testing.assert_array_equal(backends.embedding(ids, table), wide[ids])
+    assert backends.embedding(ids, table).dtype == np.float32
 
 
 # --- twin ---------------------------------------------------------------------------------------------------

@@ -132,12 +132,12 @@ def prefill(plan: Any, w: Any, ids: np.ndarray,
     return advance(w, ids, lengths, State(texts, (0,) * B, (0,) * B), False)
 
 
-def extend(plan: Any, w: Any, ids: np.ndarray, state: State,
-           lengths: np.ndarray | None = None) -> tuple[np.ndarray, State]:
+def extend(plan: Any, w: Any, ids: np.ndarray, state: State, lengths: np.ndarray | None = None,
+           every: bool = True) -> tuple[np.ndarray, State]:
     """As model.transformer.extend: ids int (B, T)  ->  logits (B, T, V) after each of them, new state."""
     if not isinstance(state, State):
         return NotImplemented
-    return advance(w, ids, lengths, state, True)
+    return advance(w, ids, lengths, state, every)
 
 
 def decode_step(plan: Any, w: Any, token: np.ndarray, state: State) -> tuple[np.ndarray, State]:
@@ -196,10 +196,11 @@ def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, ever
 
 def _delivered(logits: np.ndarray, counts: Counts, T: int, every: bool) -> np.ndarray:
     """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros."""
-    if not every:
+    if not every and len(logits) == len(counts):
         return logits.copy()
-    out = np.zeros((len(counts), T, logits.shape[1]), np.float32)
-    out[np.arange(T) < np.array(counts)[:, None]] = logits
+    new = np.array(counts)
+    out = np.zeros((len(counts), *((T,) if every else ()), logits.shape[1]), np.float32)
+    out[np.arange(T) < new[:, None] if every else new > 0] = logits
     return out
 
 
@@ -213,7 +214,7 @@ def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call
 
     codes = aligned(M * widest).view(np.int8).reshape(M, widest)
     slot, ends = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts)
-    last = np.arange(M) if every else ends - 1
+    last = np.arange(M) if every else (ends - 1)[np.array(counts) > 0]
     rows = Rows(slot, np.zeros(M, np.int64), last, floats(M, D), floats(M, D),
                 floats(M, KV * Dh), floats(M, KV * Dh), floats(M, D), floats(M, D), floats(M, F),
                 floats(M, F), floats(M, F), codes, floats(M if program.floats else 1, widest), floats(M),
