@@ -151,9 +151,11 @@ def _prefixed(record: dict[str, Any]) -> bool:
         return prefixed
     meta = {"type": "Metaspace", "replacement": SPACE, "split": False}
     if not steps and pre is not None and {k: v for k, v in pre.items() if k != "prepend_scheme"} == meta:
-        return pre["prepend_scheme"] in ("first", "always")
+        check(pre["prepend_scheme"] == "never", "a space must be put before every text or none, also "
+              "before a text that begins with one", f"prepend_scheme {pre['prepend_scheme']!r}"[:50], WHY)
+        return False
     raise CheckError("a SentencePiece tokenizer to export must only mark spaces; got "
-                     f"{json.dumps([normalizer, pre])[:150]}; {WHY}")
+                     f"{json.dumps([pre, normalizer])[:150]}; {WHY}")
 
 
 def _splits(token: str, vocab: dict[str, int]) -> list[tuple[str, str]]:
