@@ -111,7 +111,7 @@ def read_header(file: str | Path) -> Header:
 
     Raises CheckError: unreadable, another format, version or byte order, truncated, a name twice, an unknown
     type, an absurd length, count or shape, tensors that overlap or leave the file.
-    Source: ggml, docs/gguf.md.
+    Source: ggml-org/ggml, its page on GGUF, and ggml/include/gguf.h.
     """
     file = Path(file)
     try:

@@ -48,7 +48,7 @@ ARCHS = {
     "llama": Arch("pre", "swiglu", True)}
 ACTIVATION = "hidden_activation"     # of an arch: relu2 where the model is not what mainline runs
 ACTIVATIONS = {"silu": "swiglu", "relu2": "relu2"}
-LAYOUT = "bitnet_ref.i2s_layout"     # a setting of ours: which of the three I2_S a file has
+LAYOUT = "i2_s.layout"     # a setting of ours: which of the three I2_S a file has
 NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "head": "output", "attn.wq": "attn_q",
          "attn.wk": "attn_k", "attn.wv": "attn_v", "attn.wo": "attn_output", "ffn.w_gate": "ffn_gate",
          "ffn.w_up": "ffn_up", "ffn.w_down": "ffn_down"}   # other norms have their name here

@@ -240,7 +240,7 @@ def test_a_layout_that_is_known(tmp_path):
     table = held(cfg)
     make(tmp_path / "a", settings(cfg), stored(table, partial(i2s, layout="4row")))
     assert_same(open_gguf(tmp_path / "a"), table)
-    make(tmp_path / "b", settings(BITNET, **{"bitnet_ref.i2s_layout": "64"}),
+    make(tmp_path / "b", settings(BITNET, **{"i2_s.layout": "64"}),
          stored(held(BITNET), partial(i2s, layout="64")))
     assert_same(open_gguf(tmp_path / "b"), held(BITNET))
     with refusal("says of itself, 64", "128"):
@@ -417,7 +417,7 @@ def good(tmp_path, **change):
     ({"tokenizer.ggml.bos_token_id": 13}, ["bos_token_id", "13"]),
     ({"tokenizer.ggml.model": "bert"}, ["tokenizer.ggml.model", "bert"]),
     ({"tokenizer.ggml.model": "gpt2"}, ["tokenizer.ggml.tokens"]),
-    ({"bitnet_ref.i2s_layout": "x"}, ["i2s_layout", "x"])])
+    ({"i2_s.layout": "x"}, ["i2_s.layout", "x"])])
 def test_settings_of_strangers(change, words, tmp_path):
     with refusal(*words):
         open_gguf(good(tmp_path, **change))
