@@ -56,8 +56,9 @@ class _Cursor:
 
     def skip(self, n_bytes: int, what: str) -> int:
         """The place before moving on by `n_bytes`."""
-        check(n_bytes <= self.end - self.at, f"the header of {self.file} must hold {what}",
-              f"{self.end - self.at} bytes instead of {n_bytes}", AGAIN)
+        if n_bytes > self.end - self.at:                   # asked half a million times: no message is made
+            raise CheckError(f"the header of {self.file} must hold {what}; got {self.end - self.at} bytes "
+                             f"instead of {n_bytes}; {AGAIN}")
         self.at += n_bytes
         return self.at - n_bytes
 
@@ -97,13 +98,25 @@ class _Cursor:
         """A type, a count and so many values. An array of arrays is refused: no setting of a model is one."""
         kind = self.number("<u4", what)
         if kind == STRING:
-            n = self.count(LARGEST_STRINGS, f"the count of {what}")
-            return [self.text(what) for _ in range(n)]
+            return self.strings(what)
         check(kind in NUMBERS, f"{what} in {self.file} must be an array of numbers or strings", kind, AGAIN)
         dtype = np.dtype(NUMBERS[kind])
         n_bytes = dtype.itemsize * self.count(LARGEST_HEADER, f"the count of {what}")
         at = self.skip(n_bytes, what)
         return np.frombuffer(self.data[at:at + n_bytes], dtype)
+
+    def strings(self, what: str) -> list[str]:
+        """A count and so many strings."""
+        made, length = [], struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(self.count(LARGEST_STRINGS, f"the count of {what}")):
+                (n,) = length(self.data, self.skip(8, what))
+                at = self.skip(n, what)
+                made.append(str(self.data[at:at + n], "utf-8"))
+        except UnicodeDecodeError as e:
+            raise CheckError(f"{what} in {self.file} must be UTF-8; got {e.reason} in item {len(made)}; "
+                             f"{AGAIN}") from None
+        return made
 
 
 def read_header(file: str | Path) -> Header:
@@ -187,14 +200,18 @@ def _padded(n: int, align: int) -> int:
 
 
 def raw(t: Stored, begin: int = 0, end: int | None = None) -> np.ndarray:
-    """Rows `begin` to `end` (all) as they are stored: uint8 (rows, bytes of a row), a read-only map.
+    """Rows `begin` to `end` (all) as they are stored: uint8 (rows, bytes of a row).
 
-    A tensor of one axis is one row, and so is I2_S, whose layouts may cross rows. Raises CheckError if the
-    file is too short by now, or unreadable.
+    Read, not mapped: what a map has touched stays in memory beside the copy. A tensor of one axis is one row,
+    and so is I2_S, whose layouts may cross rows. Raises CheckError if the file is too short by now.
     """
     n_rows = 1 if t.kind == "I2_S" else math.prod(t.shape[:-1])
     n_bytes, end = (t.end - t.begin) // n_rows, n_rows if end is None else end
+    wanted = (end - begin) * n_bytes
     try:
-        return np.memmap(t.file, np.uint8, "r", t.begin + begin * n_bytes, (end - begin, n_bytes))
-    except (OSError, ValueError) as e:                     # ValueError: the file has become shorter
-        raise CheckError(f"{t.file} must be a readable file; got {e}; {AGAIN}") from None
+        held = np.fromfile(t.file, np.uint8, wanted, offset=t.begin + begin * n_bytes)
+    except OSError as e:
+        raise unreadable(t.file, e) from None
+    check(len(held) == wanted, f"{t.file} must be as long as when it was opened",
+          f"{len(held):,} bytes of {wanted:,}", AGAIN)
+    return held.reshape(end - begin, n_bytes)

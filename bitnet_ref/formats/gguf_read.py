@@ -78,7 +78,7 @@ def open_gguf(path: str | Path, i2s: str | None = None, pre: str | None = None) 
         if not specs[wanted].ternary:
             return _unordered(_floats(wanted, stored[wanted]), order)
         w_q, w_scale = _trits(wanted, stored[wanted], layout)
-        return Trits(_unordered(w_q, order), w_scale * _multiplier(wanted, scales.get(wanted)))
+        return Trits(_unordered(w_q, order), _product(wanted, w_scale, scales.get(wanted)))
 
     return Source(header.file, "gguf", _storage(specs, stored, layout), cfg, _about(header, cfg),
                   rebuild(header.settings, pre), read)
@@ -272,15 +272,18 @@ def _blocks(t: Stored) -> Iterator[tuple[int, np.ndarray]]:
     per_row = t.shape[-1] // TYPES[t.kind].block * TYPES[t.kind].n_bytes
     n_rows, step = math.prod(t.shape[:-1]), max(1, BLOCK // per_row)
     for begin in range(0, n_rows, step):
-        yield begin, np.array(raw(t, begin, min(begin + step, n_rows))).reshape(-1, TYPES[t.kind].n_bytes)
+        yield begin, raw(t, begin, min(begin + step, n_rows)).reshape(-1, TYPES[t.kind].n_bytes)
 
 
-def _multiplier(name: str, scale: Stored | None) -> np.float32:
-    """The value of a .scale tensor; 1 where there is none."""
-    value = np.float32(1) if scale is None else np.array(raw(scale)).view("<f4")[0, 0]
+def _product(name: str, w_scale: np.float32, scale: Stored | None) -> np.float32:
+    """The scale in a tensor times the one in its .scale, if there is one."""
+    value = np.float32(1) if scale is None else raw(scale).view("<f4")[0, 0]
     check(bool(np.isfinite(value) and value > 0), f"{gguf_name(name, 'scale')} must be positive and finite",
           value, AGAIN)
-    return value
+    with np.errstate(over="ignore"):
+        w_scale = w_scale * value
+    check(bool(np.isfinite(w_scale)), f"the scale of {gguf_name(name)} must be finite", w_scale, AGAIN)
+    return w_scale
 
 
 def _floats(name: str, t: Stored) -> np.ndarray:
@@ -292,7 +295,7 @@ def _floats(name: str, t: Stored) -> np.ndarray:
             rows = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[t.kind]).reshape(-1, t.shape[1])
             w[begin:begin + len(rows)] = rows
     else:
-        w = np.array(raw(t)).view(DTYPES[t.kind]).reshape(t.shape)
+        w = raw(t).view(DTYPES[t.kind]).reshape(t.shape)
     ok = bool(np.isfinite(w.min()) and np.isfinite(w.max()))                    # NaN passes through both
     check(ok, f"{gguf_name(name)} in {t.file.name} must be finite", "NaN or infinity", AGAIN)
     return w

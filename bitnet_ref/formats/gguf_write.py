@@ -81,9 +81,8 @@ def write_gguf(path: str | Path, source: Source, kind: str, relu2: bool = False,
     gguf, cfg = library(), source.cfg
     arch = architecture(cfg, kind, relu2)
     entries = list(_entries(source, KINDS[kind]))
-    held = _settings(source, arch, kind)
     with whole_file(path) as f:
-        _write_header(gguf, f, arch, held, entries)
+        _write_header(gguf, f, arch, _settings(source, arch, kind), entries)
         scale = np.float32(1)
         for e in entries:
             if e.scale:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf_by_hand import entry, head, held, make, source, text, value
 from hypothesis import given
+from hypothesis import settings as few
 from hypothesis import strategies as st
 from strategies import small_config
 from tiny import assert_three_parts, refusal
@@ -85,6 +86,7 @@ def assert_same(got, table, scale=np.float32, rtol=0.0):
 # --- what is written is read -------------------------------------------------------------------------------
 
 
+@few(max_examples=15)
 @given(kind=st.sampled_from(sorted(KINDS)), layers=st.integers(1, 2), wide=st.integers(1, 2),
        vocab=st.integers(5, 40), heads=st.sampled_from([(1, 1), (4, 1), (4, 4)]),
        zeros=st.sampled_from([0.0, 0.4, 0.995]), seed=st.integers(0, 99))
@@ -123,7 +125,7 @@ def test_the_rows_of_q_and_k_of_a_llama(tmp_path):
     tensors = read_header(tmp_path / "m").tensors
     for name, n_heads in (("wq", 4), ("wk", 2), ("wv", 0)):
         ours = table[f"layers.1.attn.{name}"]
-        theirs = np.array(raw(tensors[gguf_name(f"layers.1.attn.{name}")])).view(np.float32)
+        theirs = raw(tensors[gguf_name(f"layers.1.attn.{name}")]).view(np.float32)
         order = [4 * h + i for h in range(n_heads) for i in (0, 2, 1, 3)] or range(len(ours))
         np.testing.assert_array_equal(theirs, ours[order])
 
@@ -276,10 +278,10 @@ def test_a_ternary_llama(tmp_path):
     table = held(cfg)
     full = write_gguf(tmp_path / "f", source(replace(cfg, linear="full"), {
         n: t.w_q.astype(np.float32) if isinstance(t, Trits) else t for n, t in table.items()}), "f32")
-    rows = np.array(raw(read_header(full.path).tensors[gguf_name(Q)])).view(np.float32)
+    rows = raw(read_header(full.path).tensors[gguf_name(Q)]).view(np.float32)
     made = stored(table, tq)
     for name in [n for n in table if n.endswith(("wq", "wk"))]:
-        there = np.array(raw(read_header(full.path).tensors[gguf_name(name)])).view(np.float32)
+        there = raw(read_header(full.path).tensors[gguf_name(name)]).view(np.float32)
         made[gguf_name(name)] = tq(Trits(there, table[name].w_scale))
     assert not np.array_equal(rows, table[Q].w_q)
     make(tmp_path / "m", settings(cfg, "llama"), made)
@@ -364,11 +366,11 @@ def test_without_the_package(monkeypatch, tmp_path):
 
 
 def test_memory_is_that_of_a_tensor(tmp_path):
-    """50 MiB of model; the largest tensor is its embedding, 16 MiB; 4 M values are converted at a time."""
-    cfg = small_config(vocab_size=8192, d_model=512, d_ff=1536, n_heads=4, n_kv_heads=4, n_layers=3)
+    """50 MiB of model; the largest tensor is its embedding, 32 MiB; 4 M values are converted at a time."""
+    cfg = small_config(vocab_size=32768, d_model=256, d_ff=1024, n_heads=4, n_kv_heads=4, n_layers=4)
     table = held(cfg)
     write_gguf(tmp_path / "first", source(BITNET), "tq2_0")                   # the library is loaded by now
-    for kind in ("f16", "tq2_0", "i2_s"):
+    for kind in ("f16", "tq2_0"):
         tracemalloc.start()
         write_gguf(tmp_path / "m", source(cfg, table), kind)
         got = open_gguf(tmp_path / "m")
@@ -376,7 +378,7 @@ def test_memory_is_that_of_a_tensor(tmp_path):
             got.read(name)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 60 << 20, f"{kind}: {peak >> 20} MiB"
+        assert peak < 80 << 20, f"{kind}: {peak >> 20} MiB"
 
 
 # --- files of strangers ------------------------------------------------------------------------------------
@@ -467,6 +469,17 @@ def test_scale_tensors_of_strangers(scale, tmp_path):
         open_gguf(tmp_path / "m").read(Q)
 
 
+def test_a_scale_that_overflows(tmp_path):
+    """Each part is finite, their product is not; nor is the mean of the largest masters."""
+    made = stored(held(BITNET), tq) | {gguf_name(Q, "scale"): by_hand.floats(np.float32([3e38]))}
+    t = held(BITNET)[Q]
+    masters = np.where(t.w_q == 0, 1, t.w_q * np.float32(3e38))
+    for name, data in ((Q, tq(Trits(t.w_q, 9.0))), ("layers.0.attn.wo", by_hand.floats(np.float32(masters)))):
+        make(tmp_path / "m", settings(BITNET), made | {gguf_name(name): data})
+        with refusal(gguf_name(name), "must be finite"), np.errstate(over="ignore"):
+            open_gguf(tmp_path / "m").read(name)
+
+
 HUGE = 1 << 60
 HEADERS = {
     "nothing": (b"", ["24 bytes"]),
@@ -484,6 +497,9 @@ HEADERS = {
     "strings without end": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 8, HUGE), ["count of a"]),
     "numbers without end": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 12, HUGE), ["count of a"]),
     "many numbers": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 12, 1 << 26), ["a", "0 bytes instead"]),
+    "a word past the end": (head(0, 1) + text("a") + struct.pack("<IIQQ", 9, 8, 2, HUGE), ["a", str(HUGE)]),
+    "words, no UTF-8": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 8, 1) + text(b"\xff"),
+                        ["a in", "UTF-8"]),
     "arrays of arrays": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 9, 1), ["numbers or strings", "9"]),
     "a setting twice": (head(0, 2) + 2 * (text("a") + value(1)), ["once", "'a' twice"]),
     "no axes": (head(1, 0) + text("t") + struct.pack("<I", 0), ["axes", "0"]),
