@@ -261,6 +261,19 @@ def test_tq_of_others(kind, tmp_path):
     assert open_gguf(tmp_path / "m").read(Q).w_scale == np.float32(np.float16(table[Q].w_scale)) * 3
 
 
+def test_a_block_of_scale_zero_is_zero(tmp_path):
+    """Whatever its codes are: llama.cpp multiplies them by 0."""
+    t = held(BITNET)[Q]
+    made = stored(held(BITNET), tq)
+    blocks = np.frombuffer(made[gguf_name(Q)][2], np.uint8).reshape(256, 66).copy()
+    blocks[3, -2:] = 0
+    make(tmp_path / "m", settings(BITNET), made | {gguf_name(Q): ("TQ2_0", (256, 256), blocks.tobytes())})
+    got = open_gguf(tmp_path / "m").read(Q).w_q
+    assert t.w_q[3].any()
+    assert not got[3].any()
+    np.testing.assert_array_equal(np.delete(got, 3, 0), np.delete(t.w_q, 3, 0))
+
+
 def test_blocks_of_several_scales_are_no_b158(tmp_path):
     t = held(BITNET)[Q]
     w = t.w_q * np.float32(0.5)
