@@ -10,6 +10,7 @@ from bitnet_ref.data.tokenizer_files import load
 
 FILES = {"gpt-2": "gpt2.encoder.json", "llama-spm": "llama2-32k.tokenizer.model",
          "llama-bpe": "llama3-128k.tiktoken.model", "tinyllama": "llama2-32k.tinyllama.tokenizer.json"}
+AS_JSON = {"gpt-2": "gpt-2", "llama-bpe": "llama-bpe", "llama-spm": "tinyllama"}     # vectors -> whose
 REAL = os.environ.get("BITNET_REF_DATA")             # as it was before a fixture of tests/data took it away
 SEPARATOR = "\n__ggml_vocab_test__\n"
 

@@ -3,7 +3,7 @@
 Tensors are read one by one. A small model is one file; a large one keeps its tensors in a second file beside
 it, written as they come. Export only: a graph can be anything, so nothing is read back from one.
 docs/formats/onnx.md is the specification.
-Read after: formats/onnx_graph. Read next: formats/opened.
+Read after: formats/onnx_graph. Read next: formats/gguf_names.
 """
 
 import json
