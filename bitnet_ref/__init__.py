@@ -8,8 +8,8 @@ The map, in reading order (each name imports only from names before it):
     kernels/               backends: overlays on layers/, injected by load(name)
     model/                 parameters, blocks, the transformer, its cost formulas
     cli data/              a dataclass as a command line; corpora, tokenizer, shards, batches
-    formats/ info          files on disk; the command that describes a preset or a run
-    generate/ evaluate/    text from a model; perplexity and bits per byte
+    formats/ convert info  files on disk, from any format to any; the command that describes a model
+    generate/ chat evaluate/   text from a model; perplexity and bits per byte
     train/ bench/          the trainer; measurements
 
 Read after: README.md. Read next: checks.
@@ -30,13 +30,14 @@ DIMS = {
 }
 
 
-def load(path: str, backend: str = "numba", threads: int | None = None,
-         int8_head: bool = False) -> "LanguageModel":
-    """The model in `path`: a run folder of `python -m bitnet_ref.train`, or a Hugging Face folder.
+def load(path: str, backend: str = "numba", threads: int | None = None, int8_head: bool = False,
+         half_cache: bool = False, i2s: str | None = None) -> "LanguageModel":
+    """The model in `path`: a run's folder, a Hugging Face folder or name, a .bitnet or a .gguf file.
 
-    It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. Raises CheckError if
-    there is no whole checkpoint.
+    It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. `int8_head` and
+    `half_cache`: faster, a little rounded (docs/generation.md); `i2s`: the layout of a GGUF's I2_S. Raises
+    CheckError for what is missing, damaged or not supported.
     """
     from bitnet_ref.generate.language_model import load
 
-    return load(path, backend, threads, int8_head)
+    return load(path, backend, threads, int8_head, half_cache, i2s)

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from bitnet_ref.generate.template import choose
     given: dict[str, Any] = typed(args, Sampling)
     check_options(args.tokens, args.stop, given)
-    model = load(args.model, args.backend, args.threads, args.int8_head)
+    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
     how = model.sampling_with(given)
     talk(Conversation(model, template, how, args.tokens, args.stop, args.system), print)

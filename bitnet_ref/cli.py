@@ -91,13 +91,16 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
     from bitnet_ref.generate.sampling import Sampling
 
     parser.add_argument("--model", type=text, required=True, metavar="MODEL",
-                        help="folder of a training run, one checkpoint in it, or a published model")
+                        help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
+    parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of the I2_S in a .gguf")
     parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens to generate (default: {tokens})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
                         help="end before this text; may be given several times")
     add_args(parser, Sampling, "sampling (defaults of its own that a model brings come before these)")
     add_backend(parser)
     add_int8_head(parser)
+    parser.add_argument("--half-cache", action="store_true",
+                        help="keep keys and values in float16: half the memory, a little rounded")
 
 
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Read after: formats/opened. Read next: info.
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from bitnet_ref.cli import DONE, Parser, run_command, text
 OPTIONS = {"bitnet": ("packing",), "gguf": ("type", "relu2"), "onnx": ("weights", "cache"),
            "hf": ("storage", "dtype", "shard")}
 FLAGS: dict[str, dict[str, Any]] = {
-    "packing": {"type": text, "metavar": "rans|i2|b3", "help": ".bitnet: how trits are stored (default: rans)"},
-    "type": {"type": text, "metavar": "tq2_0|tq1_0|i2_s|f16|f32", "help": ".gguf: of the matrices (default: tq2_0)"},
+    "packing": {"type": text, "metavar": "rans|i2|b3",
+                "help": ".bitnet: how trits are stored (default: rans)"},
+    "type": {"type": text, "metavar": "tq2_0|tq1_0|i2_s|f16|f32",
+             "help": ".gguf: of the matrices (default: tq2_0)"},
     "relu2": {"action": "store_true", "default": None,
               "help": ".gguf: write a ReLU2 model for llama.cpp, which will run it with SiLU, that is wrong"},
     "weights": {"type": text, "metavar": "int8|2bit", "help": ".onnx: how trits are stored (default: int8)"},
@@ -30,7 +33,8 @@ FLAGS: dict[str, dict[str, Any]] = {
               "help": ".onnx: keys and values come in and go out"},
     "storage": {"type": text, "metavar": "multiply|divide|masters|full",
                 "help": "folder: how matrices are stored (default: multiply; full for one without trits)"},
-    "dtype": {"type": text, "metavar": "bfloat16|float16|float32", "help": "folder: of all floats (default: bfloat16)"},
+    "dtype": {"type": text, "metavar": "bfloat16|float16|float32",
+              "help": "folder: of all floats (default: bfloat16)"},
     "shard": {"type": float, "metavar": "GB", "help": "folder: most gigabytes of a file (default: 5)"},
 }
 ROUNDING = 2.0**-8                       # relative: what bfloat16 may change of a number
@@ -63,8 +67,10 @@ def writer(kind: str, given: dict[str, Any]) -> Callable[..., Any]:
         return partial(write_onnx, weights=given.get("weights", "int8"), cache=bool(given.get("cache")))
     from bitnet_ref.formats.hf_write import write_hf
 
-    shard = {"shard_bytes": _bytes(given.pop("shard"))} if "shard" in given else {}
-    return partial(write_hf, **shard, **given)
+    options: dict[str, Any] = {**given}
+    if "shard" in given:
+        options["shard_bytes"] = _bytes(options.pop("shard"))
+    return partial(write_hf, **options)
 
 
 def _bytes(gigabytes: float) -> int:
@@ -112,7 +118,8 @@ def compared(source: Any, path: str, progress: bool = True) -> str:
     from bitnet_ref.model.weights import Trits
 
     again = open_model(path, "128" if Path(path).suffix == ".gguf" else None)
-    check(again.cfg == source.cfg, f"{path} must have the model's config", "another", "report this")
+    other = [name for name, value in asdict(source.cfg).items() if not _alike(name, value, again.cfg)]
+    check(not other, f"{path} must have the model's config", f"another {', '.join(other)}", "report this")
     moved, furthest = 0, 0.0
     for name, spec in tqdm(source.specs.items(), unit="tensor", desc="check", disable=not progress):
         wanted, found = source.read(name), again.read(name)
@@ -120,13 +127,21 @@ def compared(source: Any, path: str, progress: bool = True) -> str:
             assert isinstance(wanted, Trits)
             moved += int(np.count_nonzero(wanted.w_q != found.w_q))
             wanted, found = wanted.w_scale, found.w_scale
-        furthest = max(furthest, _apart(np.asarray(wanted), np.asarray(found)))
+        apart = _apart(np.asarray(wanted), np.asarray(found))
+        check(apart <= ROUNDING, f"{name} in {path} must be the model's, rounded",  # NaN is none either
+              f"{apart:.1e} apart", "report this")
+        furthest = max(furthest, apart)
     lossy = again.master is not None                       # masters in 16 bits: the writer counts what moves
     check(lossy or moved == 0, f"{path} must hold the model's trits", f"{moved:,} others", "report this")
-    check(furthest <= ROUNDING, f"the floats of {path} must be those of the model, rounded",
-          f"{furthest:.1e} apart", "report this")
     trits = f"{moved:,} trits moved" if moved else "trits equal"
     return f"{trits}, floats {f'within {furthest:.1e}' if furthest else 'equal'}"
+
+
+def _alike(name: str, value: Any, cfg: Any) -> bool:
+    """Whether a field is that of `cfg`; a file may keep floats in 32 bits, and need not keep init_std."""
+    if name == "init_std" or not isinstance(value, float):
+        return name == "init_std" or value == getattr(cfg, name)
+    return abs(value - getattr(cfg, name)) <= 1e-6 * abs(value)
 
 
 def _apart(a: Any, b: Any) -> float:
@@ -152,7 +167,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("path", type=text, metavar="DST", help="*.bitnet, *.gguf, *.onnx, or a new folder")
     for name, how in FLAGS.items():
         parser.add_argument(f"--{name}", **how)
-    parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of a GGUF's I2_S, if it is read")
+    parser.add_argument("--i2s", type=text, metavar="128|64|4row",
+                        help="layout of the I2_S in a .gguf source, which no such file says")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     writer(target(args.path), dict(given))                 # what is asked for wrongly is said at once

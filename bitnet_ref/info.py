@@ -1,24 +1,30 @@
 """python -m bitnet_ref.info --preset 3b
-python -m bitnet_ref.info --model RUN
+python -m bitnet_ref.info nano.bitnet
 python -m bitnet_ref.info --preset nano --n-layers 8 --json
 
-Describe a preset, or the model of a run or of a Hugging Face folder: parameters by kind, bytes, cache,
-training memory, operations per token. Each figure is a formula of model/cost.py (docs/cost.md); no model is
-allocated, no tensor is read.
+Describe a preset, or a model of any format: parameters by kind, bytes, cache, training memory, operations per
+token. Each figure is a formula of model/cost.py (docs/cost.md) or stands in the file's header; no model is
+allocated, no matrix is read.
 Read after: convert. Read next: generate.
 """
 
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command, text, typed
 from bitnet_ref.config import PRESETS, ModelConfig
-from bitnet_ref.formats import hf
+from bitnet_ref.formats import hf, hf_config
+from bitnet_ref.formats.bitnet import histograms
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
+from bitnet_ref.formats.hf_about import read_about
+from bitnet_ref.formats.hub import folder_of
+from bitnet_ref.formats.opened import kind_of, open_model
 from bitnet_ref.model import cost
+from bitnet_ref.pack.rans import entropy
 
 
 def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
@@ -43,9 +49,42 @@ def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
     }
 
 
-def config_of(path: str) -> ModelConfig:
-    """The config of a run or of a Hugging Face folder. Raises CheckError for neither."""
-    return hf.read_config(path).model if hf.is_folder(path) else model_config(read_state(latest(path)))
+def opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config of a model of any format, and what its file says of itself. Raises CheckError for none."""
+    place = folder_of(path)
+    kind = kind_of(place)
+    if kind == "run":
+        state = read_state(latest(place))
+        return model_config(state), {"kind": kind, "step": state.get("step")}
+    if kind == "hf":
+        config = hf.read_config(place)
+        cfg, storage, text = config.model, hf_config.STORAGES[config.storage], ""
+        about = read_about(place, config)
+    else:
+        source = open_model(place, i2s)
+        cfg, storage, about, text = source.cfg, source.storage, source.about, source.tokenizer or ""
+    said: dict[str, Any] = {
+        "kind": kind, "storage": storage, "name": about.name, "first id": about.bos,
+        "last ids": list(about.eos), "chat template": about.chat_template is not None,
+        "settings": about.settings,
+        "bytes": sum(f.stat().st_size for f in (place, *place.glob("*")) if f.is_file())}
+    if text:
+        said["tokenizer bytes"] = len(text.encode())
+    if kind == "bitnet":
+        said |= _of_bitnet(place, cfg, said["bytes"])
+    return cfg, said
+
+
+def _of_bitnet(path: Path, cfg: ModelConfig, n_bytes: int) -> dict[str, Any]:
+    """Of a .bitnet: how likely each trit is, what that allows, and what the file takes."""
+    whole = {"bits a parameter": round(8 * n_bytes / cost.count_params(cfg).total, 3)}
+    held = histograms(path)
+    if not held:
+        return whole
+    counts = [sum(h[i] for h in held.values()) for i in range(3)]
+    shares = " ".join(f"{n / sum(counts):.2%}" for n in counts)
+    bits = sum(sum(h) * entropy(h) for h in held.values()) / sum(counts)
+    return {"trits -1, 0, +1": shares, "entropy, bits a trit": round(bits, 4), **whole}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -73,17 +112,22 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m bitnet_ref.info", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")
-    which.add_argument("--model", type=text, metavar="RUN",
-                       help="the folder of a training run, or a Hugging Face folder, instead of a preset")
+    which.add_argument("--model", type=text, metavar="MODEL", help="the same as a flag")
+    parser.add_argument("file", nargs="?", type=text, metavar="MODEL",
+                        help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
+    parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of the I2_S in a GGUF")
     parser.add_argument("--batch", type=int, default=8,
                         help="sequences per micro-batch, for the training memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)
     check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
-    stored = configs(args)[1] if args.model is None else config_of(args.model)
+    model = args.file or args.model
+    check(args.file is None or args.model is args.preset is None, "one model is described", "two",
+          "leave one out")
+    stored, said = (configs(args)[1], {}) if model is None else opened(model, args.i2s)
     cfg = replace(stored, **typed(args, ModelConfig))
-    figures = describe(cfg, args.batch)
+    figures = {**({"file": said} if said else {}), **describe(cfg, args.batch)}
     print(json.dumps(figures, indent=1) if args.json else table(figures))
     return DONE
 

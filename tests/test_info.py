@@ -12,8 +12,10 @@ from bitnet_ref import info
 from bitnet_ref.cli import run_command
 from bitnet_ref.config import PRESETS
 from bitnet_ref.formats import hf
+from bitnet_ref.formats.bitnet import write_bitnet
 from bitnet_ref.formats.checkpoint import TENSORS, latest
 from bitnet_ref.formats.hf_config import config_record
+from bitnet_ref.formats.source import open_run
 from bitnet_ref.model import cost
 
 MEBIBYTE = 1 << 20
@@ -125,7 +127,7 @@ def test_a_run_is_described_from_its_state_alone(run, tmp_path):
     (["--model", ""], ["--model must not be empty"]),
     (["--preset", ""], ["--preset must not be empty"]),
     (["--batch", "many"], ["--batch must be an int; got 'many'", "see python -m bitnet_ref.info --help"]),
-    (["--model", "nowhere"], ["must be the folder of a training run", "nowhere"]),
+    (["--model", "nowhere"], ["a model must be a run's folder", "nowhere"]),
 ])
 def test_what_is_wrong_is_refused_by_name(arguments, words, run):
     code, out, err = run(*arguments)
@@ -148,3 +150,24 @@ def test_a_hugging_face_folder_is_described_by_its_config(run, tmp_path):
     (tmp_path / hf.SINGLE).touch()                         # not even its header is read
     _, out, _ = run("--model", tmp_path, "--json")
     assert json.loads(out)["config"] == cfg.__dict__
+
+
+def test_a_file_says_what_it_is(run, tmp_path):
+    path = tmp_path / "a.bitnet"
+    write_bitnet(path, open_run(tiny.trained()))
+    code, out, _ = run(path, "--json")
+    said = json.loads(out)["file"]
+    assert code == 0
+    assert (said["kind"], said["storage"], said["bytes"]) == ("bitnet", "trits as rans", path.stat().st_size)
+    shares = [float(x.rstrip("%")) for x in said["trits -1, 0, +1"].split()]
+    assert sum(shares) == pytest.approx(100, abs=0.02)
+    assert 0 < said["entropy, bits a trit"] <= 1.585
+    assert run("--model", path, "--json")[1] == out
+    code, out, _ = run(tiny.trained(), "--json")
+    assert (code, json.loads(out)["file"]) == (0, {"kind": "run", "step": 20})
+
+
+def test_one_model_at_a_time(run, tmp_path):
+    code, _, err = run(tiny.trained(), "--preset", "nano")
+    assert code == 2
+    tiny.assert_three_parts(err, "one model is described")

@@ -3,7 +3,7 @@ python -m bitnet_ref.bench.onnx_peer --threads 1 --rounds 15
 
 Time onnxruntime on our ONNX files of a random nano beside the numba backend: a prompt of 128 tokens, and 64
 greedy tokens after it, with a cache. They take turns; medians. Needs onnxruntime, which nothing else does.
-Read after: bench/llama_peer. Read next: bench/torch_peer.
+Read after: bench/llama_peer. Read next: bench/part.
 """
 
 import sys

@@ -3,7 +3,7 @@
 A measure has its share of what the machine can do at most, a claim compares two of them that took turns in
 the same rounds. Since a shared machine is faster one second than the next, a ratio is taken in every round
 and the middle one counts.
-Read after: bench/llama_peer. Read next: bench/limits.
+Read after: bench/onnx_peer. Read next: bench/limits.
 """
 
 import statistics

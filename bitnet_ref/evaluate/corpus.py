@@ -14,6 +14,8 @@ from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import Tokenizer
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
+from bitnet_ref.formats.hub import folder_of
+from bitnet_ref.formats.opened import kind_of
 from bitnet_ref.generate.language_model import TOKENIZER, load
 
 
@@ -27,6 +29,8 @@ def score_corpus(run: str, corpus: str | None, windows: int | None = None, backe
     model = load(run, backend, threads, int8_head)
     check(windows is None or windows > 0, "--windows must be greater than 0", windows,
           "leave it out to score all")
+    check(corpus is not None or kind_of(folder_of(run)) == "run", "a model alone has no validation text", run,
+          "name a text with --corpus PATH")
     tokens = _own_validation(run) if corpus is None else _tokens(corpus, model.tokenizer)
     return score(model.transformer, tokens, model.tokenizer.token_bytes, windows)
 

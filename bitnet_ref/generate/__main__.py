@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
     from bitnet_ref.generate.language_model import check_options, load
     check_options(args.tokens, args.stop, typed(args, Sampling))
     prompt = read_prompt(args.given, args.prompt, args.prompt_file)
-    model = load(args.model, args.backend, args.threads, args.int8_head)
+    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
     made = model.continuation(prompt, args.tokens, model.sampling_with(typed(args, Sampling)), args.stop,
                               args.json)
     first = next(made, "")                                 # what is wrong is said before anything is printed
     if args.json:
         list(made)
-        ran = kernels.about(args.backend) | {"int8_head": args.int8_head}
+        ran = kernels.about(args.backend) | {"int8_head": args.int8_head, "half_cache": args.half_cache}
         print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1))
         return DONE
     print(prompt + first, end="", flush=True)

@@ -110,7 +110,7 @@ def test_a_model_worse_than_guessing_gets_no_perplexity_and_exit_code_1(run, tmp
     (["--windows", 0], ["--windows must be greater than 0", "got 0"]),
     (["--windows", -3], ["--windows must be greater than 0", "got -3"]),
     (["--corpus", "nowhere.txt"], ["a corpus must be one of", "'nowhere.txt'"]),
-    (["--model", "nowhere"], ["must be the folder of a training run"]),
+    (["--model", "nowhere"], ["a model must be a run's folder"]),
     (["--backend", "abacus"], ["backend must be one of"]),
     (["--model", ""], ["--model must not be empty"]),
     (["--corpus", ""], ["--corpus must not be empty"]),

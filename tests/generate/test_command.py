@@ -69,7 +69,7 @@ def test_a_process_reads_stdin_and_prints_utf8():
     (["--model", ""], ["--model must not be empty"]), (["--prompt-file", ""], ["must not be empty"]),
     (["--prompt", "a\ud800"], ["Unicode"]),
     (["--backend", "abacus"], ["backend must be one of"]),
-    (["--model", "nowhere"], ["must be the folder of a training run", "nowhere"]),
+    (["--model", "nowhere"], ["a model must be a run's folder", "nowhere"]),
     (["--prompt-file", "nowhere.txt"], ["the prompt file must be readable", "nowhere.txt"]),
     (["--prompt-file", "."], ["the prompt file must be readable"]),
 ])

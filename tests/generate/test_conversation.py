@@ -250,7 +250,7 @@ def test_the_command_talks(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--model", "nowhere"], "must be the folder of a training run"), ([], "--model must be given"),
+    (["--model", "nowhere"], "a model must be a run's folder"), ([], "--model must be given"),
     (["--model", "x", "--tokens", "-1"], "tokens must not be negative"),
     (["--model", "x", "--stop", ""], "a stop string must have"),
     (["--model", "x", "--top-p", "2"], "top_p must lie in"),

@@ -76,8 +76,8 @@ def test_at_least_half_a_context_of_history_is_kept(context, monkeypatch):
 
         def watch(ids, *state, real=real):
             logits, after = real(ids, *state)
-            seen.append(after.shape[1])
-            assert after[0, 0] == prompt_of(1)[0] or context < 3
+            seen.append(int(after.lengths[0]))
+            assert after.ids[0, 0] == prompt_of(1)[0] or context < 3
             return logits, after
 
         monkeypatch.setattr(model, name, watch)
@@ -195,19 +195,27 @@ def test_only_what_is_new_is_read():
     assert window.prefilled == 9 + 6
 
 
-@pytest.mark.parametrize("at", ["states", "_next", "ids"])
-def test_a_window_that_was_interrupted_reads_anew(at):
-    """Ctrl-C may come between any two lines; what is held then is not relied upon."""
+@pytest.mark.parametrize("call", ["prefill", "extend", "decode_step"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_window_that_was_interrupted_reads_anew(call, done, monkeypatch):
+    """Ctrl-C comes before or behind a call of the model; what is held then is not relied upon."""
     model = small_model(context=40)
-    window, whole = Window(model), Window(model)
-    window.read([1, 2, 3])
-    if at == "states":
-        window.states.append(None)
-    elif at == "_next":
-        window._next = 4, np.zeros(13)
-    else:
-        window.ids.append(4)
-    for ids in ([1, 2, 3], [1, 2, 3, 4]):
+    window, whole, real = Window(model), Window(model), getattr(model, call)
+
+    def interrupted(*args, **how):
+        if done:
+            real(*args, **how)
+        raise KeyboardInterrupt
+
+    texts = {"prefill": [[1, 2, 3]], "extend": [[1, 2], [1, 2, 3, 4]],
+             "decode_step": [[1, 2], [1, 2, 3]]}[call]
+    for ids in texts[:-1]:
+        window.read(ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            window.read(texts[-1])
+    for ids in (texts[-1], [1, 2, 3, 4, 5]):
         np.testing.assert_array_equal(window.read(ids), whole.read(ids))
 
 

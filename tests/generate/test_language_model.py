@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import own_cache  # noqa: F401
 
 import bitnet_ref as br
+from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.formats.checkpoint import checkpoints
 from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.source import About, of_weights
@@ -79,10 +80,8 @@ def test_a_hugging_face_folder_needs_its_tokenizer(model, tmp_path):
     write_hf(tmp_path, of_weights(model.cfg, model.transformer.weights))
     with tiny.refusal("tokenizer.json"):
         br.load(tmp_path)
-    model.tokenizer.save(tmp_path / "tokenizer.json")
-    record = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(record | {"vocab_size": 256}))
-    with tiny.refusal("at most the model's 256 entries"):
+    train_bpe([tiny.text()], 400).save(tmp_path / "tokenizer.json")
+    with tiny.refusal(f"at most the model's {model.cfg.vocab_size} entries", "got 400"):
         br.load(tmp_path)
 
 
@@ -188,7 +187,7 @@ def test_a_lone_surrogate_is_refused(model):
 
 
 def test_a_missing_run_and_an_unknown_backend_are_refused(tmp_path):
-    with tiny.refusal("must be the folder of a training run"):
+    with tiny.refusal("a model must be a run's folder"):
         br.load(tmp_path / "nowhere")
     with tiny.refusal("backend must be one of", "'abacus'"):
         br.load(tiny.trained(), "abacus")
