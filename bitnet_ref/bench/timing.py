@@ -3,7 +3,7 @@
 A shared machine is faster one second than the next, so what is compared runs in turns within the same round,
 and each round begins with another. Calls too short for the clock are repeated. A weight that was just read
 lies in the cache, and in a model it never does: so a timed product takes its weights from a ring of copies.
-Read after: bench/rans. Read next: bench/vectors.
+Read after: bench/full_size. Read next: bench/vectors.
 """
 
 import itertools

@@ -30,8 +30,9 @@ class TextStream:
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that can be shown now that `token` has come."""
-        return self._settled(self.utf8.decode(self.tokenizer.piece(token)))
+        """The text that can be shown now that `token` has come; a padded vocabulary's has none."""
+        known = token < self.tokenizer.vocab_size
+        return self._settled(self.utf8.decode(self.tokenizer.piece(token) if known else b""))
 
     def finish(self) -> str:
         """The rest, when no more tokens come: half a character is U+FFFD, half a stop string is text."""

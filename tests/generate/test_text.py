@@ -132,3 +132,9 @@ def test_a_continuation_keeps_the_space_that_a_text_would_lose():
     stream = TextStream(tok)
     assert "".join(map(stream.push, whole[len(first):])) == " upon"
     assert tok.decode(whole[len(first):]) == "upon"
+
+
+def test_an_id_behind_the_tokenizers_adds_nothing():
+    """Models are often padded to a round number of rows; nothing but chance draws one of those."""
+    stream = TextStream(BYTES)
+    assert stream.push(BYTES.vocab_size) == stream.push(10**6) == ""
