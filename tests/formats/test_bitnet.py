@@ -188,7 +188,7 @@ def test_the_golden_file_recites_its_text():
     opened = open_bitnet(golden.folder() / "tiny.bitnet")
     model = Transformer(opened.cfg, weights(opened), OPS)
     ids = np.array([ord(c) for c in text[:7]])
-    made = [token for token, _ in zip(decode(model, ids, 40, 0.0, None, 0, stop=None), range(40))]
+    made = [step.token for step in decode(model, ids, 40)]
     assert "".join(map(chr, made)) == text[7:47]
     logits, _ = model(np.array([[ord(c) for c in text]]))
     assert "".join(map(chr, logits[0, 6:-1].argmax(axis=-1))) == text[7:]
