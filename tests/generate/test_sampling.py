@@ -13,6 +13,8 @@ from strategies import seeds
 from bitnet_ref.generate.sampling import (
     BLOCK,
     GREEDY,
+    GROUPS,
+    WORTH,
     Sampling,
     candidates,
     from_settings,
@@ -113,6 +115,16 @@ def test_of_equals_the_lowest_ids_are_kept(logits, k):
 def test_the_sum_of_top_p_is_reached_by_equality():
     for p, n in ((0.25, 1), (0.5, 2), (0.5 + 1e-9, 3), (0.75, 3), (1.0, 4)):
         assert candidates(np.zeros(4), replace(ALL, top_p=p))[0].tolist() == list(range(n))
+
+
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 3), more=st.integers(0, 40),
+       steps=st.sampled_from([2, 9, 1e6]))
+def test_of_a_large_vocabulary_the_same_are_kept(seed, k, more, steps):
+    """What few scores can be among the k largest is found first; ties and the tail are not forgotten."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.normal(size=GROUPS * WORTH * k + more) * steps).astype(np.float32)
+    want = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:k]
+    np.testing.assert_array_equal(candidates(logits, Sampling(1e6, k))[0], sorted(want))
 
 
 def test_the_order_is_penalty_temperature_top_k_top_p_min_p():
