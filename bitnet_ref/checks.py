@@ -5,7 +5,7 @@ in a traceback from deep inside. Internal invariants are plain asserts; these fu
 Read after: bitnet_ref. Read next: config.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -43,3 +43,14 @@ def expect(name: str, a: Any, dims: str, **size: int) -> dict[str, int]:
         want = ", ".join(f"{d}={size[d]}" if d in size else d for d in letters)
         raise ShapeError(f"{name} must have shape ({want}); got {a.shape}; pass an array of that shape")
     return size
+
+
+def shorter(lengths: Any, now: Sequence[int]) -> tuple[int, ...]:
+    """Lengths to go back to, an integer or one for each of `now`. Raises CheckError for others."""
+    asked = [lengths] * len(now) if isinstance(lengths, int) else lengths
+    whole = hasattr(asked, "__len__") and len(asked) == len(now) and not isinstance(asked, str)
+    values = [getattr(n, "item", lambda n=n: n)() for n in asked] if whole else []
+    check(whole and all(type(n) is int and 0 < n <= most for n, most in zip(values, now)),
+          "a state goes back to lengths from 1 to what they are", f"{lengths!r} of {list(now)}"[:200],
+          "give an integer, or one for each text")
+    return tuple(values)

@@ -64,13 +64,16 @@ class Window:
         if len(self.ids) < context:
             self._append([token], len(self.ids))
         else:
-            self._append(fitted([*self.ids, token], context - context // 2), 0)
+            ids = fitted([*self.ids, token], context - context // 2)
+            after = int(len(ids) > 1)                      # its first token stays where it is
+            self._append(ids[after:], after)
         return self.logits
 
     def _append(self, new: list[int], after: int) -> None:
         """Go back to the first `after` ids, and read `new`."""
         held, self.ids = self.ids, []                      # nothing is held should Ctrl-C come before the end
         if after == 0:
+            self._state = None                             # room for the next one's cache
             logits, state = self.model.prefill(np.array([new]))
         else:
             before = self._state if after == len(held) else self._state.back(after)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError, NonFiniteError, check, expect
+from bitnet_ref.checks import CheckError, NonFiniteError, check, expect, shorter
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.model.block import Plan, block, block_backward, build
@@ -71,24 +71,25 @@ def train_step(plan: Plan, w: dict[str, Any], batches: Iterable[tuple[np.ndarray
 
 
 class Texts(NamedTuple):
-    """The state that the reference passes on: ids int (B, T), of text b the first lengths[b]. No cache."""
+    """The state that the reference passes on: ids int (B, T), of text b the first lengths[b]. No cache.
+
+    `weights`: those that it was made with.
+    """
 
     ids: np.ndarray
     lengths: np.ndarray
+    weights: Any
 
     def back(self, lengths: Any) -> "Texts":
         """The state in which the texts had these lengths, int or (B,). Raises CheckError for longer ones."""
-        asked = np.broadcast_to(np.asarray(lengths, np.int64), self.lengths.shape)
-        check(bool(np.all((asked > 0) & (asked <= self.lengths))),
-              "a state goes back to lengths from 1 to what they are",
-              f"{asked.tolist()} of {self.lengths.tolist()}", "give the lengths of before")
-        return Texts(self.ids, asked)
+        return self._replace(lengths=np.array(shorter(lengths, self.lengths.tolist())))
 
 
 def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray,
             lengths: np.ndarray | None = None) -> tuple[np.ndarray, Texts]:
     """ids int (B, T)  ->  logits (B, V) of the next token, state.   `lengths` (B,): what counts of each."""
-    texts = Texts(ids, np.full(len(ids), ids.shape[1]) if lengths is None else lengths)
+    lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
+    texts = Texts(np.array(ids), lengths, w)
     logits, _ = forward(plan, w, ids, keep=False)          # causal: what stands behind a text does not count
     return logits[np.arange(len(ids)), texts.lengths - 1], texts
 
@@ -100,16 +101,20 @@ def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts, lengths
     `lengths` int (B,): how many of a row are new tokens, 0 too; logits after others are zeros. Not `every`:
     logits (B, V) after the last new token of each row.
     """
+    check(isinstance(state, Texts) and state.weights is w, "a state must be of these weights",
+          "one of others", "prefill the text with this model, and again after its weights have changed")
     B, T = ids.shape
     counts = np.full(B, T) if lengths is None else lengths
     ends = state.lengths + counts
+    check(ends.max() <= plan.cfg.context, f"a sequence must have at most {plan.cfg.context} tokens",
+          int(ends.max()), "drop the oldest tokens and prefill again")
     whole, new = np.zeros((B, ends.max()), np.int64), np.arange(T) < counts[:, None]
     for b in range(B):
         whole[b, :ends[b]] = np.concatenate([state.ids[b, :state.lengths[b]], ids[b, new[b]]])
     logits, _ = forward(plan, w, whole, keep=False)
     at = np.minimum(state.lengths[:, None] + np.arange(T), whole.shape[1] - 1)
     logits = logits[np.arange(B)[:, None], at] * new[:, :, None]
-    return logits if every else logits[np.arange(B), counts - 1], Texts(whole, ends)
+    return logits if every else logits[np.arange(B), counts - 1], Texts(whole, ends, w)
 
 
 def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
@@ -128,6 +133,8 @@ class Transformer:
     def __init__(self, cfg: ModelConfig, params: Params | Weights, ops: Any, int8_head: bool = False,
                  half_cache: bool = False) -> None:
         self.cfg, self.plan, self.int8_head, self.half_cache = cfg, build(cfg, ops), int8_head, half_cache
+        check(not half_cache or hasattr(ops, "prefill"), "half_cache needs a backend that keeps a cache",
+              "one without", "use backend numba, or leave it out")
         self.params = params if isinstance(params, Params) else None
         self.use(ternarise(cfg, params, ops) if isinstance(params, Params) else params)
 
@@ -196,12 +203,11 @@ class Transformer:
 
         Raises CheckError for what is no token, for another batch, and beyond the context.
         """
-        token = np.asarray(token)
-        check(token.dtype.kind in "iu" and token.ndim == 1 and token.size > 0,
-              "a step needs tokens, integers of shape (B,)", f"{token.dtype} {token.shape}", "pass token ids")
-        check(0 <= token.min() <= token.max() < self.cfg.vocab_size,
-              f"token must lie in 0..{self.cfg.vocab_size - 1}", f"{token.min()}..{token.max()}",
-              "use the tokenizer that the model was trained with")
+        token = _tokens(token)
+        low, high = (token.min(), token.max()) if len(token) > 1 else (token[0], token[0])
+        if not 0 <= low <= high < self.cfg.vocab_size:     # its words take time, and this is every token
+            check(False, f"token must lie in 0..{self.cfg.vocab_size - 1}", f"{low}..{high}",
+                  "use the tokenizer that the model was trained with")
         _check_batch(token, state)
         return self._by("decode_step", decode_step, token, state)
 
@@ -227,20 +233,40 @@ class Transformer:
         return ids
 
 
+def _tokens(token: Any) -> np.ndarray:
+    """`token` as an array of integers (B,). Raises CheckError."""
+    try:
+        token = np.asarray(token)
+    except ValueError:
+        token = np.zeros(0)                                # of lists of different lengths
+    if token.dtype.kind not in "iu" or token.ndim != 1 or token.size == 0:
+        check(False, "a step needs tokens, integers of shape (B,)", f"{token.dtype} {token.shape}",
+              "pass token ids")
+    return token
+
+
 def _check_batch(ids: np.ndarray, state: Any) -> None:
-    check(len(ids) == len(state.lengths),
-          f"a step must have a token for each of {len(state.lengths)} sequences", len(ids),
-          "pass as many as were prefilled")
+    lengths = getattr(state, "lengths", None)
+    check(lengths is not None, "a state must be of prefill, extend or decode_step", type(state).__name__,
+          "pass what they returned")
+    assert lengths is not None
+    if len(ids) != len(lengths):
+        check(False, f"a step must have a token for each of {len(lengths)} sequences", len(ids),
+              "pass as many as were prefilled")
 
 
 def _counts(ids: np.ndarray, lengths: Any, least: int) -> np.ndarray | None:
     """`lengths`, checked: int64 (B,), or None for all of each row."""
     if lengths is None:
         return None
-    (B, T), lengths = ids.shape, np.asarray(lengths)
+    (B, T), given = ids.shape, lengths
+    try:
+        lengths = np.asarray(given)
+    except ValueError:                                     # rows of different lengths
+        lengths = np.zeros(0)
     check(lengths.dtype.kind in "iu" and lengths.shape == (B,) and lengths.max() > 0
           and least <= lengths.min() <= lengths.max() <= T,
-          f"lengths must be {B} integers from {least} to {T}, not all 0", repr(lengths)[:100],
+          f"lengths must be {B} integers from {least} to {T}, not all 0", repr(given)[:100],
           "give the number of tokens that count of each row")
     return lengths.astype(np.int64)
 

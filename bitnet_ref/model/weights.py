@@ -95,6 +95,14 @@ class OnDisk(Weights):
         """(name, array or Trits), one after the other."""
         return ((name, self.read(name)) for name in self)
 
+    def values(self) -> Any:
+        """Arrays and Trits, one after the other."""
+        return (self.read(name) for name in self)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Array or Trits, or what else was asked for."""
+        return self.read(name) if name in self else default
+
     def _prepared(self, t: Any, ops: Any) -> Any:
         return ops.prepare(*t, keep=False) if isinstance(t, Trits) else super()._prepared(t, ops)
 

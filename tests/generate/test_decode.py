@@ -71,11 +71,11 @@ def test_at_least_half_a_context_of_history_is_kept(context, monkeypatch):
     seen = []
     model = small_model(context=context)
 
-    for name in ("prefill", "decode_step"):
+    for name in ("prefill", "extend", "decode_step"):
         real = getattr(model, name)
 
-        def watch(ids, *state, real=real):
-            logits, after = real(ids, *state)
+        def watch(ids, *state, real=real, **how):
+            logits, after = real(ids, *state, **how)
             seen.append(int(after.lengths[0]))
             assert after.ids[0, 0] == prompt_of(1)[0] or context < 3
             return logits, after

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import ml_dtypes
 import numba
@@ -286,6 +287,34 @@ def test_two_threads_of_python_may_go_on_from_one_state(monkeypatch):
     assert not any(wrong)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_threads_that_come_first_at_once_share_one_program(on_disk):
+    """The panels are made once; a table moves into them while another thread reads it."""
+    cfg = small_config(vocab_size=500)
+    held = ternarise(cfg, small_params(cfg, 0, np.float32), OPS)
+    stored = {n: w if isinstance(w, Trits) else w.astype(np.float16) for n, w in held.items() if n != "head"}
+    ids, _ = small_batch(small_config(), B=1, T=9)
+    for _ in range(8):
+        weights = OnDisk(stored, stored.__getitem__, True) if on_disk else held
+        model, gate, wrong = Transformer(cfg, weights, OPS), threading.Barrier(4), []
+
+        def work(n, model=model, gate=gate, wrong=wrong):
+            gate.wait(60)
+            try:
+                _, state = (model(ids), None) if n == 3 else model.prefill(ids)
+                if state:
+                    model.decode_step(ids[:, 0], state)
+            except Exception as e:
+                wrong.append(e)
+
+        workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for w in workers:
+            w.start()
+        for w in workers:
+            w.join(60)
+        assert wrong == []
+
+
 def test_threads_of_python_keep_to_the_count(threads):
     """Numba keeps a count for each of them."""
     threads(1)
@@ -471,6 +500,17 @@ def test_a_cache_in_float16_rounds_keys_and_values_and_nothing_else(seed, shape,
         assert 0 < apart_by < 0.05
 
 
+def test_a_number_too_large_for_float16_becomes_the_largest():
+    cfg = small_config()
+    params = small_params(cfg, 0, np.float32)
+    params["layers.0.attn.wk"][:] *= 1e6
+    model = Transformer(cfg, params, OPS, half_cache=True)
+    ids, _ = small_batch(cfg, B=1, T=9)
+    logits, state = model.prefill(ids)
+    assert np.isfinite(logits).all()
+    assert np.abs(state.texts.cache.keys.view(np.float16)).max() == 65504
+
+
 def test_a_state_that_was_written_over_is_refused():
     model, (ids, _) = small_model(), small_batch(small_config(), B=2, T=9)
     _, state = model.prefill(ids[:, :5])
@@ -486,11 +526,22 @@ def test_a_state_that_was_written_over_is_refused():
 def test_buffers_of_prompts_are_not_kept():
     model, (ids, _) = small_model(context=200), small_batch(small_config(), B=1, T=9)
     _, state = model.prefill(np.tile(ids, 12))
-    for n in range(1, 9):
+    assert state.texts.buffers == {}
+    for n in [*range(1, 9), 1, 1]:
         _, state = model.extend(ids[:, :n], state)
-    assert 1 < len(state.texts.buffers) <= MOST_CALLS
-    model.extend(np.tile(ids, 2), state)
-    assert len(state.texts.buffers) == 1
+    assert len(state.texts.buffers) == MOST_CALLS
+    _, state = model.extend(np.tile(ids, 2), state)
+    assert {sum(counts) for counts, *_ in state.texts.buffers} == set(range(1, MOST_CALLS + 1))
+
+
+def test_nothing_holds_a_cache_that_was_outgrown():
+    model, (ids, _) = small_model(context=2 * FIRST_ROOM + 40), small_batch(small_config(), B=1, T=9)
+    _, state = model.prefill(np.tile(ids, 25))
+    _, state = model.extend(ids, state)
+    old = weakref.ref(state.texts.cache.keys)
+    for _ in range(5):
+        _, state = model.extend(ids, state)
+    assert old() is None
 
 
 # --- weights that stay where they are -----------------------------------------------------------------------

@@ -149,10 +149,51 @@ def test_lengths_and_states_that_make_no_sense_are_refused(backend):
             model.extend(ids, state, lengths)
     with pytest.raises(CheckError, match="a step must have a token for each of 2 sequences; got 1"):
         model.extend(ids[:1], state)
-    for back in (0, 2, [3, 0]):
+    for back in (0, 2, [3, 0], [1], "x", None, 1.0, [1, 1, 1], np.array([[1, 1]]), [[1], 1]):
         with pytest.raises(CheckError, match="a state goes back to lengths from 1 to what they are"):
             state.back(back)
-    assert list(state.back(1).lengths) == [1, 1]
+    for back in (1, np.array([1, 1]), (np.int64(1), 1)):
+        assert list(state.back(back).lengths) == [1, 1]
+    with pytest.raises(CheckError, match="lengths must be 2 integers"):
+        model.prefill(ids, [[1], 2])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_steps_and_states_that_make_no_sense_are_refused(backend):
+    cfg = small_config()
+    model, other = (Transformer(cfg, small_params(cfg, n, np.float32), load(backend)) for n in (0, 1))
+    ids = np.zeros((1, 3), int)
+    _, state = model.prefill(ids)
+    for token in ([[1], 2], [1.0], [], 3):
+        with pytest.raises(CheckError, match="a step needs tokens"):
+            model.decode_step(token, state)
+    for wrong in (None, 3, ids):
+        with pytest.raises(CheckError, match="a state must be of prefill"):
+            model.decode_step([1], wrong)
+    for wrong in (other.prefill(ids)[1], Transformer(cfg, model.params, load("numpy")).prefill(ids)[1],
+                  Transformer(cfg, model.params, load("numba")).prefill(ids)[1]):
+        with pytest.raises(CheckError, match="a state must be of these weights"):
+            model.extend(ids, wrong)
+    for _ in range(cfg.context - 3):
+        _, state = model.decode_step([1], state)
+    before = state.back(cfg.context - 2)
+    for step in (lambda: model.decode_step([1], state), lambda: model.extend(ids, before)):
+        with pytest.raises(CheckError, match=f"a sequence must have at most {cfg.context} tokens; got 13"):
+            step()
+
+
+def test_a_state_keeps_its_own_ids():
+    model, ids = small_model(), np.array([[1, 2, 3]])
+    _, state = model.prefill(ids)
+    want = model.decode_step([4], state)[0]
+    ids[:] = 0
+    np.testing.assert_array_equal(model.decode_step([4], state)[0], want)
+
+
+def test_a_backend_without_a_cache_has_none_in_float16():
+    cfg = small_config()
+    with pytest.raises(CheckError, match="half_cache needs a backend that keeps a cache"):
+        Transformer(cfg, small_params(cfg), OPS, half_cache=True)
 
 
 def test_a_model_that_knows_nothing_has_loss_log_v():

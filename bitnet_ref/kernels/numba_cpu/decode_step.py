@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.checks import check
+from bitnet_ref.checks import check, shorter
 from bitnet_ref.kernels.numba_cpu.attention import TILE, padded
 from bitnet_ref.kernels.numba_cpu.frame import frame, on_threads
 from bitnet_ref.kernels.numba_cpu.program import Program, aligned, build
@@ -72,20 +72,23 @@ class Texts:
         """Have room for `length` positions. Raises CheckError beyond the model's context."""
         check(length <= self.cfg.context, f"a sequence must have at most {self.cfg.context} tokens", length,
               "drop the oldest tokens and prefill again")
-        old, room = self.cache, len(self.cache.cos)
+        room = len(self.cache.cos)
         if length > room:
-            self.cache = self._room(max(length, 2 * room))
-            for now, before in zip(self.cache[:2], old[:2]):
+            larger = self._room(max(length, 2 * room))
+            for now, before in zip(larger[:2], self.cache[:2]):
                 held = before.reshape(self.heads, -1)      # each head's positions lie in one piece
                 now.reshape(self.heads, -1)[:, :held.shape[1]] = held
+            self.cache = larger                            # whole: Ctrl-C may come before, or behind
+            self.buffers.clear()                           # their frames hold on to the old one
 
     def call(self, counts: Counts, every: bool, chunks: int) -> Call:
-        """The buffers of such a call; the kinds of the last calls are kept."""
+        """The buffers of such a call. Those of the last few kinds are kept; a prompt's are too large."""
         kind = counts, every, chunks
         found = self.buffers.pop(kind, None) or _buffers(self.program, counts, every, chunks)
-        while len(self.buffers) >= MOST_CALLS or (self.buffers and sum(counts) > MOST_CALLS * self.n_texts):
-            del self.buffers[next(iter(self.buffers))]     # the oldest; of a prompt all, for it is large
-        self.buffers[kind] = found
+        if sum(counts) <= MOST_CALLS * self.n_texts:
+            while len(self.buffers) >= MOST_CALLS:
+                del self.buffers[next(iter(self.buffers))]
+            self.buffers[kind] = found
         return found
 
 
@@ -101,10 +104,7 @@ class State(NamedTuple):
 
         Raises CheckError for others. Nothing is copied: what comes next is written over what was dropped.
         """
-        asked = tuple(np.broadcast_to(np.asarray(lengths, np.int64), len(self.lengths)).tolist())
-        check(all(0 < n <= now for n, now in zip(asked, self.lengths)),
-              "a state goes back to lengths from 1 to what they are", f"{asked} of {self.lengths}",
-              "give the lengths of before")
+        asked = shorter(lengths, self.lengths)
         self.require()
         return State(self.texts, asked, tuple(s[n - 1] for s, n in zip(self.texts.serials, asked)))
 
@@ -124,9 +124,10 @@ def prefill(plan: Any, w: Any, ids: np.ndarray,
     """
     if w["embedding"].dtype == np.float64 or w["embedding"].dtype.kind == "c":
         return NotImplemented
-    program = w.kept.get("program")
-    if program is None:
-        program = w.kept["program"] = build(plan, w)
+    with exclusive():                                      # one program, whoever comes first
+        program = w.kept.get("program")
+        if program is None:
+            program = w.kept["program"] = build(plan, w)
     B, T = ids.shape
     texts = Texts(program, plan.cfg, B, max(FIRST_ROOM, T + 1), 2 if w.half_cache else 4)
     return advance(w, ids, lengths, State(texts, (0,) * B, (0,) * B), False)

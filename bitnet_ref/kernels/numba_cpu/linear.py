@@ -133,19 +133,25 @@ class Table:
 
     def __getitem__(self, ids: Any) -> np.ndarray:
         """float32 (..., K): these rows."""
-        ids = np.asarray(ids)
-        if self._rows is not None:
-            return self._rows[ids].astype(np.float32)
+        ids, rows = np.asarray(ids), self._rows            # once: another thread may move it
+        if rows is not None:
+            return rows[ids].astype(np.float32)
         return self._panels[ids // PANEL, :, ids % PANEL].view(self.dtype).astype(np.float32)
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
+    def part(self, begin: int, end: int) -> np.ndarray:
+        """Rows from `begin`, a multiple of 16, to `end` in its dtype."""
+        rows = self._rows
+        if rows is not None:
+            return rows[begin:end]
+        panels = self._panels[begin // PANEL:-(-end // PANEL)]
+        return panels.swapaxes(1, 2).reshape(-1, self.shape[1])[:end - begin].view(self.dtype)
+
     def whole(self) -> np.ndarray:
         """All of it in its dtype (N, K)."""
-        if self._rows is not None:
-            return self._rows
-        return self._panels.swapaxes(1, 2).reshape(-1, self.shape[1])[:len(self)].view(self.dtype)
+        return self.part(0, len(self))
 
     def live_in(self, panels: np.ndarray) -> None:
         """uint16 (ceil(N/16), K, 16) has its bits from now on; what was before is let go."""
@@ -160,7 +166,7 @@ def prepare_table(w: np.ndarray) -> Any:
 def product_table(x: np.ndarray, w: Table, y: np.ndarray) -> np.ndarray:
     """y (M, N) = x (M, K) @ w.T, some rows of w made float32 at a time."""
     for n in range(0, len(w), TABLE_ROWS):
-        block = np.ascontiguousarray(w[np.arange(n, min(n + TABLE_ROWS, len(w)))])
+        block = np.ascontiguousarray(w.part(n, min(n + TABLE_ROWS, len(w))).astype(np.float32))
         y[:, n:n + TABLE_ROWS] = product(x, block, np.empty((len(x), len(block)), np.float32))
     return y
 

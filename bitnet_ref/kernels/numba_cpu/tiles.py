@@ -23,6 +23,7 @@ PANEL = 16                   # outputs of a panel: the float32 lanes of the wide
 TIER = isa.choose()
 F16, F32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(64)
 STORED = {"float32": F32, "float16": F16, "int8": I8, "bfloat16": I16}   # of a full matrix; sums in float32
+LARGEST_F16 = 65504.0
 GROUPS = {"i2": 4, "b3": 5}  # fours of k in a block of 64 bytes
 AHEAD = 4096                 # bytes: how far ahead of use packed weights are asked of memory
 Emit = Callable[..., None]
@@ -293,5 +294,11 @@ def emit_stored(builder: ir.IRBuilder, tier: Tier, x: ir.Value, y: ir.Value, ste
     m = Memory(builder)
     with cgutils.for_range(builder, n) as loop:
         value = m.load(x, builder.mul(loop.index, I64(4)), F32)
-        narrow = builder.fptrunc(value, F16) if kind == "float16" else value
-        m.store(narrow, y, builder.mul(loop.index, step))
+        m.store(_narrowed(builder, value) if kind == "float16" else value, y, builder.mul(loop.index, step))
+
+
+def _narrowed(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A float32 as float16; what is too large becomes the largest, a NaN stays one."""
+    for sign, most in ((">", F32(LARGEST_F16)), ("<", F32(-LARGEST_F16))):
+        value = builder.select(builder.fcmp_ordered(sign, value, most), most, value)
+    return builder.fptrunc(value, F16)
