@@ -34,6 +34,10 @@ from bitnet_ref.bench.part import (
 )
 from bitnet_ref.bench.random_model import BLOCKS, NANO, QUICK, random_weights
 from bitnet_ref.config import ModelConfig
+from bitnet_ref.data.tokenizer import train_bpe
+from bitnet_ref.generate.continuation import Continuation
+from bitnet_ref.generate.sampling import GREEDY, Sampling
+from bitnet_ref.generate.window import Window
 from bitnet_ref.model.cost import (
     BITS_PER_TRIT,
     count_params,
@@ -48,6 +52,7 @@ PROMPTS = (64, 512)
 TWINS = {"float16 twin": np.float16, "float32 twin": np.float32}
 OURS = ("i2", "b3")
 HEAD = "b3, int8 head"       # our own choice of head
+GENERATE = "b3, generate"    # the whole of what the command does
 Runs = dict[str, Callable[[], object]]
 
 
@@ -65,6 +70,7 @@ def token_bytes(cfg: ModelConfig, bits: str) -> float:
     """Bytes of weights that a token must read, by model/cost.py; of llama.cpp, by its formats."""
     if bits in FORMATS:
         return bytes_per_token(cfg, bits)
+    bits = "b3" if bits == GENERATE else bits
     if bits in TWINS:
         return inference_bytes(replace(cfg, linear="full"), 0, np.dtype(TWINS[bits]).itemsize)
     whole = inference_bytes(cfg, next(b for name, b in BITS_PER_TRIT.items() if f"({bits[:2]})" in name))
@@ -84,6 +90,14 @@ def decoder(cfg: ModelConfig, bits: str, tokens: int, context: int = CONTEXT) ->
     return run
 
 
+def generator(cfg: ModelConfig, bits: str, tokens: int, how: Sampling = GREEDY) -> Callable[[], object]:
+    """A run that generates as many tokens as `decoder` does, as the command does: sampled, and made text."""
+    window, tokenizer = Window(model(cfg, bits)), train_bpe(["quick"], 257)
+    prompt = [1] * CONTEXT
+    window.read(prompt)
+    return lambda: list(Continuation(window, tokenizer, prompt, tokens, how))
+
+
 # ---- decode ----
 
 def decode(setup: Setup) -> Part:
@@ -94,6 +108,7 @@ def decode(setup: Setup) -> Part:
     with llama(setup, notes) as peers:
         setup.say("decode: making the models")
         who: Runs = {bits: decoder(cfg, bits, tokens) for bits in (*OURS, HEAD, *fitting(cfg, notes))}
+        who[GENERATE] = generator(cfg, "b3", tokens)
         who |= {kind: partial(child.ask, "decode", context=CONTEXT, tokens=tokens)
                 for kind, child in peers.items()}
         setup.say(f"decode: {setup.rounds} rounds of {', '.join(who)}")
@@ -116,19 +131,26 @@ def decode_claims(times: Times, shares: dict[str, float | None]) -> list[Claim]:
             Claim(f"decode ({HEAD}), against llama.cpp TQ2_0", ratio(times, HEAD, "TQ2_0"), "x", 1.2, 1.5),
             Claim(f"decode ({best}), against its float16 twin", ratio(times, best, "float16 twin"), "x", 3.5),
             Claim(f"decode ({best}), against its float32 twin", ratio(times, best, "float32 twin"), "x", 7.0),
+            Claim("decode (b3) by generate, time against the kernels alone",
+                  over(1.0, ratio(times, GENERATE, "b3")), "x", 1.1, most=True),
             *(Claim(f"decode, {twin}, of read bandwidth", shares.get(twin), "%", 0.85) for twin in TWINS)]
 
 
 def nano(setup: Setup) -> Part:
     """Seconds per token of nano and its float16 twin, which fit in a cache."""
     tokens = 2 if setup.quick else 4 * TOKENS
-    times = by_turns(setup, {bits: decoder(NANO, bits, tokens) for bits in (*OURS, HEAD, "float16 twin")})
+    times = by_turns(setup, {
+        **{bits: decoder(NANO, bits, tokens) for bits in (*OURS, HEAD, "float16 twin")},
+        GENERATE: generator(NANO, "b3", tokens),
+        f"{GENERATE}, sampled": generator(NANO, "b3", tokens, Sampling())})
     each = {bits: 1e6 * middle(times, bits) / tokens for bits in times}
     best = min(OURS, key=lambda bits: each[bits])
     slower = over(1.0, ratio(times, best, "float16 twin"))
     return Part("", [Measure(f"nano, {bits}", us, "us/token") for bits, us in each.items()], [
         Claim(f"nano ({best}), time per token", each[best], "us", 250, 100, most=True),
-        Claim(f"nano ({best}), time per token against its float16 twin", slower, "x", 1.0, most=True)], [])
+        Claim(f"nano ({best}), time per token against its float16 twin", slower, "x", 1.0, most=True),
+        Claim("nano (b3) by generate, time against the kernels alone",
+              over(1.0, ratio(times, GENERATE, "b3")), "x", 1.1, most=True)], [])
 
 
 def with_context(setup: Setup, cfg: ModelConfig) -> Part:
