@@ -79,12 +79,28 @@ def sample(logits: np.ndarray, how: Sampling, position: int, seen: Iterable[int]
     """
     if how.temperature == 0 and how.repetition_penalty == 1:
         return int(np.argmax(logits))
-    ids, p = candidates(logits, how, seen)
+    ids, p = _quick(logits, how) or candidates(logits, how, seen)
     if len(ids) == 1:
         return int(ids[0])
     edge = np.cumsum(p)
     drawn = uniform(how.seed, how.sequence, position) * edge[-1]
     return int(ids[np.searchsorted(edge, drawn, side="right")])
+
+
+def _quick(logits: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `candidates` where only temperature and top-k are asked for, but p up to a factor: a quarter of its
+    time, which a small model would notice. None where it is not so simple."""
+    if how.repetition_penalty != 1 or how.top_p < 1 or how.min_p > 0 or not 0 < how.temperature < math.inf:
+        return None
+    ids = _largest(logits, how.top_k or len(logits))
+    scores = logits[ids].astype(np.float64)
+    top = scores.max() if len(scores) else np.nan
+    if not np.isfinite(top):
+        return None
+    scores -= top
+    with np.errstate(over="ignore"):
+        scores /= how.temperature
+    return ids, np.exp(scores, out=scores)
 
 
 def candidates(logits: np.ndarray, how: Sampling,

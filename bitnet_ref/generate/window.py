@@ -62,7 +62,11 @@ class Window:
         """Append a generated token  ->  logits (V,) of the next. A full window is shortened to half first."""
         context = self.model.cfg.context
         if len(self.ids) < context:
-            self._append([token], len(self.ids))
+            held, self.ids = self.ids, []                  # as in _append, without what one token need not
+            logits, self._state = self.model.decode_step(np.array([token]), self._state)
+            self.logits = logits[0]
+            held.append(token)
+            self.ids = held
         else:
             ids = fitted([*self.ids, token], context - context // 2)
             after = int(len(ids) > 1)                      # its first token stays where it is
