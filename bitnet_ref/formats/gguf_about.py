@@ -17,7 +17,7 @@ from bitnet_ref.formats.hf_about import settings as sampling
 from bitnet_ref.formats.safetensors_stream import parse_json
 from bitnet_ref.formats.source import About
 
-OWN, POST = "bitnet_ref.about", "bitnet_ref.post_processor"
+OWN, POST = "b158.about", "b158.post_processor"
 NAME, TEMPLATE = "general.name", "tokenizer.chat_template"
 ID = "tokenizer.ggml.{}_token_id"
 ADD = "tokenizer.ggml.add_{}_token"

@@ -615,7 +615,7 @@ def test_usual_settings_say_it_alone(tmp_path):
     for said, own in ((about, False), (about._replace(bos=None), True), (about._replace(eos=(5,)), False),
                       (about._replace(settings=KNOWN), True)):
         write_gguf(tmp_path / "m", source(WORDS, about=said, tokenizer=TOKENIZER.json), "f16")
-        assert ("bitnet_ref.about" in read_header(tmp_path / "m").settings) == own
+        assert ("b158.about" in read_header(tmp_path / "m").settings) == own
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -638,20 +638,20 @@ LONG = "x" * ((1 << 20) + 1)
     ("tokenizer.chat_template", LONG, ["chat_template", "1048576 bytes", "1,048,577"]),
     ("general.name", LONG, ["general.name", "1048576 bytes"]),
     ("tokenizer.chat_template", ["x"], ["chat_template", "text", "list"]),
-    ("bitnet_ref.about", LONG, ["bitnet_ref.about", "1048576 bytes"]),
-    ("bitnet_ref.about", 3, ["bitnet_ref.about", "text"]),
-    ("bitnet_ref.about", "{", ["bitnet_ref.about of m", "JSON"]),
-    ("bitnet_ref.about", "[" * 99999, ["bitnet_ref.about of m", "JSON"]),
-    ("bitnet_ref.about", "[]", ["bitnet_ref.about of m", "bos, eos, settings"]),
-    ("bitnet_ref.about", '{"bos":0}', ["bitnet_ref.about of m", "bos, eos, settings"]),
-    ("bitnet_ref.about", '{"bos":13,"eos":[],"settings":{}}', ["ids below 13", "13"]),
-    ("bitnet_ref.about", '{"bos":true,"eos":[],"settings":{}}', ["ids below 13", "True"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":3,"settings":{}}', ["eos in", "list"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":[%s0],"settings":{}}' % ("0," * 64), ["at most 64"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":["a"],"settings":{}}', ["ids below 13", "'a'"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":[],"settings":[]}', ["settings in", "table"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":[],"settings":{"top_k":"x"}}', ["about of m", "top_k", "'x'"]),
-    ("bitnet_ref.about", '{"bos":0,"eos":[],"settings":{"temperature":NaN}}', ["temperature", "nan"])])
+    ("b158.about", LONG, ["b158.about", "1048576 bytes"]),
+    ("b158.about", 3, ["b158.about", "text"]),
+    ("b158.about", "{", ["b158.about of m", "JSON"]),
+    ("b158.about", "[" * 99999, ["b158.about of m", "JSON"]),
+    ("b158.about", "[]", ["b158.about of m", "bos, eos, settings"]),
+    ("b158.about", '{"bos":0}', ["b158.about of m", "bos, eos, settings"]),
+    ("b158.about", '{"bos":13,"eos":[],"settings":{}}', ["ids below 13", "13"]),
+    ("b158.about", '{"bos":true,"eos":[],"settings":{}}', ["ids below 13", "True"]),
+    ("b158.about", '{"bos":0,"eos":3,"settings":{}}', ["eos in", "list"]),
+    ("b158.about", '{"bos":0,"eos":[%s0],"settings":{}}' % ("0," * 64), ["at most 64"]),
+    ("b158.about", '{"bos":0,"eos":["a"],"settings":{}}', ["ids below 13", "'a'"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":[]}', ["settings in", "table"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":{"top_k":"x"}}', ["about of m", "top_k", "'x'"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":{"temperature":NaN}}', ["temperature", "nan"])])
 def test_what_strangers_say_of_a_model(name, v, words, tmp_path):
     with refusal(*words):
         open_gguf(good(tmp_path, **{name: v}))
@@ -680,14 +680,14 @@ def test_more_tokens_than_rows_of_the_embedding(tmp_path):
 def test_any_type_of_any_setting(v, tmp_path):
     """Three parts, or a model."""
     known = settings(SMALL, **{"general.name": "a", "tokenizer.chat_template": "b", "split.count": 1,
-                               "general.alignment": 32, "bitnet_ref.about": "c", "i2_s.layout": "4row"})
+                               "general.alignment": 32, "b158.about": "c", "i2_s.layout": "4row"})
     more = ["vocab_size", "rope.dimension_count", "attention.key_length", "expert_count", "rope.scaling.type",
             "rope.scaling.factor", "attention.sliding_window", "hidden_activation"]
     known |= dict.fromkeys(f"bitnet.{name}" for name in more)
     known |= dict.fromkeys(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot"))
     tensors = stored(held(SMALL), partial(i2s, layout="4row"))
     for name in known:
-        made = {n: x for n, x in known.items() if x is not None and n != "bitnet_ref.about"}
+        made = {n: x for n, x in known.items() if x is not None and n != "b158.about"}
         make(tmp_path / "m", made | {name: v}, tensors)
         try:
             open_gguf(tmp_path / "m").read(Q)

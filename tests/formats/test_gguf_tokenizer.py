@@ -226,7 +226,7 @@ def test_what_is_added_to_a_text_comes_back(names, about, adds):
     assert tuple(held[f"tokenizer.ggml.add_{key}_token"] for key in ("bos", "eos")) == adds
     assert held["tokenizer.ggml.bos_token_id"] == (1 if about.bos is None else about.bos)
     usual = names in (("<s>", None), ("<s>", None, "</s>"), (None, "</s>")) and about.bos != 2
-    assert ("bitnet_ref.post_processor" in held) == (not usual)
+    assert ("b158.post_processor" in held) == (not usual)
     assert rebuild(held) == text
 
 
@@ -254,7 +254,7 @@ def test_a_llama_of_others_begins_with_its_first_id(change, adds):
 
 def test_gpt_2_of_others_adds_nothing():
     held = through(ours().json, 420)
-    for name in ("bitnet_ref.post_processor", "tokenizer.ggml.add_bos_token"):
+    for name in ("b158.post_processor", "tokenizer.ggml.add_bos_token"):
         del held[name]
     assert json.loads(rebuild(held))["post_processor"] is None
 
@@ -306,13 +306,13 @@ NAMES = ["model", "pre", "tokens", "token_type", "merges", "scores", "add_space_
          "add_eos_token", "bos_token_id", "eos_token_id", "unknown_token_id"]
 
 
-@pytest.mark.parametrize("name", [*(f"tokenizer.ggml.{n}" for n in NAMES), "bitnet_ref.post_processor"])
+@pytest.mark.parametrize("name", [*(f"tokenizer.ggml.{n}" for n in NAMES), "b158.post_processor"])
 @pytest.mark.parametrize("which", ["ours", "pieces"])
 def test_any_type_of_a_setting(which, name):
     """Three parts, or the text of a tokenizer.json."""
     held = through(ours().json, 420) if which == "ours" else through(canonical(pieces()), 300)
     for v in TYPED:
-        for more in ({}, {"bitnet_ref.post_processor": None}):
+        for more in ({}, {"b158.post_processor": None}):
             try:
                 assert isinstance(rebuild({**held, **more, name: v}), str | None)
             except CheckError as e:
@@ -327,7 +327,7 @@ def test_any_type_of_a_setting(which, name):
 def test_types_of_strangers(change, words):
     held = through(ours().json, 420) | {f"tokenizer.ggml.{name}": v for name, v in change.items()}
     with refusal(*words):
-        rebuild({**held, "bitnet_ref.post_processor": None})
+        rebuild({**held, "b158.post_processor": None})
 
 
 def test_a_prefix_of_another_type():
