@@ -3,7 +3,7 @@
 A GGUF is 24 bytes, then settings (names with typed values), then one entry a tensor, then aligned data; all
 counts and lengths are the writer's claims. The public reader maps what they say and does not know the types
 of the microsoft/BitNet fork, so the header is read here. Nothing in it is larger than LARGEST_HEADER.
-Read after: formats/gguf_names. Read next: formats/gguf_tokenizer.
+Read after: formats/gguf_names. Read next: formats/gguf_about.
 """
 
 import math
@@ -117,6 +117,17 @@ class _Cursor:
             raise CheckError(f"{what} in {self.file} must be UTF-8; got {e.reason} in item {len(made)}; "
                              f"{AGAIN}") from None
         return made
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether `path` is a file that begins like one."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with open(path, "rb") as f:
+            return f.read(4) == MAGIC
+    except OSError:
+        return False
 
 
 def read_header(file: str | Path) -> Header:

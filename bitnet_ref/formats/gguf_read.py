@@ -16,7 +16,8 @@ import numpy as np
 
 from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.config import ModelConfig, from_dict
-from bitnet_ref.formats.gguf_header import MAGIC, Header, Stored, raw, read_header
+from bitnet_ref.formats.gguf_about import read_about
+from bitnet_ref.formats.gguf_header import Header, Stored, raw, read_header
 from bitnet_ref.formats.gguf_names import (
     ACTIVATION,
     ACTIVATIONS,
@@ -32,7 +33,7 @@ from bitnet_ref.formats.gguf_names import (
     stored_rows,
 )
 from bitnet_ref.formats.gguf_tokenizer import rebuild
-from bitnet_ref.formats.source import About, Source
+from bitnet_ref.formats.source import Source
 from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import Trits
 from bitnet_ref.pack.rosetta import I2S, unpack_i2s
@@ -45,21 +46,12 @@ AGAIN = "download the file again, or restore it from a copy"
 REFUSED = "use a model of the LLaMA / BitNet family without it"
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether `path` is a file that begins like one."""
-    try:
-        with open(path, "rb") as f:
-            return f.read(4) == MAGIC
-    except OSError:
-        return False
-
-
 def open_gguf(path: str | Path, i2s: str | None = None, pre: str | None = None) -> Source:
     """A GGUF as a Source, its header agreed. Allocates nothing of a size that the file claims.
 
-    i2s: which I2_S it has, "128", "64" or "4row"; needed unless the file or the shapes say. pre: "gpt-2" or
-    "llama-bpe", what to take for an absent tokenizer.ggml.pre. Raises CheckError for a damaged, foreign or
-    unsupported file, or an I2_S of a layout that nobody has told.
+    i2s: which I2_S it has, "128", "64" or "4row"; needed to read its matrices unless the file or the shapes
+    say. pre: "gpt-2" or "llama-bpe", what to take for an absent tokenizer.ggml.pre. Raises CheckError for a
+    damaged, foreign or unsupported file; `read` of the result for an I2_S of a layout that nobody has told.
     """
     header = read_header(path)
     name = header.settings.get("general.architecture")
@@ -77,10 +69,13 @@ def open_gguf(path: str | Path, i2s: str | None = None, pre: str | None = None) 
         order = stored_rows(wanted, cfg, arch)
         if not specs[wanted].ternary:
             return _unordered(_floats(wanted, stored[wanted]), order)
-        w_q, w_scale = _trits(wanted, stored[wanted], layout)
+        if layout is None and stored[wanted].kind == "I2_S":
+            raise _untold(header)
+        w_q, w_scale = _trits(wanted, stored[wanted], layout or "128")
         return Trits(_unordered(w_q, order), _product(wanted, w_scale, scales.get(wanted)))
 
-    return Source(header.file, "gguf", _storage(specs, stored, layout), cfg, _about(header, cfg),
+    return Source(header.file, "gguf", _storage(specs, stored, layout), cfg,
+                  read_about(header.settings, cfg.vocab_size, header.file),
                   rebuild(header.settings, pre), read)
 
 
@@ -151,8 +146,11 @@ class _Settings:
 
 
 def _agree(header: Header, specs: dict[str, Spec]) -> None:
-    """Every tensor is there in its shape and a type of its place, and no other is."""
+    """Every tensor is there in its shape and a type of its place, no other is; a token has its row."""
     names, where = set(), header.file.name
+    tokens, rows = header.settings.get("tokenizer.ggml.tokens", ()), specs["embedding"].shape[0]
+    check(not isinstance(tokens, list) or len(tokens) <= rows,
+          f"tokenizer.ggml.tokens in {where} must be at most the embedding's {rows}", len(tokens), AGAIN)
     for spec in specs.values():
         name, scale = gguf_name(spec.name), gguf_name(spec.name, "scale")
         kinds = FLOATS + (TERNARY if spec.ternary else COARSE if spec.name in ("embedding", "head") else ())
@@ -169,9 +167,8 @@ def _agree(header: Header, specs: dict[str, Spec]) -> None:
           f"{', '.join(extra[:3])}"[:200], REFUSED)
 
 
-def _layout(header: Header, told: str | None) -> str:
-    """Which I2_S the file has: as told, as it says itself, or the only one that its shapes allow."""
-    shapes = [t.shape for t in header.tensors.values() if t.kind == "I2_S" and len(t.shape) == 2]
+def _layout(header: Header, told: str | None) -> str | None:
+    """Which I2_S the file has: as told, as it says itself, or the only one that its shapes allow. Or None."""
     if told is not None:
         lookup(I2S, told, "i2s")
     if LAYOUT in header.settings:
@@ -179,40 +176,34 @@ def _layout(header: Header, told: str | None) -> str:
         check(told in (None, says), f"i2s must be what {header.file.name} says of itself, {says}", told,
               "leave i2s out")
         return says
-    possible = [layout for layout in I2S if all(_fits(layout, *shape) for shape in shapes)]
-    if told is None and len(possible) != 1 and shapes:
-        raise CheckError(
-            f"the layout of I2_S must be told, for no file says it and a wrong one gives valid trits; got "
-            f"{header.file.name}, whose shapes allow {', '.join(possible) or 'none'}; i2s = 128 if "
-            "microsoft/BitNet's converter wrote it or llama-quantize on x86, 64 on ARM since November 2025, "
-            "4row on x86 without ACT_PARALLEL")
-    return told or (possible or ["128"])[0]
+    possible = _possible(header)
+    return told or (possible[0] if len(possible) == 1 else None)
+
+
+def _possible(header: Header) -> list[str]:
+    """The layouts that the shapes allow."""
+    shapes = [t.shape for t in header.tensors.values() if t.kind == "I2_S" and len(t.shape) == 2]
+    return [layout for layout in I2S if all(_fits(layout, *shape) for shape in shapes)]
+
+
+def _untold(header: Header) -> CheckError:
+    return CheckError(
+        f"the layout of I2_S must be told, for no file says it and a wrong one gives valid trits; got "
+        f"{header.file.name}, whose shapes allow {', '.join(_possible(header)) or 'none'}; i2s = 128 if "
+        "microsoft/BitNet's converter wrote it or llama-quantize on x86, 64 on ARM since November 2025, "
+        "4row on x86 without ACT_PARALLEL")
 
 
 def _fits(layout: str, n: int, k: int) -> bool:
     return n % 4 == 0 if layout == "4row" else n * k % int(layout) == 0
 
 
-def _storage(specs: dict[str, Spec], stored: dict[str, Stored], layout: str) -> str:
+def _storage(specs: dict[str, Spec], stored: dict[str, Stored], layout: str | None) -> str:
     """How the matrices are stored, in words."""
     kinds = sorted({t.kind for name, t in stored.items() if len(specs[name].shape) == 2
                     and name not in ("embedding", "head")})
-    return ", ".join(f"I2_S {layout}" if kind == "I2_S" else kind for kind in kinds)
-
-
-def _about(header: Header, cfg: ModelConfig) -> About:
-    held = header.settings
-    ids = {}
-    for key in ("bos", "eos", "eot"):
-        i = held.get(f"tokenizer.ggml.{key}_token_id")
-        check(i is None or (type(i) is int and 0 <= i < cfg.vocab_size),
-              f"tokenizer.ggml.{key}_token_id must be an id below {cfg.vocab_size}", repr(i)[:50], AGAIN)
-        ids[key] = i
-    words = [held.get(key) for key in ("general.name", "tokenizer.chat_template")]
-    check(all(w is None or isinstance(w, str) for w in words), "names and templates must be strings",
-          "another type", AGAIN)
-    ends = tuple(dict.fromkeys(i for i in (ids["eos"], ids["eot"]) if i is not None))
-    return About(words[0] or "", ids["bos"], ends, words[1])
+    i2s = f"I2_S {layout}" if layout else "I2_S, layout not said"
+    return ", ".join(i2s if kind == "I2_S" else kind for kind in kinds)
 
 
 def _unordered(t: np.ndarray, order: np.ndarray | None) -> np.ndarray:

@@ -4,7 +4,7 @@ llama.cpp has its own tokenizers: a file names one and gives it the vocabulary a
 scores (SentencePiece). What it would split in another way is refused: text that degrades silently is worse.
 Port note: SentencePiece has no list of merges. It merges the pair whose *result* has the best score, so a
 list has an equivalent if the merges with one result stand together, and is rebuilt from the scores.
-Read after: formats/gguf_header. Read next: formats/gguf_read.
+Read after: formats/gguf_about. Read next: formats/gguf_read.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import numpy as np
 
 from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.data.tokenizer import canonical, from_json
+from bitnet_ref.formats.gguf_about import added_ids, flag_of, own_post, template, text_of
 from bitnet_ref.formats.source import About
 
 GPT2, LLAMA3 = "gpt-2", "llama-bpe"  # names that llama.cpp gives to ways of cutting text before merging
@@ -26,6 +27,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"
 MARK = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 LONGEST_PIECE = 256                  # characters of a SentencePiece token; of its splits there are as many
+MERGES = 8                           # of a token on average, at most; Llama 2's have 2
 WHY = "llama.cpp would split text in another way; export with another tokenizer, or without one"
 AGAIN = "download the file again"
 
@@ -47,14 +49,10 @@ def settings(text: str, vocab_size: int, about: About) -> dict[str, Any]:
           f"the tokenizer must have at most the model's {vocab_size} entries", tokenizer.vocab_size,
           "give the tokenizer that the model was trained with")
     tokens, kinds = _entries(record, vocab_size)
-    eos = about.eos or (tokenizer.eos,)
+    post = record.get("post_processor")
     made = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds,
-            "tokenizer.ggml.bos_token_id": tokenizer.eos if about.bos is None else about.bos,
-            "tokenizer.ggml.eos_token_id": eos[0], "tokenizer.ggml.add_bos_token": True}
-    if len(eos) > 1:
-        made["tokenizer.ggml.eot_token_id"] = eos[1]
-    if about.chat_template:
-        made["tokenizer.chat_template"] = about.chat_template
+            **added_ids(post, about, tokenizer.eos)}
+    made |= own_post(made, tokens, post)
     return made | (_pieces(record, tokens, kinds) if model.get("byte_fallback") else _byte_level(record))
 
 
@@ -67,8 +65,8 @@ def _entries(record: dict[str, Any], vocab_size: int) -> tuple[list[str], list[i
     for token, i in model["vocab"].items():
         check(tokens[i] is None, f"id {i} must have one token", f"{tokens[i]!r} and {token!r}"[:100], WHY)
         tokens[i] = token
-        kinds[i] = BYTE if token in byte_names else UNKNOWN if token == model["unk_token"] else NORMAL
-    for added in record.get("added_tokens", ()):
+        kinds[i] = BYTE if token in byte_names else UNKNOWN if token == model.get("unk_token") else NORMAL
+    for added in record.get("added_tokens") or ():
         i, token = added["id"], added["content"]
         check(tokens[i] in (None, token), f"id {i} must have one token", f"{tokens[i]!r} and {token!r}"[:100],
               WHY)
@@ -97,7 +95,7 @@ def _cut(record: dict[str, Any]) -> str:
     """GPT2 or LLAMA3: which of them the tokenizer's pre-tokenizer is."""
     pre = record.get("pre_tokenizer") or {}
     check(record.get("normalizer") is None, "a byte-level tokenizer to export must not normalise",
-          json.dumps(record["normalizer"])[:100], WHY)
+          json.dumps(record.get("normalizer"))[:100], WHY)
     if pre.get("type") == "ByteLevel" and pre.get("use_regex", True) and not pre["add_prefix_space"]:
         return GPT2
     parts = pre.get("pretokenizers", [])
@@ -121,14 +119,17 @@ def _merges(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _pieces(record: dict[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """Of Llama 2's family: scores that merge as the list of merges does; whether a space is put before."""
-    runs = [result for result, _ in itertools.groupby(a + b for a, b in _merges(record))]
+    known = _merges(record)
+    check(len(known) <= MERGES * len(tokens), f"a tokenizer of {len(tokens)} entries must have at most "
+          f"{MERGES} merges for each", len(known), WHY)
+    runs = [result for result, _ in itertools.groupby(a + b for a, b in known)]
     place = {result: i for i, result in enumerate(runs)}
     check(len(place) == len(runs), "the merges with one result must stand together",
           f"a result in {len(runs) - len(place)} more places", WHY)
     vocab = record["model"]["vocab"]
-    known = set(_merges(record))
+    listed = set(known)
     for token, kind in zip(tokens, kinds):
-        lost = kind == NORMAL and [s for s in _splits(token, vocab) if s not in known]
+        lost = kind == NORMAL and [s for s in _splits(token, vocab) if s not in listed]
         check(not lost, "every pair of tokens that makes a token must be a merge", f"no {lost}"[:100], WHY)
     others = itertools.count(len(runs))                    # never merged, so any score will do: a lower one
     special = (UNKNOWN, CONTROL, BYTE)
@@ -151,8 +152,9 @@ def _prefixed(record: dict[str, Any]) -> bool:
         return prefixed
     meta = {"type": "Metaspace", "replacement": SPACE, "split": False}
     if not steps and pre is not None and {k: v for k, v in pre.items() if k != "prepend_scheme"} == meta:
-        check(pre["prepend_scheme"] == "never", "a space must be put before every text or none, also "
-              "before a text that begins with one", f"prepend_scheme {pre['prepend_scheme']!r}"[:50], WHY)
+        scheme = pre.get("prepend_scheme", "always")       # the library's
+        check(scheme == "never", "a space must be put before every text or none, also before a text that "
+              "begins with one", f"prepend_scheme {scheme!r}"[:50], WHY)
         return False
     raise CheckError("a SentencePiece tokenizer to export must only mark spaces; got "
                      f"{json.dumps([pre, normalizer])[:150]}; {WHY}")
@@ -170,7 +172,7 @@ def rebuild(held: dict[str, Any], pre: str | None = None) -> str | None:
     `pre`: what to take for an absent tokenizer.ggml.pre. Raises CheckError: damaged, of another kind, or an
     absent pre that the vocabulary does not betray.
     """
-    model = str(held.get("tokenizer.ggml.model", "no_vocab"))
+    model = text_of(held, "tokenizer.ggml.model", "no_vocab")
     if model == "no_vocab":
         return None
     check(model in ("gpt2", "llama"), "tokenizer.ggml.model must be gpt2 or llama", repr(model)[:50],
@@ -183,13 +185,14 @@ def rebuild(held: dict[str, Any], pre: str | None = None) -> str | None:
     added = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": kind != USER}
              for i, (t, kind) in enumerate(zip(tokens, kinds)) if kind in (UNKNOWN, CONTROL, USER)]
-    record = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-              "post_processor": None}
+    record = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     bpe = {"type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
            "vocab": vocab}
     parts, rest = (_of_byte_level(held, tokens, pre) if model == "gpt2"
                    else _of_pieces(held, tokens, kinds, unknown))
-    return canonical({**record, **parts, "model": {**bpe, **rest}})
+    begins = model == "llama" or rest["ignore_merges"]     # llama.cpp, src/llama-vocab.cpp
+    post = template(held, tokens, begins)
+    return canonical({**record, **parts, "post_processor": post, "model": {**bpe, **rest}})
 
 
 def _checked(held: dict[str, Any]) -> tuple[list[str], list[int]]:
@@ -211,8 +214,8 @@ def _numbers(value: Any) -> list[Any]:
 
 def _of_byte_level(held: dict[str, Any], tokens: list[str],
                    pre: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    said = held.get("tokenizer.ggml.pre") or pre or _betrayed(tokens)
-    pre = lookup(PRE, str(said)[:50], "tokenizer.ggml.pre")
+    said = text_of(held, "tokenizer.ggml.pre") or pre or _betrayed(tokens)
+    pre = lookup(PRE, said[:50], "tokenizer.ggml.pre")
     merges = held.get("tokenizer.ggml.merges")
     check(isinstance(merges, list) and all(isinstance(m, str) and m.count(" ") == 1 for m in merges),
           "tokenizer.ggml.merges must be pairs of tokens", type(merges).__name__, AGAIN)
@@ -243,8 +246,13 @@ def _of_pieces(held: dict[str, Any], tokens: list[str], kinds: list[int],
     check(longest <= LONGEST_PIECE, f"a token must have at most {LONGEST_PIECE} characters", longest, AGAIN)
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds)) if kind == NORMAL}
     best = sorted(vocab, key=lambda t: (-scores[vocab[t]], vocab[t]))
-    merges = [p for t in best for p in sorted(_splits(t, vocab), key=lambda p: [vocab[part] for part in p])]
-    prefix = held.get("tokenizer.ggml.add_space_prefix", True)
+    merges: list[list[str]] = []
+    for token in best:                                     # of a text and all of its parts: cubically many
+        pairs = sorted([vocab[a], vocab[b]] for a, b in _splits(token, vocab))
+        merges += [[tokens[i] for i in pair] for pair in pairs]
+        check(len(merges) <= MERGES * len(tokens), f"a vocabulary of {len(tokens)} tokens must have at most "
+              f"{MERGES} merges for each", "more", AGAIN)
+    prefix = flag_of(held, "tokenizer.ggml.add_space_prefix", True)
     steps = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     decoders = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
@@ -252,4 +260,4 @@ def _of_pieces(held: dict[str, Any], tokens: list[str], kinds: list[int],
     return ({"normalizer": {"type": "Sequence", "normalizers": [*steps, MARK]}, "pre_tokenizer": None,
              "decoder": {"type": "Sequence", "decoders": decoders}},
             {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-             "merges": [list(p) for p in merges]})
+             "merges": merges})

@@ -17,6 +17,8 @@ import numpy as np
 from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.formats.gguf_about import notes
+from bitnet_ref.formats.gguf_about import settings as about_settings
 from bitnet_ref.formats.gguf_header import ALIGNMENT
 from bitnet_ref.formats.gguf_names import (
     ACTIVATION,
@@ -142,7 +144,7 @@ def _settings(source: Source, arch: str, kind: str) -> dict[str, Any]:
     cfg, about = source.cfg, source.about
     act = next(a for a, glu in ACTIVATIONS.items() if glu == cfg.glu)
     held: dict[str, Any] = {
-        "general.type": "model", "general.name": about.name or "bitnet_ref",
+        "general.type": "model",
         "general.file_type": KINDS[kind].file_type, "general.quantization_version": 2,
         f"{arch}.vocab_size": cfg.vocab_size, f"{arch}.context_length": cfg.context,
         f"{arch}.embedding_length": cfg.d_model, f"{arch}.block_count": cfg.n_layers,
@@ -154,9 +156,9 @@ def _settings(source: Source, arch: str, kind: str) -> dict[str, Any]:
         held[f"{arch}.{ACTIVATION}"] = act
     if kind == "i2_s":
         held[LAYOUT] = "128"
-    if source.tokenizer is None:
-        return held | {"tokenizer.ggml.model": "no_vocab"}
-    return held | tokenizer_settings(source.tokenizer, cfg.vocab_size, about)
+    held |= {"tokenizer.ggml.model": "no_vocab"} if source.tokenizer is None else tokenizer_settings(
+        source.tokenizer, cfg.vocab_size, about)
+    return held | about_settings(about, held, cfg.vocab_size)
 
 
 def _write_header(gguf: Any, f: BinaryIO, arch: str, held: dict[str, Any], entries: list[Entry]) -> None:
@@ -240,3 +242,4 @@ def _notes(source: Source, arch: str, kind: str) -> Iterator[str]:
         yield "layout 128, for microsoft/BitNet on x86; mainline llama.cpp has no I2_S"
     if source.tokenizer is None:
         yield "no tokenizer: the file runs on token ids alone"
+    yield from notes(source.about, source.tokenizer is not None)

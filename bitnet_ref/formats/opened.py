@@ -11,6 +11,7 @@ from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.formats import hf
 from bitnet_ref.formats.bitnet import is_bitnet, open_bitnet
+from bitnet_ref.formats.gguf_header import is_gguf
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.source import Source, open_run
 
@@ -38,11 +39,11 @@ def kind_of(place: Path) -> str:
         check(place.exists(), f"a model must be {KINDS}", f"nothing at {place}", "check the path")
         if place.is_dir():
             return "hf" if hf.is_folder(place) else "run"
-        with open(place, "rb") as f:
-            begin = f.read(4)
+        if place.is_file():                                # a pipe would be waited for
+            open(place, "rb").close()                      # or the reason why not
     except OSError as e:
         raise unreadable(place, e) from None
-    if begin == b"GGUF":
+    if is_gguf(place):
         return "gguf"
     if is_bitnet(place):
         return "bitnet"

@@ -1,5 +1,7 @@
 """formats/gguf: what is written is read, another reader agrees, a stranger's file is refused by its fault."""
 
+import json
+import os
 import struct
 import sys
 import tracemalloc
@@ -18,10 +20,13 @@ from strategies import small_config
 from tiny import assert_three_parts, refusal
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.formats import gguf_header, gguf_read, gguf_write
-from bitnet_ref.formats.gguf_header import raw, read_header
+from bitnet_ref.data.tokenizer import train_bpe
+from bitnet_ref.formats import gguf_about, gguf_header, gguf_read, gguf_write, opened
+from bitnet_ref.formats.gguf_about import read_about
+from bitnet_ref.formats.gguf_header import is_gguf, raw, read_header
 from bitnet_ref.formats.gguf_names import gguf_name
-from bitnet_ref.formats.gguf_read import is_gguf, open_gguf
+from bitnet_ref.formats.gguf_read import open_gguf
+from bitnet_ref.formats.gguf_tokenizer import settings as tokenizer_settings
 from bitnet_ref.formats.gguf_write import KINDS, write_gguf
 from bitnet_ref.formats.source import About, weights
 from bitnet_ref.kernels import load
@@ -133,7 +138,7 @@ def test_the_rows_of_q_and_k_of_a_llama(tmp_path):
 def test_what_belongs_to_the_model_besides_tensors(tmp_path):
     about = About("Ein Name", 3, (5, 7), "{{ messages }} \U0001f642")
     write_gguf(tmp_path / "m", source(BITNET, about=about), "tq2_0")
-    assert open_gguf(tmp_path / "m").about == About("", None, ())._replace(name="Ein Name")  # no tokenizer
+    assert open_gguf(tmp_path / "m").about == about        # though there is no tokenizer
     assert open_gguf(tmp_path / "m").tokenizer is None
 
 
@@ -230,8 +235,11 @@ def test_i2_s_of_others(arch, layout, tmp_path):
 def test_a_layout_is_never_guessed(tmp_path):
     table = held(BITNET)
     make(tmp_path / "m", settings(BITNET), stored(table))
-    with refusal("must be told", "128, 64, 4row"):
-        open_gguf(tmp_path / "m")
+    got = open_gguf(tmp_path / "m")                        # so that it can be described
+    assert got.storage == "I2_S, layout not said"
+    np.testing.assert_array_equal(got.read("embedding"), table["embedding"])
+    with refusal("must be told", "m, whose shapes allow 128, 64, 4row", "i2s = 128"):
+        got.read(Q)
     with refusal("i2s", "'5row'"):
         open_gguf(tmp_path / "m", i2s="5row")
 
@@ -428,7 +436,7 @@ def good(tmp_path, **change):
     ({"split.count": (2, 3)}, ["whole", "3"]),
     ({"general.alignment": 7}, ["general.alignment", "7"]),
     ({"general.alignment": 1 << 30}, ["general.alignment"]),
-    ({"general.name": 4}, ["strings"]),
+    ({"general.name": 4}, ["general.name", "text", "int"]),
     ({"tokenizer.ggml.bos_token_id": 13}, ["bos_token_id", "13"]),
     ({"tokenizer.ggml.model": "bert"}, ["tokenizer.ggml.model", "bert"]),
     ({"tokenizer.ggml.model": "gpt2"}, ["tokenizer.ggml.tokens"]),
@@ -569,6 +577,139 @@ def test_damage_is_refused_or_harmless(tmp_path_factory, at, byte, more):
             got.read(name)
     except CheckError as e:
         assert_three_parts(e)
+
+
+# --- what a model says of itself ---------------------------------------------------------------------------
+
+
+TOKENIZER = train_bpe(["ab ab abc abc"], 260)
+WORDS = replace(BITNET, vocab_size=TOKENIZER.vocab_size)
+KNOWN = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "do_sample": True}
+
+
+@pytest.mark.parametrize("tokenizer", [None, TOKENIZER.json])
+@pytest.mark.parametrize("about", [
+    About(), About("a", 0, (0,)), About("a", None, (5,)), About("a", 3, ()), About("", 1, (9, 5, 7, 5)),
+    About("x", 3, (5, 7), "{{ messages }} \U0001f642", KNOWN), About("x", 0, (0,), None, {"top_p": 1})])
+def test_what_a_model_says_of_itself_comes_back(about, tokenizer, tmp_path):
+    write_gguf(tmp_path / "m", source(WORDS, about=about, tokenizer=tokenizer), "f16")
+    got = open_gguf(tmp_path / "m")
+    assert (got.about, got.tokenizer) == (about, tokenizer)
+
+
+@given(bos=st.none() | st.integers(0, 256), eos=st.lists(st.integers(0, 256), max_size=9),
+       words=st.booleans(),
+       template=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=9),
+       how=st.fixed_dictionaries({}, optional={"temperature": st.floats(0, 100), "top_k": st.integers(0, 99),
+                                               "do_sample": st.booleans()}))
+def test_whatever_a_model_says_comes_back(bos, eos, words, template, how):
+    """The settings alone: nothing is rounded, nothing is made up."""
+    about = About("", bos, tuple(eos), template, how)
+    held = tokenizer_settings(TOKENIZER.json, 260, about) if words else {}
+    assert read_about(held | gguf_about.settings(about, held, 260), 260) == about
+
+
+def test_usual_settings_say_it_alone(tmp_path):
+    """Ours are there only where the usual ones do not do."""
+    about = About("a", 3, (5, 7), "{{ x }}")
+    for said, own in ((about, False), (about._replace(bos=None), True), (about._replace(eos=(5,)), False),
+                      (about._replace(settings=KNOWN), True)):
+        write_gguf(tmp_path / "m", source(WORDS, about=said, tokenizer=TOKENIZER.json), "f16")
+        assert ("b158.about" in read_header(tmp_path / "m").settings) == own
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"bos": None}, "no first id"), ({"eos": ()}, "no last id"), ({"eos": (5, 7, 9)}, "all 3 are kept"),
+    ({"settings": KNOWN}, "does not read the settings"), ({"chat_template": ""}, "empty"),
+    ({"settings": {"seed": 3, "top_k": "x"}}, "left out: seed, top_k")])
+def test_each_loss_is_a_note(change, words, tmp_path):
+    about = About("a", 3, (5, 7))
+    plain, notes = (write_gguf(tmp_path / "m", source(WORDS, about=a, tokenizer=TOKENIZER.json), "f16").notes
+                    for a in (about, about._replace(**change)))
+    new = [n for n in notes if n not in plain]
+    assert len(new) == 1
+    assert words in new[0]
+
+
+LONG = "x" * ((1 << 20) + 1)
+
+
+@pytest.mark.parametrize(("name", "v", "words"), [
+    ("tokenizer.chat_template", LONG, ["chat_template", "1048576 bytes", "1,048,577"]),
+    ("general.name", LONG, ["general.name", "1048576 bytes"]),
+    ("tokenizer.chat_template", ["x"], ["chat_template", "text", "list"]),
+    ("b158.about", LONG, ["b158.about", "1048576 bytes"]),
+    ("b158.about", 3, ["b158.about", "text"]),
+    ("b158.about", "{", ["b158.about of m", "JSON"]),
+    ("b158.about", "[" * 99999, ["b158.about of m", "JSON"]),
+    ("b158.about", "[]", ["b158.about of m", "bos, eos, settings"]),
+    ("b158.about", '{"bos":0}', ["b158.about of m", "bos, eos, settings"]),
+    ("b158.about", '{"bos":13,"eos":[],"settings":{}}', ["ids below 13", "13"]),
+    ("b158.about", '{"bos":true,"eos":[],"settings":{}}', ["ids below 13", "True"]),
+    ("b158.about", '{"bos":0,"eos":3,"settings":{}}', ["eos in", "list"]),
+    ("b158.about", '{"bos":0,"eos":[%s0],"settings":{}}' % ("0," * 64), ["at most 64"]),
+    ("b158.about", '{"bos":0,"eos":["a"],"settings":{}}', ["ids below 13", "'a'"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":[]}', ["settings in", "table"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":{"top_k":"x"}}', ["about of m", "top_k", "'x'"]),
+    ("b158.about", '{"bos":0,"eos":[],"settings":{"temperature":NaN}}', ["temperature", "nan"])])
+def test_what_strangers_say_of_a_model(name, v, words, tmp_path):
+    with refusal(*words):
+        open_gguf(good(tmp_path, **{name: v}))
+
+
+def test_a_template_that_would_not_be_read_is_not_written(tmp_path):
+    with refusal("chat_template", "1048576 bytes"):
+        write_gguf(tmp_path / "m", source(BITNET, about=About("a", 0, (0,), LONG)), "f32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_tokens_than_rows_of_the_embedding(tmp_path):
+    words = [f"t{i}" for i in range(14)]
+    for n in (13, 14):
+        good(tmp_path, **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": words[:n],
+                          "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.pre": "gpt-2"})
+        if n == 13:
+            assert len(json.loads(open_gguf(tmp_path / "m").tokenizer)["model"]["vocab"]) == 13
+        else:
+            with refusal("tokenizer.ggml.tokens in m", "the embedding's 13", "14"):
+                open_gguf(tmp_path / "m")
+
+
+@pytest.mark.parametrize("v", [True, (5, -1), (10, 1 << 63), 1.5, float("nan"), "", "x", ["x"], [(4, 3)],
+                               [(6, 0.5), (6, 0.5)], [(7, True)]], ids=repr)
+def test_any_type_of_any_setting(v, tmp_path):
+    """Three parts, or a model."""
+    known = settings(SMALL, **{"general.name": "a", "tokenizer.chat_template": "b", "split.count": 1,
+                               "general.alignment": 32, "b158.about": "c", "i2_s.layout": "4row"})
+    more = ["vocab_size", "rope.dimension_count", "attention.key_length", "expert_count", "rope.scaling.type",
+            "rope.scaling.factor", "attention.sliding_window", "hidden_activation"]
+    known |= dict.fromkeys(f"bitnet.{name}" for name in more)
+    known |= dict.fromkeys(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot"))
+    tensors = stored(held(SMALL), partial(i2s, layout="4row"))
+    for name in known:
+        made = {n: x for n, x in known.items() if x is not None and n != "b158.about"}
+        make(tmp_path / "m", made | {name: v}, tensors)
+        try:
+            open_gguf(tmp_path / "m").read(Q)
+        except CheckError as e:
+            assert_three_parts(e)
+
+
+def test_what_a_path_holds_is_asked_in_one_place(tmp_path):
+    """By its first bytes, whatever its name; a model whose layout nobody said can be described."""
+    file = make(tmp_path / "a.bin", settings(BITNET), stored(held(BITNET)))
+    assert opened.is_gguf is is_gguf
+    assert opened.kind_of(file) == "gguf"
+    assert opened.open_model(file).storage == "I2_S, layout not said"
+    assert opened.open_model(file, "64").storage == "I2_S 64"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are not everywhere")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_gguf(tmp_path / "pipe")
+    with refusal("another kind of file"):
+        opened.kind_of(tmp_path / "pipe")
 
 
 def test_no_file(tmp_path):

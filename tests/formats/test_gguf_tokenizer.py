@@ -1,14 +1,16 @@
 """formats/gguf_tokenizer: a tokenizer.json comes back from a GGUF as it went in, or does not go in."""
 
 import json
+import tracemalloc
 from functools import cache
 
 import numpy as np
 import published
 import pytest
 import tiny
-from tiny import refusal
+from tiny import assert_three_parts, refusal
 
+from bitnet_ref.checks import CheckError
 from bitnet_ref.data.tokenizer import canonical, from_json, train_bpe
 from bitnet_ref.formats.gguf_tokenizer import LLAMA3_REGEX, SPACE, rebuild, settings
 from bitnet_ref.formats.source import About
@@ -83,7 +85,6 @@ def test_what_the_model_says_goes_along():
     held = through(ours().json, 400, About("", 3, (5, 7), "{{ x }}"))
     ids = [held[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")]
     assert ids == [3, 5, 7]
-    assert held["tokenizer.chat_template"] == "{{ x }}"
 
 
 def test_llama_3_and_added_tokens():
@@ -193,6 +194,172 @@ def test_a_file_that_does_not_say_how_to_cut():
                                 "tokenizer.ggml.merges": ["a b"]}))
     assert found["model"]["ignore_merges"] is True
     assert found["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {"Regex": LLAMA3_REGEX}
+
+
+# --- what is put before and after a text, and what else a tokenizer.json may have ---------------------------
+
+
+def templated(*names, record=None):
+    """Ours or another, with a TemplateProcessing as the library writes one; None stands for the text."""
+    record = json.loads(ours().json) if record is None else record
+    ids = {a["content"]: a["id"] for a in record["added_tokens"]}
+
+    def one(text, kind):
+        return [{"Sequence": {"id": text, "type_id": kind}} if n is None
+                else {"SpecialToken": {"id": n, "type_id": kind}} for n in names]
+
+    special = {n: {"id": n, "ids": [ids[n]], "tokens": [n]} for n in names if n}
+    return {**record, "post_processor": {"type": "TemplateProcessing", "single": one("A", 0),
+                                         "pair": one("A", 0) + one("B", 1), "special_tokens": special}}
+
+
+@pytest.mark.parametrize(("names", "about", "adds"), [
+    (("<s>", None), About("", 1, (2,)), (True, False)), (("<s>", None), NOTHING, (True, False)),
+    (("<s>", None, "</s>"), About("", 1, (2,)), (True, True)),
+    ((None, "</s>"), About("", 1, (2, 0)), (False, True)), ((None,), About("", 1, (2,)), (False, False)),
+    (("<s>", None), About("", 2, (2,)), (False, False)),
+    (("<s>", "<s>", None), About("", 1, (2,)), (False, False))])
+def test_what_is_added_to_a_text_comes_back(names, about, adds):
+    """To llama.cpp by its two settings; what these do not say, by one of ours."""
+    text = canonical(templated(*names, record=pieces()))
+    held = through(text, 300, about)
+    assert tuple(held[f"tokenizer.ggml.add_{key}_token"] for key in ("bos", "eos")) == adds
+    assert held["tokenizer.ggml.bos_token_id"] == (1 if about.bos is None else about.bos)
+    usual = names in (("<s>", None), ("<s>", None, "</s>"), (None, "</s>")) and about.bos != 2
+    assert ("b158.post_processor" in held) == (not usual)
+    assert rebuild(held) == text
+
+
+def test_llama_3s_way_of_adding():
+    """Its template stands in a list, after a step that only moves offsets."""
+    record = templated("<|endoftext|>", None)
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    record["post_processor"] = {"type": "Sequence", "processors": [level, record["post_processor"]]}
+    held = through(canonical(record), 420)
+    assert held["tokenizer.ggml.add_bos_token"] is True
+    assert rebuild(held) == canonical(record)
+
+
+@pytest.mark.parametrize(("change", "adds"), [
+    ({}, True), ({"add_bos_token": True}, True), ({"add_bos_token": False}, False),
+    ({"bos_token_id": None}, False)])
+def test_a_llama_of_others_begins_with_its_first_id(change, adds):
+    """Also where the file does not say so; llama.cpp takes that from the family."""
+    held = through(canonical(templated("<s>", None, record=pieces())), 300, About("", 1, (2,)))
+    del held["tokenizer.ggml.add_bos_token"], held["tokenizer.ggml.add_eos_token"]
+    held |= {f"tokenizer.ggml.{name}": v for name, v in change.items()}
+    found = json.loads(rebuild(held))["post_processor"]
+    assert found == (templated("<s>", None, record=pieces())["post_processor"] if adds else None)
+
+
+def test_gpt_2_of_others_adds_nothing():
+    held = through(ours().json, 420)
+    for name in ("b158.post_processor", "tokenizer.ggml.add_bos_token"):
+        del held[name]
+    assert json.loads(rebuild(held))["post_processor"] is None
+
+
+def fields(record, path=()):
+    """The path of every field, but those of the vocabulary."""
+    if isinstance(record, list):
+        record = dict(enumerate(record[:3]))
+    for name, v in record.items() if isinstance(record, dict) else ():
+        if path[-1:] not in (("vocab",), ("merges",)):
+            if isinstance(name, str):
+                yield (*path, name)
+            yield from fields(v, (*path, name))
+
+
+@pytest.mark.parametrize("which", ["ours", "pieces", "meta", "llama 3"])
+def test_any_field_may_be_left_out(which):
+    """Whatever the library reads is exported or refused: a default is the library's."""
+    cut = {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+    three = {**json.loads(ours().json), "pre_tokenizer": cut}
+    three["model"]["ignore_merges"] = True
+    record = {"ours": templated("<|endoftext|>", None), "pieces": templated("<s>", None, record=pieces()),
+              "meta": {**pieces(), "normalizer": None, "pre_tokenizer": META},
+              "llama 3": three}[which]
+    exported = 0
+    for path in list(fields(record)):
+        less = json.loads(json.dumps(record))
+        at = less
+        for name in path[:-1]:
+            at = at[name]
+        del at[path[-1]]
+        try:
+            text = from_json(json.dumps(less)).json
+            settings(text, 500, NOTHING)
+            exported += 1
+        except CheckError as e:
+            assert_three_parts(e)
+    assert exported > 5
+
+
+# --- any type for any setting ------------------------------------------------------------------------------
+
+
+TYPED = [None, True, 0, 3, -1, 1 << 63, 1.5, float("nan"), "", "x", "[]", "null", "{", "{}", [], ["x"],
+         ["a b", "a b"], np.zeros(0), np.arange(3), np.arange(420), np.full(420, np.nan), np.zeros(300) > 1]
+NAMES = ["model", "pre", "tokens", "token_type", "merges", "scores", "add_space_prefix", "add_bos_token",
+         "add_eos_token", "bos_token_id", "eos_token_id", "unknown_token_id"]
+
+
+@pytest.mark.parametrize("name", [*(f"tokenizer.ggml.{n}" for n in NAMES), "b158.post_processor"])
+@pytest.mark.parametrize("which", ["ours", "pieces"])
+def test_any_type_of_a_setting(which, name):
+    """Three parts, or the text of a tokenizer.json."""
+    held = through(ours().json, 420) if which == "ours" else through(canonical(pieces()), 300)
+    for v in TYPED:
+        for more in ({}, {"b158.post_processor": None}):
+            try:
+                assert isinstance(rebuild({**held, **more, name: v}), str | None)
+            except CheckError as e:
+                assert_three_parts(e)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"pre": np.arange(3)}, ["tokenizer.ggml.pre", "text", "ndarray"]),
+    ({"model": ["gpt2"]}, ["tokenizer.ggml.model", "text", "list"]),
+    ({"add_bos_token": 1}, ["add_bos_token", "true or false", "1"]),
+    ({"bos_token_id": 420}, ["bos_token_id", "below 420"])])
+def test_types_of_strangers(change, words):
+    held = through(ours().json, 420) | {f"tokenizer.ggml.{name}": v for name, v in change.items()}
+    with refusal(*words):
+        rebuild({**held, "b158.post_processor": None})
+
+
+def test_a_prefix_of_another_type():
+    held = through(canonical(pieces()), 300) | {"tokenizer.ggml.add_space_prefix": np.arange(3)}
+    with refusal("add_space_prefix", "true or false"):
+        rebuild(held)
+
+
+def test_parts_of_one_text_do_not_make_cubically_many_merges():
+    """Of 200 characters there are 20,100 parts, and 1.3 million ways to cut one into two."""
+    text = "".join(chr(0x4E00 + i) for i in range(200))
+    tokens = ["<unk>", *(text[i:j] for i in range(200) for j in range(i + 1, 201))]
+    held = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": np.zeros(len(tokens)),
+            "tokenizer.ggml.token_type": np.r_[2, np.ones(len(tokens) - 1, int)]}
+    tracemalloc.start()
+    with refusal("20101 tokens", "at most 8 merges for each", "more"):
+        rebuild(held)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20, f"{peak >> 20} MiB"
+
+
+def test_more_merges_than_are_read_are_not_written():
+    letters = "".join(chr(0x4E00 + i) for i in range(60))
+    results = [letters[i:j] for n in range(2, 61) for i in range(61 - n) for j in [i + n]]
+    record = pieces()
+    vocab = {t: i for i, t in enumerate([*list(record["model"]["vocab"])[:259], *letters, *results])}
+    merges = [[r[:i], r[i:]] for r in results for i in range(1, len(r))]
+    record["model"] |= {"vocab": vocab, "merges": merges}
+    with refusal("at most 8 merges for each", f"{len(merges)}"):
+        settings(canonical(record), len(vocab), NOTHING)
 
 
 @pytest.mark.data
