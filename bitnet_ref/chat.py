@@ -25,10 +25,13 @@ def main(argv: list[str]) -> int:
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref.generate.conversation import Conversation
     from bitnet_ref.generate.language_model import check_options, load
+    from bitnet_ref.generate.prompt import stdin
     from bitnet_ref.generate.repl import talk
-    from bitnet_ref.generate.template import choose
+    from bitnet_ref.generate.template import check_name, choose
     given: dict[str, Any] = typed(args, Sampling)
     check_options(args.tokens, args.stop, given)
+    check_name(args.template)
+    stdin()
     model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
     how = model.sampling_with(given)
