@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         list(made)
         ran = kernels.about(args.backend) | {"int8_head": args.int8_head, "half_cache": args.half_cache}
-        print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1))
+        print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1, allow_nan=False))
         return DONE
     print(prompt + first, end="", flush=True)
     for piece in made if args.stream else ["".join(made)]:

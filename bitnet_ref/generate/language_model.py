@@ -3,7 +3,7 @@
 Read after: generate/together. Read next: generate/prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,7 @@ class LanguageModel:
     def continuation(self, prompt: str, tokens: int = 100, how: Sampling | None = None,
                      stop: Sequence[str] = (), logprobs: bool = False) -> Continuation:
         """The text that continues `prompt`, to iterate over; `how` None: the model's own settings."""
-        ids = [self.first, *self.tokenizer.encode(prompt).tolist()]
-        return Continuation(Window(self.transformer), self.tokenizer, ids, tokens,
+        return Continuation(Window(self.transformer), self.tokenizer, self._ids(prompt), tokens,
                             self.sampling if how is None else how, self.ends, stop, logprobs)
 
     def stream(self, prompt: str, tokens: int = 100, temperature: float = OWN, top_k: int | None = OWN,
@@ -83,14 +82,20 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             return "".join(self.stream(prompt, *options, **given))
+        check(isinstance(prompt, Iterable), "a prompt must be a text, or a list of texts", repr(prompt)[:50],
+              "give a str")
         return self.generate_all(list(prompt), *options, **given)
+
+    def _ids(self, prompt: str) -> list[int]:
+        check(isinstance(prompt, str), "a prompt must be a text", repr(prompt)[:50], "give a str")
+        return [self.first, *self.tokenizer.encode(prompt).tolist()]
 
     def generate_all(self, prompts: list[str], tokens: int = 100, temperature: float = OWN,
                      top_k: int | None = OWN, seed: int = OWN, *, stop: Sequence[str] = (),
                      **given: Any) -> list[str]:
         """The continuation of each prompt, all at once: a step of the model has a token of each."""
         how = self.sampling_with(given | {"temperature": temperature, "top_k": top_k, "seed": seed})
-        ids = [[self.first, *self.tokenizer.encode(p).tolist()] for p in prompts]
+        ids = [self._ids(prompt) for prompt in prompts]
         return together(self.transformer, self.tokenizer, ids, tokens, how, self.ends, stop)
 
 

@@ -57,7 +57,8 @@ class TextStream:
 
 def check_stops(stop: Sequence[str]) -> None:
     """Raise CheckError for a stop string that is empty or absurdly long, or for too many."""
-    check(not isinstance(stop, str), "stop strings must be a list", repr(stop)[:50], "put it in brackets")
+    check(isinstance(stop, Sequence) and not isinstance(stop, str), "stop strings must be a list",
+          repr(stop)[:50], "put it in brackets")
     check(len(stop) <= MOST_STOPS, f"there may be at most {MOST_STOPS} stop strings", len(stop), "give fewer")
     for s in stop:
         check(isinstance(s, str) and 0 < len(s) <= LONGEST_STOP,

@@ -61,6 +61,7 @@ def test_a_process_reads_stdin_and_prints_utf8():
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--tokens", -1], ["tokens must not be negative; got -1"]),
     (["--temperature", -1], ["temperature must not be negative; got -1.0"]),
+    (["--temperature", "inf"], ["temperature must be finite; got inf"]),
     (["--top-k", 0], ["top_k must be greater than 0; got 0"]),
     (["--seed", -1], ["seed must lie in [0, 2^64); got -1"]),
     (["--tokens", "x"], ["--tokens must be an int; got 'x'", "see python -m bitnet_ref.generate --help"]),

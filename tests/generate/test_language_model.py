@@ -174,11 +174,20 @@ def test_a_prompt_cannot_spell_the_end_of_text(model):
     ({"tokens": -1}, ["must not be negative"]), ({"temperature": -1.0}, ["must not be negative"]),
     ({"top_k": 0}, ["top_k"]), ({"top_q": 1}, ["an option of generate must be one of", "min_p", "'top_q'"]),
     ({"stop": [""]}, ["a stop string must have 1 to"]), ({"stop": "END"}, ["stop strings must be a list"]),
+    ({"tokens": "3"}, ["tokens must be an integer; got '3'"]), ({"tokens": 2.0}, ["tokens must be an int"]),
+    ({"tokens": True}, ["tokens must be an integer"]), ({"temperature": "hot"}, ["must be a number"]),
+    ({"stop": None}, ["stop strings must be a list; got None"]),
     ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
 ])
 def test_bad_options_are_refused(model, given, words):
     with tiny.refusal(*words):
         model.generate("Ba", **given)
+
+
+@pytest.mark.parametrize("prompt", [None, 7, b"Ba", ["Ba", None], [["Ba"]]])
+def test_a_prompt_that_is_no_text_is_refused(model, prompt):
+    with tiny.refusal("a prompt must be a text"):
+        model.generate(prompt)
 
 
 def test_a_lone_surrogate_is_refused(model):
