@@ -26,13 +26,14 @@ LARGEST_FILE = 1 << 26       # bytes of a saved chat
 class Conversation:
     """Messages so far, and a window that has read them. `forgotten` counts messages dropped for room.
 
-    `say` a text, iterate over the reply, then `answered` (whether it came to its end or not).
+    `say` a text, iterate over the reply, then `answered` (whether it came to its end or not). A reply ends at
+    the ids `ends` (None: the model's).
     """
 
     def __init__(self, model: LanguageModel, template: Template, how: Sampling, tokens: int,
-                 stop: Sequence[str] = (), system: str = "") -> None:
+                 stop: Sequence[str] = (), system: str = "", ends: Sequence[int] | None = None) -> None:
         self.model, self.template, self.how, self.tokens = model, template, how, tokens
-        self.stop = (*template.stop, *stop)
+        self.stop, self.ends = (*template.stop, *stop), model.ends if ends is None else ends
         self.window = Window(model.transformer)
         self.messages: list[Message] = []
         self.asked = Message("user", "")
@@ -86,8 +87,7 @@ class Conversation:
         self.messages = [*system, *rest[2 * drop:]]
         self.forgotten += 2 * drop
         tokens = min(self.tokens, self.model.cfg.context - len(prompt))
-        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.model.ends,
-                            self.stop)
+        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop)
 
     def answered(self, reply: Continuation) -> None:
         """Keep what was asked and answered; the ids too, where they spell the text, to read nothing twice."""
@@ -108,7 +108,7 @@ class Conversation:
 
 
 def check_text(text: str) -> None:
-    """Raise CheckError for a lone surrogate, which stands for a byte that is no UTF-8: no file can have it."""
+    """Raise CheckError for a lone surrogate, a byte that is no UTF-8 perhaps: no file can have it."""
     lone = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
     check(not lone, "a message must be Unicode", f"the lone surrogate {lone!r}", "type it as UTF-8")
 

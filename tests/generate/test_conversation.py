@@ -100,6 +100,17 @@ def test_reset_keeps_the_system():
     assert chat.messages == []
 
 
+def test_a_reply_ends_at_the_ids_that_are_given():
+    chat = small_chat(template=BUILT_IN["2b4t"], ends=[])
+    reply = chat.say("hello")
+    assert len("".join(reply)) > 0
+    assert (len(reply.ids), reply.reason) == (8, "length")
+    third = reply.ids[2]
+    again = small_chat(template=BUILT_IN["2b4t"], ends=[third]).say("hello")
+    "".join(again)
+    assert (again.ids, again.stop_id) == (reply.ids[:reply.ids.index(third)], third)
+
+
 # --- the context -------------------------------------------------------------------------------------------
 
 
@@ -293,6 +304,7 @@ def test_the_command_talks(capsys, monkeypatch):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--model", "nowhere"], "a model must be a run's folder"), ([], "--model must be given"),
     (["--model", "x", "--tokens", "-1"], "tokens must not be negative"),
+    (["--model", "x", "--stop-id", "-1"], "a stop id must lie in"),
     (["--model", "x", "--stop", ""], "a stop string must have"),
     (["--model", "x", "--top-p", "2"], "top_p must lie in"),
     (["--model", "nowhere", "--template", "x"], "--template must be one of"),
@@ -349,7 +361,10 @@ def test_an_interrupt_ends_a_chat_that_waits_on_a_pipe():
     chat.stdin.flush()
     assert chat.stdout.readline()                          # answered: now it waits for the next
     chat.send_signal(signal.SIGINT)
-    _, err = chat.communicate(timeout=60)
+    try:
+        _, err = chat.communicate(timeout=60)
+    finally:
+        chat.kill()
     assert chat.returncode == 130
     assert err.endswith(b"interrupted\n")
     assert b"Ctrl-D" not in err
