@@ -304,6 +304,7 @@ def test_the_command_talks(capsys, monkeypatch):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--model", "nowhere"], "a model must be a run's folder"), ([], "--model must be given"),
     (["--model", "x", "--tokens", "-1"], "tokens must not be negative"),
+    (["--model", "x", "--system", "a\udcff"], "a message must be Unicode"),
     (["--model", "x", "--stop-id", "-1"], "a stop id must lie in"),
     (["--model", "x", "--stop", ""], "a stop string must have"),
     (["--model", "x", "--top-p", "2"], "top_p must lie in"),
@@ -357,9 +358,10 @@ def test_a_library_call_with_a_closed_stdin_is_refused(monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_an_interrupt_ends_a_chat_that_waits_on_a_pipe():
     chat = process(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    chat.stdin.write(b"Ba\n")
+    chat.stdin.write(b"/stats\n")
     chat.stdin.flush()
-    assert chat.stdout.readline()                          # answered: now it waits for the next
+    while b"nothing was said yet" not in (said := chat.stderr.readline()):
+        assert said                                        # not ended; then it waits, outside of any reply
     chat.send_signal(signal.SIGINT)
     try:
         _, err = chat.communicate(timeout=60)
