@@ -23,16 +23,21 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     # Imported after parsing, so that --help answers at once.
-    from bitnet_ref.generate.conversation import Conversation
+    from bitnet_ref.generate.conversation import Conversation, check_text
     from bitnet_ref.generate.language_model import check_options, load
+    from bitnet_ref.generate.prompt import stdin
     from bitnet_ref.generate.repl import talk
-    from bitnet_ref.generate.template import choose
+    from bitnet_ref.generate.template import check_name, choose
     given: dict[str, Any] = typed(args, Sampling)
-    check_options(args.tokens, args.stop, given)
+    check_options(args.tokens, args.stop, args.stop_id, given)
+    check_name(args.template)
+    check_text(args.system)
+    stdin()
     model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
     how = model.sampling_with(given)
-    talk(Conversation(model, template, how, args.tokens, args.stop, args.system), print)
+    ends = model.ends_with(args.stop_id, args.ends)
+    talk(Conversation(model, template, how, args.tokens, args.stop, args.system, ends), print)
     return DONE
 
 

@@ -87,7 +87,7 @@ def add_int8_head(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
-    """--model, --tokens, --stop, the fields of Sampling, and the backend's flags."""
+    """--model, --tokens, what ends a text, the fields of Sampling, and the backend's flags."""
     from bitnet_ref.generate.sampling import Sampling
 
     parser.add_argument("--model", type=text, required=True, metavar="MODEL",
@@ -96,6 +96,10 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
     parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens to generate (default: {tokens})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
                         help="end before this text; may be given several times")
+    parser.add_argument("--stop-id", type=int, action="append", default=[], metavar="N",
+                        help="end at this token id too; may be given several times")
+    parser.add_argument("--no-ends", dest="ends", action="store_false",
+                        help="go on at the ids that end a text or a turn by the model's word")
     add_args(parser, Sampling, "sampling (defaults of its own that a model brings come before these)")
     add_backend(parser)
     add_int8_head(parser)

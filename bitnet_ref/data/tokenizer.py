@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -43,6 +43,13 @@ def byte_letters() -> dict[int, str]:
 
 
 BYTE_OF = {letter: b for b, letter in byte_letters().items()}
+
+
+class Facts(NamedTuple):
+    """What is asked of a tokenizer.json beside what the library knows: parsed once, since it costs."""
+
+    added: list[dict[str, Any]]
+    byte_level: bool
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,7 @@ class Tokenizer:
     @cached_property
     def specials(self) -> dict[str, int]:
         """{name: id} of the special tokens: those that no text spells."""
-        added = json.loads(self.json).get("added_tokens") or ()
-        return {a["content"]: a["id"] for a in added if a["special"]}
+        return {a["content"]: a["id"] for a in self._facts.added if a["special"]}
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -98,7 +104,7 @@ class Tokenizer:
         token = self._bpe.id_to_token(i) or ""
         if i in self._added:
             return token.encode("utf-8")
-        if self._byte_level:
+        if self._facts.byte_level:
             return bytes(BYTE_OF.get(letter, 0) for letter in token)
         if _is_lone_byte(token):
             return bytes([int(token[3:5], 16)])
@@ -106,12 +112,13 @@ class Tokenizer:
 
     @cached_property
     def _added(self) -> frozenset[int]:
-        return frozenset(a["id"] for a in json.loads(self.json).get("added_tokens") or ())
+        return frozenset(a["id"] for a in self._facts.added)
 
     @cached_property
-    def _byte_level(self) -> bool:
+    def _facts(self) -> Facts:
         record = json.loads(self.json)
-        return "ByteLevel" in json.dumps([record.get("pre_tokenizer"), record.get("decoder")])
+        cut = json.dumps([record.get("pre_tokenizer"), record.get("decoder")])
+        return Facts(record.get("added_tokens") or [], "ByteLevel" in cut)
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -123,8 +130,8 @@ class Tokenizer:
         sizes = np.zeros(self.vocab_size, np.int64)
         for token, i in self._bpe.get_vocab(with_added_tokens=True).items():
             text = 1 if _is_lone_byte(token) else len(token.replace("\u2581", " ").encode("utf-8"))
-            sizes[i] = len(token) if self._byte_level else text
-        for added in json.loads(self.json).get("added_tokens", ()):     # matched as they are, unless special
+            sizes[i] = len(token) if self._facts.byte_level else text
+        for added in self._facts.added:         # matched as they are, unless special
             sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode("utf-8"))
         return sizes
 

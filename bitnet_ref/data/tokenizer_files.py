@@ -217,6 +217,7 @@ def _pieces(path: str | Path) -> list[Piece]:
     normalizer: dict[int, Any] = {}
     for number, value in _fields(_read(path), where):
         if number == 1:
+            check(len(pieces) < LARGEST, f"{where} must have 1 to {LARGEST} pieces", "more", FIX)
             f = dict(_fields(value, where))
             text, raw = _text(f.get(1, b""), where), f.get(2, bytes(4))
             score = struct.unpack("<f", raw)[0] if isinstance(raw, bytes) and len(raw) == 4 else math.nan
@@ -231,7 +232,7 @@ def _pieces(path: str | Path) -> list[Piece]:
           f"kind {kind}, byte fallback {trainer.get(35, 0)!r}"[:60], "give the tokenizer.json of the model")
     check(spaces == (1, 0, 1) and not normalizer.get(2), f"{where} must change nothing in a text but spaces, "
           "and put one before it", "another normalizer", "give the tokenizer.json of the model")
-    check(0 < len(pieces) <= LARGEST, f"{where} must have 1 to {LARGEST} pieces", len(pieces), FIX)
+    check(bool(pieces), f"{where} must have 1 to {LARGEST} pieces", "none", FIX)
     return pieces
 
 

@@ -26,11 +26,12 @@ def score_corpus(run: str, corpus: str | None, windows: int | None = None, backe
     Of a corpus the whole is scored, or its validation part where it has one (an official part, or the folder
     of a dataset). Raises CheckError for whatever is wrong with model or text.
     """
-    model = load(run, backend, threads, int8_head)
     check(windows is None or windows > 0, "--windows must be greater than 0", windows,
           "leave it out to score all")
-    check(corpus is not None or kind_of(folder_of(run)) == "run", "a model alone has no validation text", run,
+    place = folder_of(run)
+    check(corpus is not None or kind_of(place) == "run", "a model alone has no validation text", run,
           "name a text with --corpus PATH")
+    model = load(place, backend, threads, int8_head)
     tokens = _own_validation(run) if corpus is None else _tokens(corpus, model.tokenizer)
     return score(model.transformer, tokens, model.tokenizer.token_bytes, windows)
 

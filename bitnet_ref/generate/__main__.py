@@ -32,16 +32,16 @@ def main(argv: list[str]) -> int:
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref import kernels
     from bitnet_ref.generate.language_model import check_options, load
-    check_options(args.tokens, args.stop, typed(args, Sampling))
+    check_options(args.tokens, args.stop, args.stop_id, typed(args, Sampling))
     prompt = read_prompt(args.given, args.prompt, args.prompt_file)
     model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
     made = model.continuation(prompt, args.tokens, model.sampling_with(typed(args, Sampling)), args.stop,
-                              args.json)
+                              args.json, args.stop_id, args.ends)
     first = next(made, "")                                 # what is wrong is said before anything is printed
     if args.json:
         list(made)
         ran = kernels.about(args.backend) | {"int8_head": args.int8_head, "half_cache": args.half_cache}
-        print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1))
+        print(json.dumps(made.record() | {"prompt": prompt, "backend": ran}, indent=1, allow_nan=False))
         return DONE
     print(prompt + first, end="", flush=True)
     for piece in made if args.stream else ["".join(made)]:

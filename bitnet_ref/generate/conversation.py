@@ -26,13 +26,14 @@ LARGEST_FILE = 1 << 26       # bytes of a saved chat
 class Conversation:
     """Messages so far, and a window that has read them. `forgotten` counts messages dropped for room.
 
-    `say` a text, iterate over the reply, then `answered` (whether it came to its end or not).
+    `say` a text, iterate over the reply, then `answered` (whether it came to its end or not). A reply ends at
+    the ids `ends` (None: the model's).
     """
 
     def __init__(self, model: LanguageModel, template: Template, how: Sampling, tokens: int,
-                 stop: Sequence[str] = (), system: str = "") -> None:
+                 stop: Sequence[str] = (), system: str = "", ends: Sequence[int] | None = None) -> None:
         self.model, self.template, self.how, self.tokens = model, template, how, tokens
-        self.stop = (*template.stop, *stop)
+        self.stop, self.ends = (*template.stop, *stop), model.ends if ends is None else ends
         self.window = Window(model.transformer)
         self.messages: list[Message] = []
         self.asked = Message("user", "")
@@ -46,7 +47,11 @@ class Conversation:
         return context - max(1, min(self.tokens, context // 4))
 
     def system(self, text: str) -> None:
-        """Say `text` before everything else, from the next reply on; an empty one says nothing."""
+        """Say `text` before everything else, from the next reply on; an empty one says nothing.
+
+        Raises CheckError for a lone surrogate.
+        """
+        check_text(text)
         rest = [m for m in self.messages if m.role != "system"]
         self.messages = [Message("system", text.strip()), *rest] if text.strip() else rest
 
@@ -58,8 +63,10 @@ class Conversation:
     def say(self, text: str) -> Continuation:
         """The reply to `text`, to iterate over; it is no part of the chat before it was `answered`.
 
-        Raises CheckError for no text, and for one that does not fit; then nothing is forgotten.
+        Raises CheckError for no text, for one that does not fit, and for a lone surrogate; then nothing is
+        forgotten.
         """
+        check_text(text)
         check(bool(text.strip()), "a message must have text", repr(text)[:20], "say something")
         self.asked = Message("user", text.strip())
         system = [m for m in self.messages if m.role == "system"]
@@ -80,8 +87,7 @@ class Conversation:
         self.messages = [*system, *rest[2 * drop:]]
         self.forgotten += 2 * drop
         tokens = min(self.tokens, self.model.cfg.context - len(prompt))
-        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.model.ends,
-                            self.stop)
+        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop)
 
     def answered(self, reply: Continuation) -> None:
         """Keep what was asked and answered; the ids too, where they spell the text, to read nothing twice."""
@@ -101,6 +107,12 @@ class Conversation:
         self.messages, self.forgotten = read_messages(path), 0
 
 
+def check_text(text: str) -> None:
+    """Raise CheckError for a lone surrogate, a byte that is no UTF-8 perhaps: no file can have it."""
+    lone = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
+    check(not lone, "a message must be Unicode", f"the lone surrogate {lone!r}", "type it as UTF-8")
+
+
 def read_messages(path: str | Path) -> list[Message]:
     """The messages of a saved chat: system first if at all, then user and assistant in turn."""
     fix = "give a file that /save wrote"
@@ -117,6 +129,7 @@ def read_messages(path: str | Path) -> list[Message]:
     for m in record:
         fine = isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
         check(fine, "a message must have a role and a content", repr(m)[:80], fix)
+        check_text(m["content"])
     messages = [Message(m["role"], m["content"]) for m in record]
     turns = [m.role for m in messages if m.role != "system"]
     check(turns == (["user", "assistant"] * len(turns))[:len(turns)] and len(turns) % 2 == 0

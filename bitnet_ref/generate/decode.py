@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitnet_ref.checks import check
-from bitnet_ref.generate.sampling import GREEDY, Sampling, logprob, sample
+from bitnet_ref.generate.sampling import GREEDY, Sampling, logprob, sample, whole_number
 from bitnet_ref.generate.window import Window
 from bitnet_ref.model import Transformer
 from bitnet_ref.model.transformer import require_finite
@@ -40,7 +40,8 @@ def decode(model: Transformer, prompt: Sequence[int], tokens: int, how: Sampling
 
 
 def check_tokens(tokens: int) -> None:
-    """Raise CheckError for less than none."""
+    """Raise CheckError for less than none, and for what is no integer."""
+    whole_number("tokens", tokens)
     check(tokens >= 0, "tokens must not be negative", tokens, "use 0 or more")
 
 
@@ -49,7 +50,7 @@ def _decoded(window: Window, prompt: list[int], tokens: int, how: Sampling, stop
     token = prompt[-1]
     for n in range(tokens):
         logits = window.push(token) if n else window.read(prompt)
-        largest = float(np.max(np.abs(logits)))
+        largest = float(np.max(logits))                    # NaN if one is; a logit of -inf may be
         if not np.isfinite(largest):
             require_finite(largest, f"the largest logit at token {len(prompt) + n}", window.model,
                            np.array([window.ids]))

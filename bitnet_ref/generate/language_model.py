@@ -3,7 +3,7 @@
 Read after: generate/together. Read next: generate/prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from bitnet_ref.formats.source import About, on_disk
 from bitnet_ref.generate.continuation import Continuation
 from bitnet_ref.generate.decode import check_tokens
 from bitnet_ref.generate.sampling import Sampling, from_settings
-from bitnet_ref.generate.text import check_stops
+from bitnet_ref.generate.text import check_stop_ids, check_stops
 from bitnet_ref.generate.together import together
 from bitnet_ref.generate.window import Window
 from bitnet_ref.model import Transformer
@@ -54,21 +54,36 @@ class LanguageModel:
         return self.transformer(ids, targets)
 
     def continuation(self, prompt: str, tokens: int = 100, how: Sampling | None = None,
-                     stop: Sequence[str] = (), logprobs: bool = False) -> Continuation:
-        """The text that continues `prompt`, to iterate over; `how` None: the model's own settings."""
-        ids = [self.first, *self.tokenizer.encode(prompt).tolist()]
-        return Continuation(Window(self.transformer), self.tokenizer, ids, tokens,
-                            self.sampling if how is None else how, self.ends, stop, logprobs)
+                     stop: Sequence[str] = (), logprobs: bool = False, stop_ids: Sequence[int] = (),
+                     own_ends: bool = True) -> Continuation:
+        """The text that continues `prompt`, to iterate over; `how` None: the model's own settings.
+
+        It ends at the ids of `ends_with`.
+        """
+        return Continuation(Window(self.transformer), self.tokenizer, self._ids(prompt), tokens,
+                            self.sampling if how is None else how, self.ends_with(stop_ids, own_ends), stop,
+                            logprobs)
+
+    def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:
+        """The ids that end a text: `stop_ids`, and those of the model unless `own_ends` is false.
+
+        Raises CheckError for what is no id of the model.
+        """
+        check_stop_ids(stop_ids, self.cfg.vocab_size)
+        return tuple(dict.fromkeys([*(self.ends if own_ends else ()), *map(int, stop_ids)]))
 
     def stream(self, prompt: str, tokens: int = 100, temperature: float = OWN, top_k: int | None = OWN,
-               seed: int = OWN, *, stop: Sequence[str] = (), **given: Any) -> Continuation:
+               seed: int = OWN, *, stop: Sequence[str] = (), stop_ids: Sequence[int] = (),
+               own_ends: bool = True, **given: Any) -> Continuation:
         """Pieces of text that continue `prompt`, as they come; a piece ends between whole characters.
 
         What is not given (top_p, min_p, repetition_penalty, sequence as well) is as the model's settings have
-        it. Raises CheckError for an option that is unknown or out of range.
+        it. `stop_ids` end the text too; own_ends=False: and not those of the model. Raises CheckError for an
+        option that is unknown or out of range.
         """
         given |= {"temperature": temperature, "top_k": top_k, "seed": seed}
-        return self.continuation(prompt, tokens, self.sampling_with(given), stop)
+        how = self.sampling_with(given)
+        return self.continuation(prompt, tokens, how, stop, stop_ids=stop_ids, own_ends=own_ends)
 
     def sampling_with(self, given: dict[str, Any]) -> Sampling:
         """The model's own settings with the fields in `given` in their place, those that are OWN excepted."""
@@ -83,21 +98,28 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             return "".join(self.stream(prompt, *options, **given))
+        check(isinstance(prompt, Iterable), "a prompt must be a text, or a list of texts", repr(prompt)[:50],
+              "give a str")
         return self.generate_all(list(prompt), *options, **given)
+
+    def _ids(self, prompt: str) -> list[int]:
+        check(isinstance(prompt, str), "a prompt must be a text", repr(prompt)[:50], "give a str")
+        return [self.first, *self.tokenizer.encode(prompt).tolist()]
 
     def generate_all(self, prompts: list[str], tokens: int = 100, temperature: float = OWN,
                      top_k: int | None = OWN, seed: int = OWN, *, stop: Sequence[str] = (),
-                     **given: Any) -> list[str]:
+                     stop_ids: Sequence[int] = (), own_ends: bool = True, **given: Any) -> list[str]:
         """The continuation of each prompt, all at once: a step of the model has a token of each."""
         how = self.sampling_with(given | {"temperature": temperature, "top_k": top_k, "seed": seed})
-        ids = [[self.first, *self.tokenizer.encode(p).tolist()] for p in prompts]
-        return together(self.transformer, self.tokenizer, ids, tokens, how, self.ends, stop)
+        ids, ends = [self._ids(prompt) for prompt in prompts], self.ends_with(stop_ids, own_ends)
+        return together(self.transformer, self.tokenizer, ids, tokens, how, ends, stop)
 
 
-def check_options(tokens: int, stop: Sequence[str], given: dict[str, Any]) -> None:
+def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], given: dict[str, Any]) -> None:
     """Raise CheckError naming the option that is out of range: at once, before a model is loaded."""
     check_tokens(tokens)
     check_stops(stop)
+    check_stop_ids(stop_ids)
     Sampling(**given)
 
 

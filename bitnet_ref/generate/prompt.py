@@ -7,8 +7,15 @@ Read after: generate/language_model. Read next: generate/__main__.
 
 import sys
 from pathlib import Path
+from typing import TextIO
 
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
+
+
+def stdin() -> TextIO:
+    """What is typed or piped in. Raises CheckError where the shell closed it."""
+    check(sys.stdin is not None, "stdin must be open", "none", "pipe text in, or leave out <&-")
+    return sys.stdin
 
 
 def read_prompt(given: str | None, flag: str | None, file: str | None) -> str:
@@ -19,7 +26,7 @@ def read_prompt(given: str | None, flag: str | None, file: str | None) -> str:
     if file is None and given != "-":
         return given or flag or ""
     try:
-        data = Path(file).read_bytes() if file not in (None, "-") else sys.stdin.buffer.read()
+        data = Path(file).read_bytes() if file not in (None, "-") else stdin().buffer.read()
         return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise CheckError(f"the prompt file must be readable UTF-8 text; got {e}; give another file") from None

@@ -9,12 +9,14 @@ Read after: generate/__main__. Read next: generate/template.
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 SECONDS = 5                  # of a processor for one rendering; it takes milliseconds
 MEMORY = 1 << 29             # bytes that the process may address; Python and jinja2 take a tenth
 OUTPUT = 1 << 20             # characters of the text, in which each message is a short placeholder
 TEMPLATE = 1 << 18           # characters of a template; the longest published have a tenth
+BEYOND = f"no end within {SECONDS} s and {MEMORY >> 20} MiB"
 START = 20                   # seconds more for the process to start, on a busy machine
 
 
@@ -29,13 +31,22 @@ def render_apart(template: str, values: dict[str, Any]) -> str:
     said = json.dumps({"template": template, "values": values})
     try:
         done = subprocess.run([sys.executable, "-P", __file__], input=said, capture_output=True,
-                              encoding="utf-8", timeout=SECONDS + START, check=False)
-        answer = json.loads(done.stdout) if done.returncode == 0 else {}
-    except (subprocess.TimeoutExpired, ValueError):
-        answer = {}
+                              encoding="utf-8", errors="replace", timeout=SECONDS + START, check=False)
+        answer = json.loads(done.stdout) if done.returncode == 0 else {"error": _failure(done)}
+    except subprocess.TimeoutExpired:
+        answer = {"error": BEYOND}
+    except ValueError:
+        answer = {"error": f"a process that says {done.stdout[:100]!r}"}
     if "text" not in answer:
-        raise TemplateError(answer.get("error") or f"no end within {SECONDS} s and {MEMORY >> 20} MiB")
+        raise TemplateError(answer["error"])
     return answer["text"]
+
+
+def _failure(done: Any) -> str:
+    """Why a process ended without an answer: by a signal of the system, beyond its bounds, or by itself."""
+    if done.returncode < 0:
+        return f"{BEYOND} (signal {-done.returncode})"
+    return f"a process that ends with code {done.returncode}: {' '.join(done.stderr.split())[-200:]}"
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -94,8 +105,9 @@ def main() -> None:
     if sys.platform != "win32":                            # there: the parent's clock alone
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        for bound, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
+            with suppress(ValueError, OSError):            # macOS has the bound of memory by name alone
+                resource.setrlimit(bound, (most, most))
     given = json.load(sys.stdin)
     try:
         answer = {"text": render(given["template"], given["values"])}

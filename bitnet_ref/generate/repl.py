@@ -1,7 +1,8 @@
 """Lines in, replies out: the loop of the command chat.
 
 Replies go to `out` as results do; what is said about them (the prompt sign, refusals, what was forgotten) to
-stderr, so that stdout is the dialogue alone. Where stdin is no terminal it is read line by line, unprompted.
+stderr, so that stdout is the dialogue alone. Where stdin is no terminal it is read line by line, unprompted:
+as UTF-8, whatever the terminal speaks; a line that is none is said to be, and left out.
 Read after: generate/conversation. Read next: chat.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.generate.continuation import LENGTH, Continuation
 from bitnet_ref.generate.conversation import Conversation
+from bitnet_ref.generate.prompt import stdin
 
 HELP = """/reset        forget all but the system's words
 /save FILE    write the chat as JSON
@@ -63,8 +65,7 @@ class Repl:
                 self.told = False
             case "/save" | "/load":
                 check(bool(rest), f"{word} must be given a file", "none", f"type {word} chat.json")
-                file = Path(rest).expanduser()
-                (self.chat.save if word == "/save" else self.chat.load)(file)
+                self.keep(word, rest)
                 _note(f"{len(self.chat.messages)} messages {'in' if word == '/save' else 'from'} {rest}")
             case "/system":
                 self.chat.system(rest)
@@ -75,6 +76,17 @@ class Repl:
                       word[:40], "begin with // to say a text that begins with /")
                 self.answer(line.strip().removeprefix("/") if word[:2] == "//" else line)
         return True
+
+    def keep(self, word: str, name: str) -> None:
+        """/save or /load the file called `name`; ~ is a home. Raises CheckError for what names no file."""
+        try:
+            file = Path(name).expanduser()
+            (self.chat.save if word == "/save" else self.chat.load)(file)
+        except CheckError:
+            raise
+        except (RuntimeError, ValueError) as e:            # a user who is not there; a zero in the name
+            raise CheckError(f"{word} must be given the name of a file; got {name[:80]!r} ({e}); "
+                             "give another name") from None
 
     def answer(self, text: str) -> None:
         """Print the reply to `text` as it comes; Ctrl-C keeps what has come."""
@@ -107,20 +119,29 @@ class Repl:
 
 
 def lines() -> Iterator[str]:
-    """Lines of stdin, with a sign and a history at a terminal; a trailing \\ joins a line to the next."""
-    terminal = sys.stdin.isatty()
+    """Lines of stdin, with a sign and a history at a terminal; a trailing \\ joins a line to the next.
+
+    Ctrl-C at a terminal takes back what was typed; of a pipe it ends the reading.
+    """
+    terminal = stdin().isatty()
     if terminal:
         with suppress(ImportError):                        # Windows has none
             import readline  # noqa: F401
     held = ""
     while True:
         try:
-            line = input("> " if not held else ". ") if terminal else next(sys.stdin).rstrip("\n")
-        except (EOFError, StopIteration):
+            line = _typed(". " if held else "> ") if terminal else _piped()
+        except EOFError:
             if held:
                 yield held
             return
+        except UnicodeDecodeError as e:
+            _note(f"error: a line must be UTF-8; got {e}; say it again")
+            held = ""
+            continue
         except KeyboardInterrupt:
+            if not terminal:
+                raise
             _note("(Ctrl-D or /quit ends the chat)")
             held = ""
             continue
@@ -129,6 +150,25 @@ def lines() -> Iterator[str]:
             continue
         yield held + line
         held = ""
+
+
+def _typed(sign: str) -> str:
+    """A line of the terminal; the sign goes to stderr where stdout is a file. Raises EOFError."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        return input(sign)
+    print(sign, end="", file=sys.stderr, flush=True)
+    return _line(sys.stdin.readline())
+
+
+def _piped() -> str:
+    """A line of UTF-8. Raises EOFError, and UnicodeDecodeError for a line that is none."""
+    return _line(sys.stdin.buffer.readline().decode("utf-8"))
+
+
+def _line(read: str) -> str:
+    if not read:
+        raise EOFError
+    return read.rstrip("\r\n")
 
 
 def _speed(rate: dict) -> str:

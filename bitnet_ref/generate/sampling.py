@@ -7,9 +7,11 @@ Read after: generate. Read next: generate/window.
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import numpy as np
 from bitnet_ref.checks import check
 
 BLOCK = 256                  # uniform numbers made at once: making a generator costs as much as a hundred
-GROUPS, WORTH = 8, 64         # columns for each of the k largest; rows from which they save time
+GROUPS, WORTH = 8, 64        # columns for each of the k largest; rows from which they save time
+FINITE = sys.float_info.max
 
 
 def _opt(default: Any, sym: str | None, help: str) -> Any:
@@ -26,7 +29,10 @@ def _opt(default: Any, sym: str | None, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw a token. Raises CheckError for a value out of range."""
+    """How to draw a token. Raises CheckError for a value out of range, or of another type.
+
+    Numbers of NumPy become those of Python.
+    """
 
     temperature: float = _opt(0.8, "X", "logits are divided by it; 0 is greedy")
     top_k: int | None = _opt(40, "K", "draw among the k likeliest tokens; none keeps all")
@@ -37,17 +43,37 @@ class Sampling:
     sequence: int = _opt(0, None, "number of the text: other texts for one prompt and seed")
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "seed", "sequence"):
+            if name != "top_k" or self.top_k is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            check(isinstance(value, Real) and not isinstance(value, bool), f"{name} must be a number",
+                  repr(value)[:50], "give a float")
+            object.__setattr__(self, name, value if type(value) in (int, float) else float(value))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         check(self.temperature >= 0, "temperature must not be negative", self.temperature,
               "use 0 (greedy) or more")
+        check(self.temperature <= FINITE, "temperature must be finite", self.temperature,
+              "use 100 for hardly any preference")
         check(self.top_k is None or self.top_k > 0, "top_k must be greater than 0", self.top_k,
               "use 1 (greedy) or more")
         check(0 < self.top_p <= 1, "top_p must lie in (0, 1]", self.top_p, "use 1 to keep all tokens")
         check(0 <= self.min_p <= 1, "min_p must lie in [0, 1]", self.min_p, "use 0 to keep all tokens")
-        check(0 < self.repetition_penalty < math.inf, "repetition_penalty must be greater than 0 and finite",
+        check(0 < self.repetition_penalty <= FINITE, "repetition_penalty must be greater than 0 and finite",
               self.repetition_penalty, "use 1 for none")
         for name in ("seed", "sequence"):
             value = getattr(self, name)
             check(0 <= value < 1 << 64, f"{name} must lie in [0, 2^64)", value, "choose another")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """`value` as an int of Python. Raises CheckError for what is no integer; True and 3.0 are none."""
+    check(isinstance(value, Integral) and not isinstance(value, bool), f"{name} must be an integer",
+          repr(value)[:50], "give an int")
+    return int(value)
 
 
 GREEDY = Sampling(temperature=0.0)

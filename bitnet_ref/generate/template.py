@@ -56,12 +56,17 @@ BUILT_IN = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raise CheckError for an unknown name: at once, before a model is loaded."""
+    lookup(("auto", "own", *BUILT_IN), name, "--template")
+
+
 def choose(name: str, own: str | None, cfg: ModelConfig, tokenizer: Tokenizer) -> Template:
     """The template called `name`: own, 2b4t, plain; auto is `own` where the model has one, else by its shape.
 
     Raises CheckError for an unknown name, and for own where there is none.
     """
-    lookup(("auto", "own", *BUILT_IN), name, "--template")
+    check_name(name)
     if name in BUILT_IN:
         return BUILT_IN[name]
     check(name == "auto" or own is not None, "the model must bring a chat template", "none",

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from bitnet_ref.checks import check
 from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.generate.sampling import whole_number
 
 MOST_STOPS = 64              # stop strings; each is looked for at every token
 LONGEST_STOP = 4096          # characters
+LARGEST = 1 << 31            # ids of a model that is not known yet
 
 
 class TextStream:
@@ -57,11 +59,21 @@ class TextStream:
 
 def check_stops(stop: Sequence[str]) -> None:
     """Raise CheckError for a stop string that is empty or absurdly long, or for too many."""
-    check(not isinstance(stop, str), "stop strings must be a list", repr(stop)[:50], "put it in brackets")
+    check(isinstance(stop, Sequence) and not isinstance(stop, str), "stop strings must be a list",
+          repr(stop)[:50], "put it in brackets")
     check(len(stop) <= MOST_STOPS, f"there may be at most {MOST_STOPS} stop strings", len(stop), "give fewer")
     for s in stop:
         check(isinstance(s, str) and 0 < len(s) <= LONGEST_STOP,
               f"a stop string must have 1 to {LONGEST_STOP} characters", repr(s)[:50], "give another")
+
+
+def check_stop_ids(stop_ids: Sequence[int], vocab: int = LARGEST) -> None:
+    """Raise CheckError for a stop id that no vocabulary of `vocab` entries has."""
+    check(isinstance(stop_ids, Sequence) and not isinstance(stop_ids, str), "stop ids must be a list",
+          repr(stop_ids)[:50], "put it in brackets")
+    for i in stop_ids:
+        check(0 <= whole_number("a stop id", i) < vocab, f"a stop id must lie in 0..{vocab - 1}", i,
+              "give an id of the model's vocabulary")
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -35,7 +35,8 @@ def together(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[list[in
     going = set(range(len(prompts)))
     for n in range(tokens):
         for b in sorted(going):
-            require_finite(float(np.max(np.abs(logits[b]))), f"the largest logit of text {b}", model, rows)
+            largest = float(np.max(logits[b]))             # NaN if one is; a logit of -inf may be
+            require_finite(largest, f"the largest logit of text {b}", model, np.array([windows[b]]))
             token = sample(logits[b], how, len(prompts[b]) + n, windows[b])
             if token not in ends:
                 shown[b].append(texts[b].push(token))
@@ -44,7 +45,7 @@ def together(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[list[in
                 going.remove(b)
         if not going or n + 1 == tokens:
             break
-        logits, state, rows = _step(model, state, windows, going)
+        logits, state = _step(model, state, windows, going)
     return ["".join([*parts, "" if text.stopped is not None else text.finish()])
             for parts, text in zip(shown, texts)]
 
@@ -58,10 +59,10 @@ def _step(model: Transformer, state: Any, windows: list[list[int]], going: set[i
             back[b] = 1 if len(windows[b]) > 1 else 0      # its first token stays where it is
     if 0 in back:                                          # a context of one token has no past
         rows, lengths = _rows(windows)
-        return *model.prefill(rows, lengths), rows
+        return model.prefill(rows, lengths)
     new = [w[back[b]:] if b in going else [] for b, w in enumerate(windows)]
     rows, lengths = _rows(new)
-    return *model.extend(rows, state.back(back), lengths, every=False), rows
+    return model.extend(rows, state.back(back), lengths, every=False)
 
 
 def _rows(texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:

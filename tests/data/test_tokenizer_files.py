@@ -240,3 +240,13 @@ def test_what_is_missing_or_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer_files, "LARGEST_FILE", 100)
     with tiny.refusal("at most 100 bytes"):
         load(file)
+
+
+def test_pieces_are_counted_as_they_come(tmp_path, monkeypatch):
+    """Of a file of nothing but pieces, what is beyond the bound is not even looked at."""
+    monkeypatch.setattr(tokenizer_files, "LARGEST", len(SPM))
+    (tmp_path / "s.model").write_bytes(spm(SPM))
+    assert sentencepiece(tmp_path / "s.model").vocab_size == len(SPM)
+    (tmp_path / "s.model").write_bytes(spm([*SPM, ("", 0, 1)]))
+    with tiny.refusal(f"must have 1 to {len(SPM)} pieces"):
+        sentencepiece(tmp_path / "s.model")

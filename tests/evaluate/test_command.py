@@ -12,6 +12,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.cli import run_command
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.evaluate import __main__ as command
+from bitnet_ref.evaluate import corpus
 from bitnet_ref.evaluate.corpus import score_corpus
 from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.formats.checkpoint import STATE, TENSORS, latest, read_state, write_checkpoint
@@ -107,6 +108,7 @@ def test_a_model_worse_than_guessing_gets_no_perplexity_and_exit_code_1(run, tmp
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["--model", "nowhere", "--windows", 0], ["--windows must be greater than 0", "got 0"]),
     (["--windows", 0], ["--windows must be greater than 0", "got 0"]),
     (["--windows", -3], ["--windows must be greater than 0", "got -3"]),
     (["--corpus", "nowhere.txt"], ["a corpus must be one of", "'nowhere.txt'"]),
@@ -121,6 +123,17 @@ def test_what_is_wrong_is_refused_by_name(arguments, words, run):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     tiny.assert_three_parts(err, *words)
+
+
+def test_a_model_alone_is_refused_before_it_is_loaded(run, tmp_path, monkeypatch):
+    """Its name is looked up once: on a hub that is a download."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"damaged")
+    asked, real = [], corpus.folder_of
+    monkeypatch.setattr(corpus, "folder_of", lambda path: asked.append(path) or real(path))
+    code, _, err = run(model=tmp_path / "a.gguf")
+    assert code == 2
+    tiny.assert_three_parts(err, "a model alone has no validation text", "a.gguf", "--corpus PATH")
+    assert asked == [str(tmp_path / "a.gguf")]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\x00\x01", b"\xff\xfe"])

@@ -1,6 +1,7 @@
 """python -m bitnet_ref.generate: the prompt and its continuation on stdout, one line for what is wrong."""
 
 import io
+import json
 import sys
 from types import SimpleNamespace
 
@@ -38,6 +39,16 @@ def test_the_prompt_is_continued(run):
     assert run("--prompt", "Ba", "--tokens", 0) == (0, "Ba\n", "")
 
 
+def test_stop_ids_and_no_ends(run):
+    """Of a greedy text, its third id; the record says which came."""
+    options = ("--prompt", "Ba", "--tokens", 9, "--temperature", 0, "--json", "--no-ends")
+    ids = json.loads(run(*options)[1])["ids"]
+    assert len(ids) == 9
+    made = json.loads(run(*options, "--stop-id", 299, "--stop-id", ids[2])[1])
+    assert made["ids"] == ids[:ids.index(ids[2])]
+    assert made["stop"] == {"reason": "end of text", "id": ids[2], "string": None}
+
+
 def test_a_head_of_int8_rows(run):
     want = br.load(tiny.trained(), int8_head=True).generate("Ba", 9, 0.0)
     assert run("--prompt", "Ba", "--int8-head", "--tokens", 9, "--temperature", 0) == (0, f"Ba{want}\n", "")
@@ -61,6 +72,10 @@ def test_a_process_reads_stdin_and_prints_utf8():
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--tokens", -1], ["tokens must not be negative; got -1"]),
     (["--temperature", -1], ["temperature must not be negative; got -1.0"]),
+    (["--stop-id", -1], ["a stop id must lie in 0..", "got -1"]),
+    (["--stop-id", "x"], ["--stop-id must be an int; got 'x'"]),
+    (["--stop-id", 300], ["a stop id must lie in 0..299; got 300"]),
+    (["--temperature", "inf"], ["temperature must be finite; got inf"]),
     (["--top-k", 0], ["top_k must be greater than 0; got 0"]),
     (["--seed", -1], ["seed must lie in [0, 2^64); got -1"]),
     (["--tokens", "x"], ["--tokens must be an int; got 'x'", "see python -m bitnet_ref.generate --help"]),

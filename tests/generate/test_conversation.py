@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from strategies import small_config, small_params
 
 from bitnet_ref import chat as command
+from bitnet_ref.checks import CheckError
 from bitnet_ref.cli import run_command
 from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.generate import repl
@@ -97,6 +100,17 @@ def test_reset_keeps_the_system():
     assert chat.messages == []
 
 
+def test_a_reply_ends_at_the_ids_that_are_given():
+    chat = small_chat(template=BUILT_IN["2b4t"], ends=[])
+    reply = chat.say("hello")
+    assert len("".join(reply)) > 0
+    assert (len(reply.ids), reply.reason) == (8, "length")
+    third = reply.ids[2]
+    again = small_chat(template=BUILT_IN["2b4t"], ends=[third]).say("hello")
+    "".join(again)
+    assert (again.ids, again.stop_id) == (reply.ids[:reply.ids.index(third)], third)
+
+
 # --- the context -------------------------------------------------------------------------------------------
 
 
@@ -166,11 +180,17 @@ def test_a_file_that_is_no_chat_is_refused(text, tmp_path):
 # --- lines in, replies out ---------------------------------------------------------------------------------
 
 
+def piped(*lines):
+    """A stdin of these lines, text or bytes; a terminal that speaks Latin-1 does not matter to it."""
+    data = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
+    return io.TextIOWrapper(io.BytesIO(data), "latin-1")
+
+
 @pytest.fixture
 def talk(capsys, monkeypatch):
     """talk(chat, *lines) -> (stdout, stderr)"""
     def run(chat, *lines):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        monkeypatch.setattr(sys, "stdin", piped(*lines))
         repl.talk(chat, print)
         return capsys.readouterr()
 
@@ -201,11 +221,43 @@ def test_commands(talk, tmp_path):
 @pytest.mark.parametrize(("line", "words"), [
     ("/bogus", "a command must be one of those that /help lists; got /bogus"),
     ("/save", "/save must be given a file"), ("/load nowhere/a", "nowhere/a must be a readable file"),
-    ("x" * 2000, "must have at most")])
+    ("x" * 2000, "a message, with what the system says, must have at most"),
+    (b"h\xff\xfe", "a line must be UTF-8; got 'utf-8' codec can't decode byte 0xff"),
+    (b"good\\\nh\xff", "a line must be UTF-8"),
+    ("/save ~nosuchuser/x", "/save must be given the name of a file; got '~nosuchuser/x' ("),
+    ("/load ~nosuchuser/x", "/load must be given the name of a file"),
+    ("/save a\0b", "/save must be given the name of a file; got 'a\\x00b' ("),
+    ("/load a\0b", "a\0b must be a chat as JSON")])
 def test_what_is_wrong_is_said_and_the_chat_goes_on(talk, line, words):
-    out, err = talk(small_chat(), line, "hello")
-    assert f"error: {words}" in err or words in err
+    chat = small_chat()
+    out, err = talk(chat, line, "hello")
+    said = [e for e in err.splitlines() if e != repl.NOT_FOR_CHAT]
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {words}")
+    tiny.assert_three_parts(said[0])
     assert out.count("\n") >= 1
+    assert [m.content for m in chat.messages if m.role == "user"] == ["hello"]
+
+
+def test_what_is_piped_is_utf8_whatever_the_terminal_speaks(talk):
+    chat = small_chat()
+    talk(chat, "héllo", b"there\r")
+    assert [m.content for m in chat.messages if m.role == "user"] == ["héllo", "there"]
+
+
+def test_a_lone_surrogate_is_refused_where_it_comes_in(talk, tmp_path):
+    """A terminal may hand one over, and JSON may spell one: neither could be saved again."""
+    chat = small_chat(system="good")
+    for come_in in (chat.system, chat.say):
+        with tiny.refusal("a message must be Unicode", "\\udcff"):
+            come_in("a\udcff")
+    with tiny.refusal("a message must be Unicode"):
+        small_chat(system="\ud800")
+    (tmp_path / "a.json").write_text(json.dumps([{"role": "system", "content": "\ud800"}]))
+    with tiny.refusal("a message must be Unicode", "\\ud800"):
+        chat.load(tmp_path / "a.json")
+    assert chat.messages == [Message("system", "good")]
+    chat.save(tmp_path / "b.json")
 
 
 def test_lines_that_begin_with_two_slashes_and_lines_that_go_on(talk):
@@ -228,7 +280,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_chat(talk, monkeypatch):
         if len(pieces) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nthere\n"))
+    monkeypatch.setattr(sys, "stdin", piped("hello", "there"))
     repl.talk(chat, out)
     assert len(chat.messages) == 4
     assert chat.messages[1].content == "".join(pieces[:3]).strip()
@@ -241,7 +293,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_chat(talk, monkeypatch):
 def test_the_command_talks(capsys, monkeypatch):
     run = tiny.trained()
     capsys.readouterr()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Ba\n/quit\n"))
+    monkeypatch.setattr(sys, "stdin", piped("Ba", "/quit"))
     arguments = ["--model", str(run), "--tokens", "5", "--temperature", "0", "--backend", "numpy"]
     assert run_command(command.main, arguments) == 0
     out, err = capsys.readouterr()
@@ -252,12 +304,85 @@ def test_the_command_talks(capsys, monkeypatch):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--model", "nowhere"], "a model must be a run's folder"), ([], "--model must be given"),
     (["--model", "x", "--tokens", "-1"], "tokens must not be negative"),
+    (["--model", "x", "--system", "a\udcff"], "a message must be Unicode"),
+    (["--model", "x", "--stop-id", "-1"], "a stop id must lie in"),
     (["--model", "x", "--stop", ""], "a stop string must have"),
     (["--model", "x", "--top-p", "2"], "top_p must lie in"),
-    (["--model", "RUN", "--template", "x"], "--template must be one of"),
+    (["--model", "nowhere", "--template", "x"], "--template must be one of"),
     (["--model", "RUN", "--template", "own"], "the model must bring a chat template")])
 def test_bad_arguments_are_refused(arguments, words, capsys):
     given = [str(tiny.trained()) if a == "RUN" else a for a in arguments]
     capsys.readouterr()
     assert run_command(command.main, given) == 2
     tiny.assert_three_parts(capsys.readouterr().err, words)
+
+
+# --- the command as a process: its real stdin --------------------------------------------------------------
+
+
+def arguments():
+    return ["--model", tiny.trained(), "--tokens", "5", "--temperature", "0", "--backend", "numpy"]
+
+
+def process(**streams):
+    return subprocess.Popen([sys.executable, "-m", "bitnet_ref.chat", *map(str, arguments())],
+                            env=tiny.environment(), stderr=subprocess.PIPE, **streams)
+
+
+def test_a_process_says_what_is_no_text_and_goes_on():
+    result = subprocess.run([sys.executable, "-m", "bitnet_ref.chat", *map(str, arguments())],
+                            input=b"Ba\n\xff\xfe\nBa\n", env=tiny.environment() | {
+                                "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, timeout=300)
+    assert result.returncode == 0
+    assert result.stdout.count(b"\n") >= 2
+    assert result.stderr.count(b"error: a line must be UTF-8") == 1
+    assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells close a stream with <&-")
+@pytest.mark.parametrize("module", ["chat", "generate"])
+def test_a_closed_stdin_is_said_before_a_model_is_loaded(module):
+    words = [sys.executable, "-m", f"bitnet_ref.{module}", "--model", "nowhere"]
+    words += ["--prompt-file", "-"] if module == "generate" else []
+    result = subprocess.run(["/bin/sh", "-c", 'exec "$@" <&-', "sh", *words], env=tiny.environment(),
+                            capture_output=True, encoding="utf-8", timeout=300)
+    tiny.assert_refused(result, "stdin must be open")
+
+
+def test_a_library_call_with_a_closed_stdin_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CheckError, match="stdin must be open"):
+        repl.talk(small_chat(), print)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_an_interrupt_ends_a_chat_that_waits_on_a_pipe():
+    chat = process(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    chat.stdin.write(b"/stats\n")
+    chat.stdin.flush()
+    while b"nothing was said yet" not in (said := chat.stderr.readline()):
+        assert said                                        # not ended; then it waits, outside of any reply
+    chat.send_signal(signal.SIGINT)
+    try:
+        _, err = chat.communicate(timeout=60)
+    finally:
+        chat.kill()
+    assert chat.returncode == 130
+    assert err.endswith(b"interrupted\n")
+    assert b"Ctrl-D" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="terminals are POSIX's")
+def test_of_a_terminal_only_replies_go_into_a_file(tmp_path):
+    """The sign is for who types, who reads stderr then."""
+    terminal, theirs = os.openpty()
+    with open(tmp_path / "out.txt", "wb") as out:
+        chat = process(stdin=theirs, stdout=out)
+    os.close(theirs)
+    os.write(terminal, b"Ba\n/quit\n")
+    _, err = chat.communicate(timeout=300)
+    os.close(terminal)
+    same = subprocess.run([sys.executable, "-m", "bitnet_ref.chat", *map(str, arguments())], input=b"Ba\n",
+                          env=tiny.environment(), capture_output=True, timeout=300)
+    assert (tmp_path / "out.txt").read_bytes() == same.stdout != b""
+    assert err == same.stderr + b"> > "

@@ -233,6 +233,29 @@ def test_bad_options_are_refused_at_once(given, message):
         steps(small_model(), **{"prompt": [1], "tokens": 3, **given})
 
 
+@pytest.mark.parametrize("how", [Sampling(0.0), Sampling(1.0)])
+def test_a_logit_of_minus_infinity_is_never_drawn(how, monkeypatch):
+    """But where nothing else is left, or one is +inf, nothing is drawn at all."""
+    model, drawn = small_model(), []
+    real = model.prefill
+    masked = np.arange(13) % 3 != 1
+
+    def masking(ids):
+        logits, state = real(ids)
+        return np.where(masked, -np.inf, logits), state
+
+    monkeypatch.setattr(model, "prefill", masking)
+    for n in range(20):
+        drawn += decode(model, prompt_of(3, n), 1, how)
+    assert {t % 3 for t in drawn} == {1}
+    masked = np.ones(13, bool)
+    with pytest.raises(NonFiniteError, match="the largest logit at token 3 must be finite; got -inf"):
+        list(decode(model, prompt_of(3), 1, how))
+    monkeypatch.setattr(model, "prefill", lambda ids: (np.full((1, 13), np.inf), None))
+    with pytest.raises(NonFiniteError, match="must be finite; got inf"):
+        list(decode(model, prompt_of(3), 1, how))
+
+
 def test_a_damaged_model_is_named_not_sampled():
     model = small_model()
     model.params["final_norm"][3] = np.nan

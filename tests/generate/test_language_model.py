@@ -174,11 +174,22 @@ def test_a_prompt_cannot_spell_the_end_of_text(model):
     ({"tokens": -1}, ["must not be negative"]), ({"temperature": -1.0}, ["must not be negative"]),
     ({"top_k": 0}, ["top_k"]), ({"top_q": 1}, ["an option of generate must be one of", "min_p", "'top_q'"]),
     ({"stop": [""]}, ["a stop string must have 1 to"]), ({"stop": "END"}, ["stop strings must be a list"]),
+    ({"tokens": "3"}, ["tokens must be an integer; got '3'"]), ({"tokens": 2.0}, ["tokens must be an int"]),
+    ({"tokens": True}, ["tokens must be an integer"]), ({"temperature": "hot"}, ["must be a number"]),
+    ({"stop_ids": [-1]}, ["a stop id must lie in 0..", "got -1"]), ({"stop_ids": [300]}, ["got 300"]),
+    ({"stop_ids": [1.5]}, ["a stop id must be an integer"]), ({"stop_ids": 7}, ["stop ids must be a list"]),
+    ({"stop": None}, ["stop strings must be a list; got None"]),
     ({"seed": -3}, ["seed must lie in"]), ({"seed": 2**70}, ["2^64"]),
 ])
 def test_bad_options_are_refused(model, given, words):
     with tiny.refusal(*words):
         model.generate("Ba", **given)
+
+
+@pytest.mark.parametrize("prompt", [None, 7, b"Ba", ["Ba", None], [["Ba"]]])
+def test_a_prompt_that_is_no_text_is_refused(model, prompt):
+    with tiny.refusal("a prompt must be a text"):
+        model.generate(prompt)
 
 
 def test_a_lone_surrogate_is_refused(model):
@@ -237,3 +248,25 @@ def test_what_was_made_stays(model):
     logits = model(np.array(made.prompt))[0][0, -1].astype(np.float64)
     assert record["logprobs"][0] == pytest.approx((logits - np.log(np.exp(logits).sum()))[made.ids[0]])
     assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_a_text_ends_at_a_stop_id(model, at):
+    """Alone and in a list; the id is no part of the text."""
+    whole = model.stream("Ba", 20, own_ends=False)
+    "".join(whole)
+    ids, end = whole.ids, whole.ids.index(whole.ids[at])
+    made = model.stream("Ba", 20, stop_ids=[ids[at]])
+    text = "".join(made)
+    assert (made.ids, made.reason, made.stop_id) == (ids[:end], "end of text", ids[at])
+    assert model.generate(["Ba", ""], 20, stop_ids=[ids[at]])[0] == text
+
+
+def test_the_models_own_ends_can_be_left_out(model, monkeypatch):
+    ids = [40, model.tokenizer.eos, 41]
+    says = scripted(model, monkeypatch, ids)
+    assert says.generate("", 3) == model.tokenizer.decode([40])
+    assert says.generate("", 3, own_ends=False) == model.tokenizer.decode(ids)
+    assert says.generate("", 3, own_ends=False, stop_ids=[41]) == model.tokenizer.decode(ids[:2])
+    assert says.ends_with([41, 41]) == (model.tokenizer.eos, 41)
+    assert says.ends_with(own_ends=False) == ()

@@ -1,11 +1,17 @@
 """generate/render: templates run as in transformers; a hostile one ends soon, small and with a reason."""
 
+import io
+import json
+import os
 import time
 
 import pytest
 
 from bitnet_ref.generate import render as module
 from bitnet_ref.generate.render import TEMPLATE, TemplateError, render, render_apart
+
+if os.name != "nt":
+    import resource
 
 VALUES = {"messages": [{"role": "user", "content": "X"}], "bos_token": "<s>", "eos_token": "</s>",
           "add_generation_prompt": True}
@@ -76,7 +82,36 @@ def test_a_template_that_does_not_end_is_ended(template):
     assert time.monotonic() - start < 40
 
 
-def test_a_process_that_dies_is_a_reason(monkeypatch):
+def test_a_process_that_fails_says_how(monkeypatch):
     monkeypatch.setattr(module, "__file__", "nowhere.py")
-    with pytest.raises(TemplateError, match="no end within"):
+    with pytest.raises(TemplateError, match=r"ends with code 2: .*nowhere\.py"):
         render_apart("a", VALUES)
+
+
+@pytest.mark.parametrize(("code", "words"), [
+    ("print('no JSON')", "a process that says 'no JSON"),
+    ("raise ImportError('jinja2')", "code 1: .*jinja2$"),
+    ("import os; os.kill(os.getpid(), 9)", r"no end within 5 s and 512 MiB \(signal 9\)")])
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_process_without_an_answer_is_a_reason(code, words, tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "child.py"))
+    with pytest.raises(TemplateError, match=words):
+        render_apart("a", VALUES)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such bounds")
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_a_system_that_refuses_a_bound_renders_all_the_same(error, monkeypatch, capsys):
+    """macOS refuses the bound of memory; the one of time, asked for first, is set."""
+    asked = []
+
+    def refuse(bound, most):
+        asked.append(bound)
+        raise error("not here")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"template": "{{ a }}", "values": {"a": "b"}})))
+    module.main()
+    assert json.loads(capsys.readouterr().out) == {"text": "b"}
+    assert asked == [resource.RLIMIT_CPU, resource.RLIMIT_AS]

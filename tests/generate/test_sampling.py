@@ -1,6 +1,7 @@
 """generate/sampling: what is kept is what the definitions say, and one seed and place are one draw."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -209,10 +210,10 @@ def test_a_tiny_temperature_is_greedy(temperature):
     assert drawn == {int(np.argmax(logits))}
 
 
-def test_an_infinite_temperature_is_uniform_but_for_what_cannot_be():
+def test_the_highest_temperature_is_uniform_but_for_what_cannot_be():
     logits = np.array([1.0, -np.inf, -8, 3, 2, 0.5, 2, 2])
     p = np.where(np.isfinite(logits), 1 / 7, 0)
-    assert chi_square(counts(logits, 4000, replace(ALL, temperature=math.inf)), p) < 2
+    assert chi_square(counts(logits, 4000, replace(ALL, temperature=sys.float_info.max)), p) < 2
 
 
 def test_large_logits_do_not_overflow():
@@ -252,6 +253,16 @@ def test_logprob_is_the_log_softmax_of_all_logits(logits):
 
 @pytest.mark.parametrize(("given", "words"), [
     ({"temperature": -0.5}, ["temperature must not be negative; got -0.5; use 0 (greedy) or more"]),
+    ({"temperature": math.inf}, ["temperature must be finite; got inf"]),
+    ({"temperature": 10**400}, ["temperature must be finite"]),
+    ({"temperature": "hot"}, ["temperature must be a number; got 'hot'"]),
+    ({"temperature": None}, ["temperature must be a number; got None"]),
+    ({"top_p": True}, ["top_p must be a number; got True"]), ({"min_p": [0]}, ["min_p must be a number"]),
+    ({"repetition_penalty": 1j}, ["repetition_penalty must be a number"]),
+    ({"top_k": 2.5}, ["top_k must be an integer; got 2.5"]),
+    ({"top_k": True}, ["top_k must be an integer"]), ({"seed": 1.5}, ["seed must be an integer; got 1.5"]),
+    ({"seed": None}, ["seed must be an integer; got None"]),
+    ({"sequence": "1"}, ["sequence must be an integer"]),
     ({"temperature": math.nan}, ["temperature must not be negative; got nan"]),
     ({"top_k": 0}, ["top_k must be greater than 0; got 0; use 1 (greedy) or more"]),
     ({"top_p": 0}, ["top_p must lie in (0, 1]; got 0"]), ({"top_p": 1.1}, ["got 1.1"]),
@@ -280,3 +291,9 @@ def test_a_models_settings_are_defaults():
 def test_a_strangers_settings_are_checked(settings):
     with tiny.refusal(next(iter(settings))):
         from_settings(settings)
+
+
+def test_numbers_of_numpy_become_pythons():
+    how = Sampling(np.float32(0.5), np.int64(3), seed=np.uint64(7))
+    assert how == Sampling(0.5, 3, seed=7)
+    assert [type(v) for v in (how.temperature, how.top_k, how.seed)] == [float, int, int]

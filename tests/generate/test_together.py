@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tiny import own_cache, refusal  # noqa: F401
 
 import bitnet_ref as br
+from bitnet_ref.checks import NonFiniteError
+from bitnet_ref.generate import together as module
 
 PROMPTS = ["", "Ba ce", "Kimu. Ne", "dí " * 40, "lo mu ki je fo gu ha"]
 
@@ -56,3 +58,32 @@ def test_logits_that_are_not_finite_name_the_text(models, monkeypatch):
     monkeypatch.setattr(type(model), "prefill", lambda self, *a: (nothing, None))
     with pytest.raises(ValueError, match="the largest logit of text 0 must be finite"):
         models["numba"].generate(["a"], 1)
+
+
+def test_what_is_not_finite_later_is_looked_for_in_the_whole_text(models, monkeypatch):
+    """Not in the last token alone: the tensor is named by a run over the text as it stands."""
+    model, looked = models["numba"], []
+    nothing = np.full((2, model.cfg.vocab_size), np.nan)
+
+    def require(value, what, transformer, ids):
+        looked.append(ids.tolist())
+        if not np.isfinite(value):
+            raise NonFiniteError(what)
+
+    real = type(model.transformer).extend
+    monkeypatch.setattr(type(model.transformer), "extend",
+                        lambda self, *a, **k: (nothing, real(self, *a, **k)[1]))
+    monkeypatch.setattr(module, "require_finite", require)
+    with pytest.raises(NonFiniteError, match="text 0"):
+        model.generate(["Ba ce", "di"], 2, temperature=0)
+    first, second = ([model.first, *model.tokenizer.encode(p)] for p in ("Ba ce", "di"))
+    assert looked[:2] == [[first], [second]]
+    assert looked[2][0][:-1] == first
+
+
+def test_a_logit_of_minus_infinity_is_never_drawn(models, monkeypatch):
+    model = models["numba"]
+    logits = np.full((1, model.cfg.vocab_size), -np.inf)
+    logits[0, 40] = -3
+    monkeypatch.setattr(type(model.transformer), "prefill", lambda self, *a: (logits, None))
+    assert model.generate(["a"], 1) == [model.tokenizer.decode([40])]
