@@ -66,9 +66,9 @@ def random_source(cfg: ModelConfig, tokenizer: str) -> Source:
 def child(path: str) -> dict[str, Any]:
     """What a process that generates from `path` sees of itself."""
     began = time.perf_counter()
-    import bitnet_ref
+    from bitnet_ref.generate.language_model import load
 
-    model = bitnet_ref.load(path)
+    model = load(path)
     made = model.continuation(PROMPT, TOKENS)
     next(made)
     first = time.perf_counter() - began

@@ -1,9 +1,9 @@
-"""python tests/fuzz/loaders.py TARGET --seconds 600 [--keep DIR]
+"""python tests/fuzz.py TARGET --seconds 600 [--keep DIR]
 
 Coverage-guided fuzzing (atheris, libFuzzer) of everything that reads a stranger's file. A file must be read,
 or refused by a CheckError; anything else is a finding: another exception, a hang of seconds, an allocation
-that a file of its size does not justify. Findings are left in --keep; what they taught is kept in seeds/ and
-read again by test_seeds.py.
+that a file of its size does not justify. Findings are left in --keep; what they taught is kept in
+formats/fuzz_seeds/TARGET and read again by formats/test_fuzz.py.
 """
 
 import json
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+SEEDS = HERE / "formats" / "fuzz_seeds"
 LONGEST = 10                             # seconds of one input
 MOST_MIB = 256                           # of one allocation; a file here has a few KiB
 SEPARATOR = b"\n\x00config\x00\n"        # of an HF folder in one input: config.json, then the tensors
@@ -188,7 +189,7 @@ def main():
         import bitnet_ref.formats.hf  # noqa: F401
     Path(args.keep).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as work:
-        kept = sorted((HERE / "seeds" / args.target).glob("*"))
+        kept = sorted((SEEDS / args.target).glob("*"))
         for n, data in enumerate([*seeds(args.target, Path(work)), *(p.read_bytes() for p in kept)]):
             (Path(corpus) / f"seed-{n}").write_bytes(data)
         atheris.Setup([sys.argv[0], corpus, f"-max_total_time={args.seconds}", f"-timeout={LONGEST}",
