@@ -18,11 +18,13 @@ from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command, text, typed
 from bitnet_ref.config import PRESETS, ModelConfig
 from bitnet_ref.formats import hf, hf_config
-from bitnet_ref.formats.bitnet import histograms
+from bitnet_ref.formats.bitnet import read_opened
+from bitnet_ref.formats.bitnet_header import file_bytes
 from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.formats.hf_about import read_about
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.opened import kind_of, open_model
+from bitnet_ref.formats.source import Source
 from bitnet_ref.model import cost
 from bitnet_ref.pack.rans import entropy
 
@@ -71,20 +73,26 @@ def opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, An
     if text:
         said["tokenizer bytes"] = len(text.encode())
     if kind == "bitnet":
-        said |= _of_bitnet(place, cfg, said["bytes"])
+        said |= _of_bitnet(place, source)
     return cfg, said
 
 
-def _of_bitnet(path: Path, cfg: ModelConfig, n_bytes: int) -> dict[str, Any]:
-    """Of a .bitnet: how likely each trit is, what that allows, and what the file takes."""
-    whole = {"bits a parameter": round(8 * n_bytes / cost.count_params(cfg).total, 3)}
-    held = histograms(path)
+def _of_bitnet(path: Path, source: Source) -> dict[str, Any]:
+    """Of a .bitnet: how likely each trit is, what that allows, and the size that the formula has from it."""
+    head, text = read_opened(path), source.tokenizer or ""
+    held, packing, floats = head.record.histograms, head.record.packing, head.held["embedding"].dtype
+
+    def size(bits: float | None) -> dict[str, int]:
+        return {"bytes by the formula": file_bytes(source.cfg, packing, bits, floats, source.about,
+                                                   len(text.encode()))}
+
     if not held:
-        return whole
+        return size(None)
     counts = [sum(h[i] for h in held.values()) for i in range(3)]
     shares = " ".join(f"{n / sum(counts):.2%}" for n in counts)
     bits = sum(sum(h) * entropy(h) for h in held.values()) / sum(counts)
-    return {"trits -1, 0, +1": shares, "entropy, bits a trit": round(bits, 4), **whole}
+    return {"trits -1, 0, +1": shares, "entropy, bits a trit": round(bits, 4),
+            **size(bits if packing == "rans" else None)}
 
 
 def table(figures: dict[str, Any]) -> str:

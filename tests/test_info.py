@@ -162,6 +162,7 @@ def test_a_file_says_what_it_is(run, tmp_path):
     shares = [float(x.rstrip("%")) for x in said["trits -1, 0, +1"].split()]
     assert sum(shares) == pytest.approx(100, abs=0.02)
     assert 0 < said["entropy, bits a trit"] <= 1.585
+    assert said["bytes by the formula"] == pytest.approx(said["bytes"], rel=0.01)
     assert run("--model", path, "--json")[1] == out
     code, out, _ = run(tiny.trained(), "--json")
     assert (code, json.loads(out)["file"]) == (0, {"kind": "run", "step": 20})
