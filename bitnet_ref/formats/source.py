@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig
-from bitnet_ref.formats.checkpoint import PARAM, latest, model_config, read_state, read_tensors
+from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.data.tokenizer import load as load_tokenizer
+from bitnet_ref.formats.checkpoint import PARAM, TENSORS, latest, model_config, read_state, read_tensors
+from bitnet_ref.formats.safetensors_stream import Stored, array, read_header
 from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import OnDisk, Trits, Weights
 from bitnet_ref.quant import absmean_ternary
@@ -55,6 +59,7 @@ class Written(NamedTuple):
     n_bytes: int
     n_tensors: int
     notes: tuple[str, ...] = ()
+    n_moved: int = 0                     # trits that rounding the masters has moved
 
 
 def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
@@ -95,19 +100,59 @@ def on_disk(source: Source) -> OnDisk:
 
 
 def open_run(path: str | Path) -> Source:
-    """A training run (its newest checkpoint), or one checkpoint. Raises CheckError: missing, damaged."""
+    """A training run (its newest checkpoint), or one checkpoint. Its masters are read one by one.
+
+    Raises CheckError: missing, damaged, another SHA-256 than stated, another tokenizer than the run's.
+    """
     checkpoint = latest(path)
     state = read_state(checkpoint)
     cfg = model_config(state)
+    stored = _masters(checkpoint, state, cfg)
     ternary = {s.name for s in param_specs(cfg) if s.ternary}
-    held = read_tensors(checkpoint, state, [], (PARAM,))
+
+    def master(name: str) -> np.ndarray:
+        return array(stored[name])
 
     def read(name: str) -> Any:
-        w = held[PARAM + name]
-        return Trits(*absmean_ternary(w)) if name in ternary else w
+        return Trits(*absmean_ternary(master(name))) if name in ternary else master(name)
 
+    tokenizer = run_tokenizer(checkpoint, state)
+    eos = None if tokenizer is None else tokenizer.eos     # with it each text of the training began, and ended
+    about = About(checkpoint.parent.name, eos, () if eos is None else (eos,))
+    return Source(checkpoint, "run", "float32 masters", cfg, about, tokenizer and tokenizer.json, read,
+                  master if ternary else None)
+
+
+def _masters(checkpoint: Path, state: dict[str, Any], cfg: ModelConfig) -> dict[str, Stored]:
+    """Where each parameter lies in the checkpoint, whose SHA-256 is verified and whose header is agreed."""
+    read_tensors(checkpoint, state, [])
+    file, again = checkpoint / TENSORS, "give another checkpoint of the run"
+    held = read_header(file)
+    check(cfg.n_layers <= len(held), f"{file} must hold every tensor of its config",
+          f"{len(held)} tensors for n_layers = {cfg.n_layers}", again)
+    found: dict[str, Stored] = {}
+    for spec in param_specs(cfg):
+        t = held.get(PARAM + spec.name)
+        check(t is not None and (t.dtype, t.shape) == ("F32", spec.shape),
+              f"{PARAM + spec.name} in {file} must be F32 {spec.shape}",
+              "none" if t is None else f"{t.dtype} {t.shape}", again)
+        found[spec.name] = held[PARAM + spec.name]
+    return found
+
+
+def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer beside a run's checkpoints, if it is there: the one that the run was trained with.
+
+    Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`.
+    """
     file = checkpoint.parent / "tokenizer.json"
-    tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
-    about = About(checkpoint.parent.name, 0, (0,))
-    return Source(checkpoint, "run", "float32 masters", cfg, about, tokenizer, read,
-                  (lambda name: held[PARAM + name]) if ternary else None)
+    if not file.exists():
+        return None
+    tokenizer, size = load_tokenizer(file), model_config(state).vocab_size
+    fix = f"put back the {file.name} that the run was trained with"
+    check(tokenizer.vocab_size == size, f"{file} must have the model's {size} entries", tokenizer.vocab_size,
+          fix)
+    check(tokenizer.checksum == state.get("tokenizer"),
+          f"{file} must be the tokenizer that the model was trained with",
+          f"checksum {tokenizer.checksum[:12]}", fix)
+    return tokenizer
