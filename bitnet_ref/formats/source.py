@@ -117,10 +117,10 @@ def open_run(path: str | Path) -> Source:
         return Trits(*absmean_ternary(master(name))) if name in ternary else master(name)
 
     tokenizer = run_tokenizer(checkpoint, state)
-    eos = None if tokenizer is None else tokenizer.eos     # with it each text of the training began, and ended
-    about = About(checkpoint.parent.name, eos, () if eos is None else (eos,))
-    return Source(checkpoint, "run", "float32 masters", cfg, about, tokenizer and tokenizer.json, read,
-                  master if ternary else None)
+    about, text = About(checkpoint.parent.name), None
+    if tokenizer is not None:                              # its EOS began and ended each text
+        about, text = about._replace(bos=tokenizer.eos, eos=(tokenizer.eos,)), tokenizer.json
+    return Source(checkpoint, "run", "float32 masters", cfg, about, text, read, master if ternary else None)
 
 
 def _masters(checkpoint: Path, state: dict[str, Any], cfg: ModelConfig) -> dict[str, Stored]:

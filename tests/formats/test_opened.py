@@ -1,6 +1,7 @@
 """formats/opened: what a path holds is found in it; whatever it is, the model that runs is the same."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_a_run_with_a_tokenizer_of_another_make_begins_and_ends_as_it_was_traine
 
 
 @pytest.mark.parametrize(("damage", "words"), [
-    (lambda data: data.replace(b'"ba"', b'"bX"'), ("trained with", "checksum")),
+    (lambda data: data.replace(b'"trim_offsets":true', b'"trim_offsets":false'), ("trained", "checksum")),
     (lambda data: data[:100], ("must be a tokenizer.json",)),
     (lambda data: data[:100] + b"\xff" + data[100:], ("tokenizer.json", "no UTF-8"))])
 def test_a_run_brings_the_tokenizer_that_it_was_trained_with(damage, words, tmp_path):
@@ -157,6 +158,20 @@ def test_a_run_whose_config_claims_another_shape_is_refused(field, tmp_path):
     file.write_text(file.read_text().replace(state["sha256"], "0" * 64))
     with refusal("SHA-256"):
         open_run(run)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.bitnet")
+    with refusal("a model must be", "neither file nor folder"):
+        kind_of(tmp_path / "m.bitnet")
+
+
+def test_a_hugging_face_folder_without_safetensors_is_called_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with refusal("must hold model.safetensors", ".bin is not read", "config.json alone"):
+        open_model(tmp_path)
 
 
 def test_a_model_without_tokenizer_cannot_write(files, tmp_path):
