@@ -223,7 +223,7 @@ def test_a_model_without_trits_has_defaults_that_fit(run, tmp_path):
     pytest.importorskip("onnx")
     model = tiny.trained(linear="full", norm="pre", steps=2)
     for to in ("a.gguf", "a.bitnet", "a.onnx", "a"):
-        code, out, err = run(model, tmp_path / to)
+        code, _, err = run(model, tmp_path / to)
         assert code == 0, err
     assert open_model(tmp_path / "a.gguf").read("layers.0.attn.wq").dtype == np.float16
 

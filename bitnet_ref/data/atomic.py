@@ -66,7 +66,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def _places(path: str | Path) -> tuple[Path, Path]:
     """The goal, and the temporary name there. Raises CheckError where it has none, as a root."""
     goal = Path(path).absolute()                           # "." has no name before
-    check(goal.name not in ("", ".."), "what is written must have a name", path, "give a new name in a folder")
+    check(goal.name not in ("", ".."), "what is written must have a name", path,
+          "give a new name in a folder")
     return Path(path), goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.part")
 
 

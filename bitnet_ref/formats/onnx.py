@@ -103,7 +103,8 @@ def check_context(cfg: ModelConfig) -> None:
     """Raise CheckError where cosines and sines, (context, Dh/2) each, would be too large."""
     n_bytes = _angle_bytes(cfg)
     check(n_bytes <= LARGEST_ANGLES,
-          f"context must be so that its angles have at most {LARGEST_ANGLES} bytes in an ONNX file", f"{n_bytes:,} for context {cfg.context:,}", "lower the model's context")
+          f"context must be so that its angles have at most {LARGEST_ANGLES} bytes in an ONNX file",
+          f"{n_bytes:,} for context {cfg.context:,}", "lower the model's context")
 
 
 def _angle_bytes(cfg: ModelConfig) -> int:

@@ -21,6 +21,13 @@ from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import OnDisk, Trits, Weights
 from bitnet_ref.quant import absmean_ternary
 
+LARGEST_TEMPLATE = 1 << 20           # bytes; published ones have up to 2^14
+MOST_EOS = 64                        # ids that end a text
+RANGES: dict[str, tuple[type, float, float]] = {           # of what is kept in About.settings
+    "temperature": (float, 0, 100), "top_k": (int, 0, 1 << 31), "top_p": (float, 0, 1),
+    "min_p": (float, 0, 1), "repetition_penalty": (float, 1e-3, 1e3), "do_sample": (bool, 0, 1)}
+CORRECT = "correct it, or restore the file from a copy"
+
 Told = Callable[[str], None]         # of a writer: which tensor is done
 
 
@@ -32,6 +39,42 @@ class About(NamedTuple):
     eos: tuple[int, ...] = ()            # the ids that end one
     chat_template: str | None = None     # Jinja
     settings: dict[str, Any] = {}        # noqa: RUF012  (nobody changes it)
+
+
+def checked_about(about: About, cfg: ModelConfig, where: str) -> About:
+    """`about` as a stranger's file has it, of which any field may be anything; of settings those in RANGES.
+
+    Raises CheckError, naming the field and `where`: another type, an id that the model has not, too many ends
+    of text, a template too long, a setting out of its range.
+    """
+    check(isinstance(about.name, str), f"name in {where} must be a text", repr(about.name)[:50], CORRECT)
+    eos: Any = about.eos
+    check(isinstance(eos, tuple) and len(eos) <= MOST_EOS,
+          f"eos in {where} must be a list of at most {MOST_EOS} ids", repr(eos)[:50], CORRECT)
+    for i in eos if about.bos is None else (about.bos, *eos):
+        check(type(i) is int and 0 <= i < cfg.vocab_size,
+              f"bos and eos in {where} must be ids below {cfg.vocab_size}", repr(i)[:50], CORRECT)
+    template = about.chat_template
+    check(template is None or isinstance(template, str), f"chat_template in {where} must be a text or null",
+          repr(template)[:50], CORRECT)
+    size = len(template.encode("utf-8", "replace")) if template else 0
+    check(size <= LARGEST_TEMPLATE, f"chat_template in {where} must have at most {LARGEST_TEMPLATE} bytes",
+          f"{size:,}", "do not use this template")
+    held: Any = about.settings
+    check(isinstance(held, dict), f"settings in {where} must be a table", repr(held)[:50], CORRECT)
+    return about._replace(settings=checked_settings(held, where))
+
+
+def checked_settings(held: dict[str, Any], where: str) -> dict[str, Any]:
+    """Those that sampling knows and that are not null. Raises CheckError where it would fail."""
+    found = {name: held[name] for name in RANGES if held.get(name) is not None}
+    for name, value in found.items():
+        kind, low, high = RANGES[name]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        check(fits and low <= value <= high,               # NaN is not, and 10**400 has no float to ask of
+              f"{name} in {where} must be {kind.__name__} in [{low:g}, {high:g}]", repr(value)[:50],
+              "correct or remove it")
+    return found
 
 
 class Source(NamedTuple):
