@@ -3,9 +3,8 @@ python -m bitnet_ref.convert microsoft/bitnet-b1.58-2B-4T bitnet-2b.bitnet
 python -m bitnet_ref.convert runs/nano-001 nano.gguf --type tq2_0
 python -m bitnet_ref.convert nano.bitnet nano-hf --storage masters
 
-Write a model in another format: Hugging Face (a folder), .bitnet, .gguf, .onnx. One tensor is in memory at a
-time. What was written is read back and compared, save ONNX, which is not read; a file that is not whole and
-right is not left behind.
+Write a model in another format: Hugging Face (a folder), .bitnet, .gguf, .onnx, tensor by tensor. It is read
+back and compared, save ONNX, which is not read; a file that is not whole and right is not left behind.
 Read after: formats/opened. Read next: info.
 """
 
