@@ -50,7 +50,8 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
     beside = path.with_name(path.name + ".data")
     external = tensor_bytes(source.cfg, weights) > SINGLE
     if external:
-        check(not beside.exists() or _is_ours(path, beside.name),
+        free = not beside.exists() or (beside.is_file() and beside.stat().st_size == 0)
+        check(free or _is_ours(path, beside.name),
               "the file beside a large graph must be new, or that of the graph which is replaced", beside,
               "give another name, or move it away")
         _write_both(path, beside, source, weights, cache, told)
