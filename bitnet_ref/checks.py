@@ -8,9 +8,25 @@ Read after: bitnet_ref. Read next: config.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LONGEST = 1000                       # characters of a part of a message: a stranger's file may hold anything
+
 
 class CheckError(ValueError):
-    """A rule that input must obey was broken. The message has three parts: rule, what came, what to do."""
+    """A rule that input must obey was broken. The message has three parts: rule, what came, what to do.
+
+    What a terminal would act on, not show (escapes, line ends), is spelt out, and what is too long is cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, 4 * LONGEST))
+
+
+def shown(text: object, longest: int = LONGEST) -> str:
+    """`text` as it can be printed in one line: its begin and end, where it has more than `longest`."""
+    said = str(text)
+    if len(said) > longest:
+        said = f"{said[:longest * 3 // 4]} ... {said[len(said) - longest // 4:]}"
+    return "".join([c if c.isprintable() else repr(c)[1:-1] for c in said])
 
 
 class ShapeError(CheckError):
@@ -24,7 +40,7 @@ class NonFiniteError(CheckError):
 def check(holds: bool, rule: str, got: object, fix: str, error: type[CheckError] = CheckError) -> None:
     """Raise `error` with "rule; got ...; fix" unless `holds`."""
     if not holds:
-        raise error(f"{rule}; got {got}; {fix}")
+        raise error(f"{shown(rule)}; got {shown(got)}; {shown(fix)}")
 
 
 def lookup(table: Iterable[str], name: str, what: str) -> Any:

@@ -2,7 +2,8 @@
 
 Only what was typed overrides; the order is preset, then `--config FILE` (TOML, or the config.json that a run
 wrote), then the command line.
-Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted, 129 and 143 ended by
+SIGHUP and SIGTERM.
 Read after: model/cost. Read next: data.
 """
 
@@ -10,12 +11,15 @@ import argparse
 import io
 import json
 import re
+import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from bitnet_ref.checks import CheckError, check, lookup
@@ -158,7 +162,8 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
         sys.stdout.reconfigure(errors="replace")           # a terminal without our letters shows ? for them
     try:
         try:
-            return command(sys.argv[1:] if argv is None else argv)
+            with _endings():
+                return command(sys.argv[1:] if argv is None else argv)
         finally:
             if sys.stdout is not None:                     # None: closed by the shell
                 sys.stdout.flush()
@@ -170,6 +175,8 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Ended as e:
+        return int(str(e))
     except BrokenPipeError:                                # `... | head` closed stdout: not an error of ours
         _close(sys.stdout)
         _close(sys.stderr)
@@ -178,6 +185,28 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
         _close(sys.stdout)
         return _fail(f"{e.filename or 'the output'} must be accessible; got {e.strerror or e}; "
                      "free space, or check the path and its rights")
+
+
+class Ended(SystemExit):
+    """A signal asked the process to end: what is half written is removed first. `code` says which."""
+
+
+@contextmanager
+def _endings() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise Ended, unless somebody has decided about them (nohup)."""
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Ended(128 + number)
+
+    mine = threading.current_thread() is threading.main_thread()      # only it may have handlers
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [n for n in numbers if mine and signal.getsignal(n) is signal.SIG_DFL]
+    for n in ours:
+        signal.signal(n, handler)
+    try:
+        yield
+    finally:
+        for n in ours:
+            signal.signal(n, signal.SIG_DFL)
 
 
 def _fail(message: str) -> int:

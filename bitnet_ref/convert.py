@@ -3,20 +3,20 @@ python -m bitnet_ref.convert microsoft/bitnet-b1.58-2B-4T bitnet-2b.bitnet
 python -m bitnet_ref.convert runs/nano-001 nano.gguf --type tq2_0
 python -m bitnet_ref.convert nano.bitnet nano-hf --storage masters
 
-Write a model in another format: Hugging Face (a folder), .bitnet, .gguf, .onnx. One tensor is in memory at a
-time. What was written is read back and compared; a file that is not whole and right is not left behind.
+Write a model in another format: Hugging Face (a folder), .bitnet, .gguf, .onnx, tensor by tensor. It is read
+back and compared, save ONNX, which is not read; a file that is not whole and right is not left behind.
 Read after: formats/opened. Read next: info.
 """
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.cli import DONE, Parser, run_command, text
 
 OPTIONS = {"bitnet": ("packing",), "gguf": ("type", "relu2"), "onnx": ("weights", "cache"),
@@ -25,7 +25,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "packing": {"type": text, "metavar": "rans|i2|b3",
                 "help": ".bitnet: how trits are stored (default: rans)"},
     "type": {"type": text, "metavar": "tq2_0|tq1_0|i2_s|f16|f32",
-             "help": ".gguf: of the matrices (default: tq2_0)"},
+             "help": ".gguf: of the matrices (default: tq2_0; f16 for a model without trits)"},
     "relu2": {"action": "store_true", "default": None,
               "help": ".gguf: write a ReLU2 model for llama.cpp, which will run it with SiLU, that is wrong"},
     "weights": {"type": text, "metavar": "int8|2bit", "help": ".onnx: how trits are stored (default: int8)"},
@@ -37,7 +37,8 @@ FLAGS: dict[str, dict[str, Any]] = {
               "help": "folder: of all floats (default: bfloat16)"},
     "shard": {"type": float, "metavar": "GB", "help": "folder: most gigabytes of a file (default: 5)"},
 }
-ROUNDING = 2.0**-8                       # relative: what bfloat16 may change of a number
+SHARE = 1 << 20                      # entries compared at a time
+NO_TOKENIZER = "no tokenizer: the file runs on token ids alone"
 
 
 def target(path: str) -> str:
@@ -48,11 +49,17 @@ def target(path: str) -> str:
     return kind
 
 
-def writer(kind: str, given: dict[str, Any]) -> Callable[..., Any]:
-    """The function that writes this kind, with the options that were given. Imports what it needs."""
-    for name in given:
+def writer(kind: str, given: dict[str, Any], full: bool = False) -> Callable[..., Any]:
+    """The function that writes this kind with these options; `full`: for a model without trits.
+
+    Imports what it needs. Raises CheckError, in the words of the command line, for an option or a value that
+    this kind has not.
+    """
+    for name, value in given.items():
         check(name in OPTIONS[kind], f"--{name} must fit the destination", f"a {kind} destination",
               f"its options are {', '.join('--' + o for o in OPTIONS[kind])}")
+        if values := FLAGS[name].get("metavar", "").split("|")[1:]:
+            lookup([FLAGS[name]["metavar"].split("|")[0], *values], value, f"--{name}")
     if kind == "bitnet":
         from bitnet_ref.formats.bitnet import write_bitnet
 
@@ -60,7 +67,8 @@ def writer(kind: str, given: dict[str, Any]) -> Callable[..., Any]:
     if kind == "gguf":
         from bitnet_ref.formats.gguf_write import write_gguf
 
-        return partial(write_gguf, kind=given.get("type", "tq2_0"), relu2=bool(given.get("relu2")))
+        usual = "f16" if full else "tq2_0"
+        return partial(write_gguf, kind=given.get("type", usual), relu2=bool(given.get("relu2")))
     if kind == "onnx":
         from bitnet_ref.formats.onnx import write_onnx
 
@@ -86,20 +94,46 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
     from tqdm import tqdm
 
     kind = target(path)
-    write = writer(kind, dict(given))
-    check(not Path(path).exists() or kind == "hf", "the destination must be new", f"{path}, which exists",
-          "give another name, or delete it")
+    write = writer(kind, dict(given), source.cfg.linear == "full")
+    for place in [path] * (kind != "hf") + [path + ".data"] * (kind == "onnx"):    # ONNX: two files
+        check(not Path(place).exists(), "the destination must be new", f"{place}, which exists",
+              "give another name, or delete it")
+    _check_tokenizer(source)
     with tqdm(total=len(source.specs), unit="tensor", desc="write", disable=not progress) as bar:
         written = write(path, source, told=lambda name: bar.update())
-    lines = ["", f"tensors       {written.n_tensors}", *_sizes(source, written.n_bytes)]
-    if kind != "onnx":
-        try:
-            lines.append(f"read back     {compared(source, path, progress)}")
-        except BaseException:
-            _remove(Path(path))
-            raise
-    lines[0] = f"{source.path} ({source.kind}, {source.storage}) -> {path} ({kind})"
-    return [*lines, *(f"note          {note}" for note in written.notes)]
+    notes = [*written.notes, *([] if source.tokenizer else [NO_TOKENIZER])]
+    try:
+        back = compared(source, written, given, progress, notes) if kind != "onnx" else _unread(written)
+    except BaseException:
+        _remove(written.path)
+        raise
+    return [f"{source.path} ({source.kind}, {source.storage}) -> {path} ({kind})",
+            f"tensors       {written.n_tensors}", *_sizes(source, written.n_bytes), f"read back     {back}",
+            *(f"note          {note}" for note in dict.fromkeys(notes))]
+
+
+def _unread(written: Any) -> str:
+    """Of an ONNX file: it is looked at by the library, and that is all."""
+    from bitnet_ref.formats.onnx import check_file
+
+    check_file(written.path)
+    return "no: ONNX is not read; onnx.checker has no complaint"
+
+
+def _check_tokenizer(source: Any) -> None:
+    """Raise CheckError where it has more entries than the model, or is none."""
+    if not source.tokenizer:
+        return
+    import tokenizers
+
+    try:
+        held = tokenizers.Tokenizer.from_str(source.tokenizer).get_vocab(with_added_tokens=True)
+    except Exception as e:                                 # the library raises nothing more specific
+        raise CheckError(f"the tokenizer of {source.path} must be a tokenizer.json; got {str(e)[:200]}; "
+                         "put back the one that belongs to the model") from None
+    n, size = max(held.values(), default=-1) + 1, source.cfg.vocab_size
+    check(n <= size, f"the tokenizer of {source.path} must have at most the model's {size} entries", n,
+          "put back the one that belongs to the model")
 
 
 def _sizes(source: Any, n_bytes: int) -> list[str]:
@@ -109,32 +143,95 @@ def _sizes(source: Any, n_bytes: int) -> list[str]:
     return [f"parameters    {n:,}", f"bytes         {n_bytes:,}, {8 * n_bytes / n:.2f} bits a parameter"]
 
 
-def compared(source: Any, path: str, progress: bool = True) -> str:
-    """What reading `path` back showed. Raises CheckError where it is another model."""
-    import numpy as np
+def compared(source: Any, written: Any, given: dict[str, Any], progress: bool, notes: list[str]) -> str:
+    """What reading back showed; `notes` gets what a GGUF could not carry.
+
+    Raises CheckError where it is another model: each float must be the source's in the dtype that is stored.
+    """
     from tqdm import tqdm
 
     from bitnet_ref.formats.opened import open_model
-    from bitnet_ref.model.weights import Trits
 
-    again = open_model(path, "128" if Path(path).suffix == ".gguf" else None)
+    path, kind = written.path, target(str(written.path))
+    again = open_model(path, "128" if kind == "gguf" else None)
     other = [name for name, value in asdict(source.cfg).items() if not _alike(name, value, again.cfg)]
     check(not other, f"{path} must have the model's config", f"another {', '.join(other)}", "report this")
-    moved, furthest = 0, 0.0
-    for name, spec in tqdm(source.specs.items(), unit="tensor", desc="check", disable=not progress):
-        wanted, found = source.read(name), again.read(name)
-        if spec.ternary:
-            assert isinstance(wanted, Trits)
-            moved += int(np.count_nonzero(wanted.w_q != found.w_q))
-            wanted, found = wanted.w_scale, found.w_scale
-        apart = _apart(np.asarray(wanted), np.asarray(found))
-        check(apart <= ROUNDING, f"{name} in {path} must be the model's, rounded",  # NaN is none either
-              f"{apart:.1e} apart", "report this")
-        furthest = max(furthest, apart)
-    lossy = again.master is not None                       # masters in 16 bits: the writer counts what moves
-    check(lossy or moved == 0, f"{path} must hold the model's trits", f"{moved:,} others", "report this")
+    lost = _lost(source, again, kind)
+    check(not lost or kind == "gguf", f"{path} must say what the model's source says", f"another {lost}",
+          "report this")
+    if lost:
+        notes.append(f"read back, these are others: {lost}")
+    moved, exact = 0, True
+    for spec in tqdm(source.specs.values(), unit="tensor", desc="check", disable=not progress):
+        n, same = _tensor_compared(spec, source, again, _stored_scale(kind, given))
+        moved, exact = moved + n, exact and same
+    check(moved == written.n_moved, f"{path} must hold the model's trits",
+          f"{moved:,} others, where the writer moved {written.n_moved:,}", "report this")
     trits = f"{moved:,} trits moved" if moved else "trits equal"
-    return f"{trits}, floats {f'within {furthest:.1e}' if furthest else 'equal'}"
+    return f"{trits}, floats {'equal' if exact else 'equal but for the rounding to their dtype'}"
+
+
+def _lost(source: Any, again: Any, kind: str) -> str:
+    """What is said beside the tensors and reads otherwise; a folder is called by its own name."""
+    a, b = source.about._asdict(), again.about._asdict()
+    names = [name for name in a if a[name] != b[name] and (name != "name" or kind == "bitnet")]
+    return ", ".join([*names, *(["tokenizer"] if (source.tokenizer or None) != again.tokenizer else [])])
+
+
+def _tensor_compared(spec: Any, source: Any, again: Any, stored_scale: Any) -> tuple[int, bool]:
+    """(trits that are others, whether all floats are equal to the bit) of one tensor. Raises CheckError."""
+    import numpy as np
+
+    wanted, found = source.read(spec.name), again.read(spec.name)
+    if not spec.ternary:
+        return 0, _check_floats(spec.name, again.path, wanted, found)
+    moved = sum(int(np.count_nonzero(a != b)) for a, b in _blocks(wanted.w_q, found.w_q))
+    if source.master and again.master:                     # whose scale follows from rounded masters
+        return moved, _check_floats(spec.name, again.path, source.master(spec.name), again.master(spec.name))
+    if again.master:                                       # made of trits: mean|w| is the scale to rounding
+        right = abs(found.w_scale - wanted.w_scale) <= wanted.w_scale / 128
+    else:
+        right = found.w_scale == stored_scale(np.float32(wanted.w_scale))
+    check(bool(right) or not wanted.w_q.any(),
+          f"the scale of {spec.name} in {again.path} must be the model's",
+          f"{found.w_scale!r} for {wanted.w_scale!r}", "report this")
+    return moved, bool(found.w_scale == wanted.w_scale)
+
+
+def _stored_scale(kind: str, given: dict[str, Any]) -> Callable[[Any], Any]:
+    """What a scale becomes in such a file."""
+    import numpy as np
+
+    from bitnet_ref.formats.hf_write import FLOAT_TYPES
+
+    word = given.get("dtype", "bfloat16") if kind == "hf" else "float16" if given.get("type") == "f16" \
+        else "float32"
+    dtype = FLOAT_TYPES[word][1]
+    if given.get("storage") == "divide":
+        return lambda s: 1 / np.float32(dtype(1 / s))
+    return lambda s: np.float32(dtype(s))
+
+
+def _check_floats(name: str, path: Path, wanted: Any, found: Any) -> bool:
+    """Whether they are equal. Raises CheckError unless they are so in the dtype of `found`."""
+    import numpy as np
+
+    same = True
+    for a, b in _blocks(wanted, found):
+        same = same and bool(np.array_equal(a, b))
+        rounded = (a.astype(b.dtype), a.astype(np.float32).astype(b.dtype))     # float64: two ways
+        check(same or any(np.array_equal(x, b) for x in rounded),
+              f"{name} in {path} must be the model's in {b.dtype}", "other numbers", "report this")
+    return same
+
+
+def _blocks(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """Two arrays of one shape side by side, SHARE entries at a time."""
+    check(a.shape == b.shape, "a tensor read back must have the model's shape", f"{b.shape}, not {a.shape}",
+          "report this")
+    a, b = a.reshape(-1), b.reshape(-1)
+    for begin in range(0, a.size, SHARE):
+        yield a[begin:begin + SHARE], b[begin:begin + SHARE]
 
 
 def _alike(name: str, value: Any, cfg: Any) -> bool:
@@ -144,20 +241,12 @@ def _alike(name: str, value: Any, cfg: Any) -> bool:
     return abs(value - getattr(cfg, name)) <= 1e-6 * abs(value)
 
 
-def _apart(a: Any, b: Any) -> float:
-    """The largest difference of floats, of the largest of them."""
-    import numpy as np
-
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    top = float(np.abs(a).max())
-    return float(np.abs(a - b).max()) / top if top else float(np.abs(b).max())
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        for file in (path, path.with_name(path.name + ".data")) if path.suffix == ".onnx" else (path,):
+            file.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:

@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
     which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")
     which.add_argument("--model", type=text, metavar="MODEL", help="the same as a flag")
     parser.add_argument("file", nargs="?", type=text, metavar="MODEL",
-                        help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
+                        help="a run, a Hugging Face folder or name, a .bitnet or .gguf (ONNX is not read)")
     parser.add_argument("--i2s", type=text, metavar="128|64|4row", help="layout of the I2_S in a GGUF")
     parser.add_argument("--batch", type=int, default=8,
                         help="sequences per micro-batch, for the training memory")

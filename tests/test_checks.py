@@ -15,6 +15,25 @@ def test_check_message_has_three_parts():
         check(False, "a must be even", 3, "use 4")
 
 
+def test_what_a_stranger_wrote_is_one_short_line_that_no_terminal_acts_on():
+    """A name of megabytes, or one that clears the screen, or one that reads backwards."""
+    for text in ("x" * 1_000_000, "\x1b[2J\r\nok \u202e", "\ud800"):
+        for error in (lambda t=text: check(False, f"{t} must hold", t, "use 4"),
+                      lambda t=text: lookup({"a": 1}, t, t), lambda t=text: raising(t)):
+            with pytest.raises(CheckError) as refused:
+                error()
+            said = str(refused.value)
+            assert len(said) < 10_000
+            assert said.isprintable()
+            said.encode()
+    with pytest.raises(CheckError, match=r"; got \\x1b\[2J; use 4$"):
+        check(False, "rule", "\x1b[2J", "use 4")
+
+
+def raising(message):
+    raise CheckError(message)
+
+
 def test_errors_are_value_errors_of_the_kind_asked_for():
     assert issubclass(CheckError, ValueError)
     assert issubclass(ShapeError, CheckError)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -247,6 +248,29 @@ def test_a_broken_rule_is_one_line_and_code_2(capsys):
 def test_control_c_is_code_130(capsys):
     assert run_command(raising(KeyboardInterrupt()), []) == INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_signal_unwinds_unless_somebody_has_decided_about_it():
+    """nohup ignores SIGHUP; afterwards everything is as it was."""
+    ends = []
+
+    def command(argv):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            ends.append("unwound")
+        return DONE
+
+    assert run_command(command, []) == 129
+    assert ends == ["unwound"]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_command(command, []) == DONE
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_closed_pipe_is_not_an_error(monkeypatch):

@@ -2,7 +2,8 @@
 python -m bitnet_ref.bench.onnx_peer --threads 1 --rounds 15
 
 Time onnxruntime on our ONNX files of a random nano beside the numba backend: a prompt of 128 tokens, and 64
-greedy tokens after it, with a cache. They take turns; medians. Needs onnxruntime, which nothing else does.
+greedy tokens after it, with a cache, once both have made the same. They take turns; medians. Needs
+onnxruntime, which nothing else does.
 Read after: bench/llama_peer. Read next: bench/part.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from bitnet_ref import kernels
 from bitnet_ref.bench.random_model import NANO, random_weights
 from bitnet_ref.bench.timing import alternate, median
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import DONE, Parser, run_command
 from bitnet_ref.formats.onnx import WEIGHTS, write_onnx
 from bitnet_ref.formats.source import About, Source
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
         for kind in WEIGHTS:
             written = write_onnx(Path(folder) / f"{kind}.onnx", source, kind, cache=True)
             engines[f"onnxruntime, {kind}"] = partial(theirs, session(written.path, args.threads))
+        check_same({name: run(TOKENS) for name, run in engines.items()})
     runs = {f"{name}/{n}": partial(run, n) for name, run in engines.items() for n in (0, TOKENS)}
     seconds = median(alternate(runs, args.rounds, rest=0.05))
     print("| tokens/s of nano | prefill | decode |\n|---|---|---|")
@@ -48,6 +50,15 @@ def main(argv: list[str]) -> int:
         start, both = seconds[f"{name}/0"], seconds[f"{name}/{TOKENS}"]
         print(f"| {name} | {PROMPT / start:,.0f} | {TOKENS / (both - start):,.0f} |")
     return DONE
+
+
+def check_same(made: dict[str, list[int]]) -> None:
+    """Raise CheckError unless every engine has made the same tokens: speed at another task says nothing."""
+    first, *others = made.items()
+    for name, tokens in others:
+        n = next((i for i, (a, b) in enumerate(zip(first[1], tokens)) if a != b), None)
+        check(tokens == first[1], f"{name} must make the tokens of {first[0]}",
+              f"others from token {n} on", "look at both before timing either")
 
 
 def prompt() -> np.ndarray:

@@ -23,8 +23,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     Missing parent folders are made. Raises CheckError where the system refuses to write (no space, no
     permission); any other exception of the block passes through. Both ways the temporary file is removed.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    path, part = _places(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "w+b") as file:
@@ -45,8 +44,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     Raises CheckError unless `path` is new or an empty folder, and where the system refuses; nothing stays.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    path, part = _places(path)
     try:
         check(not path.exists() or (path.is_dir() and not any(path.iterdir())),
               "the folder to write must be new or empty", path, "give another, or delete it")
@@ -57,8 +55,20 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         part.rename(path)
     except OSError as e:
         raise unwritable(path, e) from e
+    except CheckError as e:
+        if isinstance(e.__cause__, OSError) and str(part) in str(e):     # a file in it: the folder is refused
+            raise unwritable(path, e.__cause__) from e.__cause__
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """The goal, and the temporary name there. Raises CheckError where it has none, as a root."""
+    goal = Path(path).absolute()                           # "." has no name before
+    check(goal.name not in ("", ".."), "what is written must have a name", path,
+          "give a new name in a folder")
+    return Path(path), goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.part")
 
 
 def unwritable(path: str | Path, e: OSError) -> CheckError:

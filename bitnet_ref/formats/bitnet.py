@@ -32,7 +32,7 @@ from bitnet_ref.formats.bitnet_header import (
     room,
 )
 from bitnet_ref.formats.safetensors_stream import BLOCK, DTYPES, Stored, read_whole_header
-from bitnet_ref.formats.source import Source, Told, Written
+from bitnet_ref.formats.source import Source, Told, Written, checked_about
 from bitnet_ref.model.params import Spec
 from bitnet_ref.model.weights import Trits
 from bitnet_ref.pack import rans
@@ -188,6 +188,7 @@ def write_bitnet(path: str | Path, source: Source, bits: str = "rans", told: Tol
     """
     lookup(PACKINGS, bits, "packing")
     path, text = Path(path), _tokenizer_bytes(source)
+    checked_about(source.about, source.cfg, str(source.path))
     start = room(source.cfg, bits, source.about, len(text))
     found: Histograms = {}
     n_packed = 0

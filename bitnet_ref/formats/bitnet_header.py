@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.checks import check, lookup
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.config import ModelConfig, from_dict
 from bitnet_ref.data.tokenizer import LARGEST_FILE
 from bitnet_ref.formats.safetensors_stream import (
@@ -27,7 +27,7 @@ from bitnet_ref.formats.safetensors_stream import (
     Stored,
     parse_json,
 )
-from bitnet_ref.formats.source import About
+from bitnet_ref.formats.source import About, checked_about
 from bitnet_ref.model.params import param_specs
 from bitnet_ref.pack import b3, i2, rans
 
@@ -36,7 +36,6 @@ PACKINGS = {"i2": i2.BITS_PER_TRIT, "b3": b3.BITS_PER_TRIT, "rans": math.log2(3)
 FLOATS = ("F32", "F16", "BF16")
 SCALE, TRITS, TOKENIZER = ".scale", ".trits", "tokenizer"
 JUSTIFIED = 256              # trits for a byte of the file, at most: rans holds a constant matrix in 40 bytes
-LARGEST_LIST = 64            # ids that end a text
 AGAIN = "restore the file from a copy, or convert the model again"
 FOREIGN = "write the file with bitnet_ref.formats.bitnet"
 
@@ -150,7 +149,10 @@ def read_record(file: Path, head: Header) -> Record:
           repr(m["packing"])[:50], FOREIGN)
     fields = {n: parse_json(m[n].encode("utf-8", "replace"), f"{n} of {file}")
               for n in ("config", "about", "crc32", "histograms")}
-    cfg = from_dict(ModelConfig, fields["config"], "config")
+    try:
+        cfg = from_dict(ModelConfig, fields["config"], "config")
+    except CheckError as e:
+        raise CheckError(f"config of {file}: {e}") from None
     _agree(file, head.tensors, cfg, m["packing"])
     return Record(m["packing"], cfg, _about(file, fields["about"], cfg),
                   _crc32(file, fields["crc32"], head.tensors), _histograms(file, fields["histograms"], cfg))
@@ -203,19 +205,8 @@ def _about(file: Path, a: Any, cfg: ModelConfig) -> About:
     where = f"about of {file}"
     check(isinstance(a, dict) and set(a) <= set(About._fields),
           f"{where} must be a table of {', '.join(About._fields)}", repr(a)[:100], AGAIN)
-    name, bos, eos = a.get("name", ""), a.get("bos"), a.get("eos", [])
-    template, settings = a.get("chat_template"), a.get("settings", {})
-    check(isinstance(name, str), f"name in {where} must be a text", repr(name)[:50], AGAIN)
-    ids = eos if isinstance(eos, list) else [eos]
-    for i in ids if bos is None else [bos, *ids]:
-        check(type(i) is int and 0 <= i < cfg.vocab_size,
-              f"bos and eos in {where} must be ids below {cfg.vocab_size}", repr(i)[:50], AGAIN)
-    check(isinstance(eos, list) and len(eos) <= LARGEST_LIST,
-          f"eos in {where} must be a list of at most {LARGEST_LIST} ids", repr(eos)[:50], AGAIN)
-    check(template is None or isinstance(template, str), f"chat_template in {where} must be a text or null",
-          repr(template)[:50], AGAIN)
-    check(isinstance(settings, dict), f"settings in {where} must be a table", repr(settings)[:50], AGAIN)
-    return About(name, bos, tuple(eos), template, settings)
+    eos = a.get("eos", [])                                 # a tuple in memory, a list in JSON
+    return checked_about(About(**(a | {"eos": tuple(eos) if isinstance(eos, list) else eos})), cfg, where)
 
 
 def _crc32(file: Path, table: Any, held: dict[str, Stored]) -> dict[str, str]:

@@ -12,10 +12,8 @@ from typing import Any
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.tokenizer import canonical
-from bitnet_ref.formats.hf_about import LARGEST_TEMPLATE
-from bitnet_ref.formats.hf_about import settings as sampling
 from bitnet_ref.formats.safetensors_stream import parse_json
-from bitnet_ref.formats.source import About
+from bitnet_ref.formats.source import LARGEST_TEMPLATE, About, checked_settings
 
 OWN, POST = "b158.about", "b158.post_processor"
 NAME, TEMPLATE = "general.name", "tokenizer.chat_template"
@@ -74,7 +72,7 @@ def _kept(about: About) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in about.settings.items():
         try:
-            kept |= sampling({name: value})
+            kept |= checked_settings({name: value}, "a model")
         except CheckError:
             continue
     return kept
@@ -118,10 +116,7 @@ def read_about(held: dict[str, Any], vocab_size: int, file: Path = Path("the fil
         check(type(i) is int and 0 <= i < vocab_size,
               f"bos and eos in {where} must be ids below {vocab_size}", repr(i)[:50], AGAIN)
     check(isinstance(how, dict), f"settings in {where} must be a table", repr(how)[:50], AGAIN)
-    try:
-        return about._replace(bos=first, eos=tuple(last), settings=sampling(how))
-    except CheckError as e:
-        raise CheckError(f"{where}: {e}") from None
+    return about._replace(bos=first, eos=tuple(last), settings=checked_settings(how, where))
 
 
 # ---- what is put before and after a text ----

@@ -120,7 +120,7 @@ def architecture(cfg: ModelConfig, kind: str, relu2: bool = False) -> str:
           "write a .bitnet file instead")
     check(cfg.glu == ARCHS[arch].glu or relu2, f"the gated unit must be SwiGLU: llama.cpp's arch {arch} runs "
           "SiLU whatever the file says, and a ReLU2 model would answer nonsense", cfg.glu,
-          "export i2_s for microsoft/BitNet, or pass relu2 if your runtime reads "
+          "export i2_s for microsoft/BitNet, or give --relu2 if your runtime reads "
           f"{arch}.{ACTIVATION}")
     return arch
 

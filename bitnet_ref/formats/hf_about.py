@@ -12,16 +12,12 @@ from typing import Any
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.formats.hf_config import HfConfig, bos_id, eos_ids
-from bitnet_ref.formats.safetensors_stream import AGAIN, LARGEST_JSON, inside, read_bytes, read_json
-from bitnet_ref.formats.source import About
+from bitnet_ref.formats.safetensors_stream import AGAIN, LARGEST_JSON, read_bytes, read_json, there
+from bitnet_ref.formats.source import LARGEST_TEMPLATE, About, checked_about, checked_settings
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-LARGEST_TEMPLATE = 1 << 20           # bytes; published ones have up to 2^14
 LARGEST_GENERATION, LARGEST_TOKENIZER_CONFIG = 1 << 20, 1 << 24
-RANGES: dict[str, tuple[type, float, float]] = {           # of what is kept in About.settings
-    "temperature": (float, 0, 100), "top_k": (int, 0, 1 << 31), "top_p": (float, 0, 1),
-    "min_p": (float, 0, 1), "repetition_penalty": (float, 1e-3, 1e3), "do_sample": (bool, 0, 1)}
 
 
 def read_about(folder: Path, config: HfConfig) -> About:
@@ -31,41 +27,26 @@ def read_about(folder: Path, config: HfConfig) -> About:
     """
     record = _table(folder, GENERATION, LARGEST_GENERATION)
     bos = bos_id(record, config.model)
-    return About(folder.resolve().name, config.bos if bos is None else bos,
-                 eos_ids(record, config.model) or config.eos, chat_template(folder), settings(record))
-
-
-def _there(folder: Path, name: str) -> Path | None:
-    """The file, if it is there; a link may not lead out of the folder."""
-    return inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
+    about = About(folder.resolve().name, config.bos if bos is None else bos,
+                  eos_ids(record, config.model) or config.eos, chat_template(folder),
+                  checked_settings(record, GENERATION))
+    return checked_about(about, config.model, str(folder))
 
 
 def _table(folder: Path, name: str, largest: int) -> dict[str, Any]:
     """The table in a JSON file; of a file that is not there, an empty one."""
-    file = _there(folder, name)
+    file = there(folder, name)
     record = read_json(file, largest) if file else {}
     check(isinstance(record, dict), f"{file} must hold a table", type(record).__name__, AGAIN)
     return record
 
 
-def settings(record: dict[str, Any]) -> dict[str, Any]:
-    """Of generation_config.json what our sampling knows. Raises CheckError: not a number, out of range."""
-    found = {name: record[name] for name in RANGES if record.get(name) is not None}
-    for name, value in found.items():
-        kind, low, high = RANGES[name]
-        fits = type(value) is kind or (kind is float and type(value) is int)
-        check(fits and low <= value <= high,               # NaN is not, and 10**400 has no float to ask of
-              f"{name} in {GENERATION} must be {kind.__name__} in [{low:g}, {high:g}]", repr(value)[:50],
-              "correct or remove it")
-    return found
-
-
 def chat_template(folder: Path) -> str | None:
     """The Jinja text: chat_template.jinja, else that of tokenizer_config.json, or of several the default.
 
-    Raises CheckError: too large, not text, not one of the two forms.
+    Raises CheckError: a file too large, not text, not one of the two forms.
     """
-    if alone := _there(folder, TEMPLATE):
+    if alone := there(folder, TEMPLATE):
         return _text(alone, LARGEST_TEMPLATE)
     file = folder / TOKENIZER_CONFIG
     found = _table(folder, TOKENIZER_CONFIG, LARGEST_TOKENIZER_CONFIG).get("chat_template")
@@ -76,15 +57,12 @@ def chat_template(folder: Path) -> str | None:
         found = next((t.get("template") for t in found if t["name"] == "default"), None)
     check(found is None or isinstance(found, str), f"chat_template in {file} must be text",
           type(found).__name__, AGAIN)
-    size = len(found.encode("utf-8", "replace")) if found else 0
-    check(size <= LARGEST_TEMPLATE, f"chat_template in {file} must have at most {LARGEST_TEMPLATE} bytes",
-          f"{size:,}", "do not use this template")
     return found
 
 
 def tokenizer_text(folder: Path) -> str | None:
     """tokenizer.json as it stands, if there. Raises CheckError: more than 64 MiB, not UTF-8."""
-    file = _there(folder, TOKENIZER)
+    file = there(folder, TOKENIZER)
     return _text(file, LARGEST_JSON) if file else None
 
 
@@ -101,8 +79,8 @@ def _text(file: Path, largest: int) -> str:
 def records(about: About, tokenizer: str | None, context: int) -> dict[str, bytes]:
     """File name -> bytes: all of the small files but config.json."""
     eos = about.eos[0] if len(about.eos) == 1 else list(about.eos) or None
-    known = {name: about.settings[name] for name in RANGES if name in about.settings}
-    files = {GENERATION: _json({"bos_token_id": about.bos, "eos_token_id": eos, **settings(known)})}
+    known = checked_settings(about.settings, GENERATION)
+    files = {GENERATION: _json({"bos_token_id": about.bos, "eos_token_id": eos, **known})}
     if tokenizer is not None:
         files |= {TOKENIZER: tokenizer.encode("utf-8"),
                   TOKENIZER_CONFIG: _json(_tokenizer_config(about, tokenizer, context))}

@@ -6,12 +6,14 @@ runs wrong is worse than one that does not run. Defaults for absent fields are t
 Read after: formats/census. Read next: formats/hf_about.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitnet_ref.checks import check, lookup
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.config import ModelConfig, from_dict
-from bitnet_ref.formats.safetensors_stream import read_json
+from bitnet_ref.formats.safetensors_stream import read_json, there
+from bitnet_ref.formats.source import MOST_EOS
 
 STORAGES = {
     "full": "floats, multiplied as they are (a LLaMA)",
@@ -37,7 +39,11 @@ ARCHITECTURES = {
 }
 GLU = {"silu": "swiglu", "relu2": "relu2"}
 PLAIN = "full_precision"             # our word for a BitNet's twin, whose matrices are meant as they are
-MOST_EOS = 64
+THEIRS = {"d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+          "d_ff": "intermediate_size", "context": "max_position_embeddings", "glu": "hidden_act",
+          "tied_embeddings": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+          "init_std": "initializer_range", "n_kv_heads": "num_key_value_heads"}
+WORD = re.compile(rf"\b({'|'.join(THEIRS)})\b")
 REFUSED = "use a checkpoint of the LLaMA / BitNet family without it"
 
 
@@ -52,11 +58,14 @@ class HfConfig(NamedTuple):
 
 def read_config(folder: str | Path) -> HfConfig:
     """The config.json of a folder. Raises CheckError for what is damaged, absurd or not supported."""
-    file = Path(folder) / "config.json"
+    file = there(Path(folder), "config.json") or Path(folder) / "config.json"
     record = read_json(file)
     check(isinstance(record, dict), f"{file} must hold a table", type(record).__name__,
           "give a model's folder")
-    return parse_config(record)
+    try:
+        return parse_config(record)
+    except CheckError as e:
+        raise CheckError(f"{file}: {e}") from None
 
 
 def parse_config(c: dict[str, Any]) -> HfConfig:
@@ -80,10 +89,20 @@ def parse_config(c: dict[str, Any]) -> HfConfig:
     }
     kv = c.get("num_key_value_heads")
     values["n_kv_heads"] = values["n_heads"] if kv is None else kv
-    cfg = from_dict(ModelConfig, values, "config.json")
+    cfg = _config(values)
     check(c.get("head_dim") in (None, cfg.head_dim), "head_dim must be hidden_size / num_attention_heads",
           f"{c.get('head_dim')!r}, not {cfg.head_dim}", REFUSED)
     return HfConfig(cfg, storage, bos_id(c, cfg), eos_ids(c, cfg))
+
+
+def _config(values: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig; what it refuses is said in the words of config.json, to one who has not written it."""
+    try:
+        return from_dict(ModelConfig, values, "config.json")
+    except CheckError as e:
+        said = str(e).rpartition("; ")[0].replace("config.json.", "")
+        said = WORD.sub(lambda m: THEIRS[m[0]], said)
+        raise CheckError(f"{said}; correct the file, or use another checkpoint") from None
 
 
 def _required(c: dict[str, Any], name: str) -> Any:

@@ -71,9 +71,8 @@ def write_hf(folder: str | Path, source: Source, storage: str | None = None, sha
             with whole_file(part / name) as f:
                 f.write(data)
         n_bytes = sum(file.stat().st_size for file in part.iterdir())
-    notes = [] if source.tokenizer else ["no tokenizer: the source has none"]
     n_tensors = sum(len(pieces) for specs in files.values() for _, pieces in specs)
-    return Written(Path(folder), n_bytes, n_tensors, tuple(notes + _moved(work)))
+    return Written(Path(folder), n_bytes, n_tensors, tuple(_moved(work)), sum(n for n, _ in work.moved))
 
 
 def _one_or_all(eos: tuple[int, ...]) -> int | list[int] | None:

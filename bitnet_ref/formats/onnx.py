@@ -29,6 +29,7 @@ VERSION = 1
 OPSET, IR = 18, 8                    # the first operators that do, and the file version that goes with them
 WEIGHTS = {"int8": 8, "2bit": 2}     # bits of a trit
 SINGLE = 1 << 27                     # bytes of tensors above which they go to a second file
+LARGEST_ANGLES = 1 << 26             # bytes of cosines and sines: a context of 2^17 with heads of 128
 LARGEST_TOKENIZER = 1 << 24          # bytes of a tokenizer.json that the file carries
 PAGE = 4096                          # tensors begin at multiples of it in the second file: it can be mapped
 FLOATS = ("float32", "float16", "bfloat16")
@@ -44,19 +45,71 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
     """
     lookup(WEIGHTS, weights, "weights")
     library()
+    check_context(source.cfg)
     path = Path(path)
     beside = path.with_name(path.name + ".data")
     external = tensor_bytes(source.cfg, weights) > SINGLE
-    with whole_file(path) as f:
-        if external:
+    if external:
+        free = not beside.exists() or (beside.is_file() and beside.stat().st_size == 0)
+        check(free or _is_ours(path, beside.name),
+              "the file beside a large graph must be new, or that of the graph which is replaced", beside,
+              "give another name, or move it away")
+        _write_both(path, beside, source, weights, cache, told)
+    else:
+        with whole_file(path) as f:
+            f.write(_serialised(source, weights, cache, told, None, ""))
+    n_bytes = path.stat().st_size + (beside.stat().st_size if external else 0)
+    return Written(path, n_bytes, len(source.specs), tuple(_notes(source, weights, cache, external)))
+
+
+def _write_both(path: Path, beside: Path, source: Source, weights: str, cache: bool,
+                told: Told | None) -> None:
+    """The graph and its tensors, both or neither."""
+    placed = False
+    try:
+        with whole_file(path) as f:
             with whole_file(beside) as data:
                 f.write(_serialised(source, weights, cache, told, data, beside.name))
                 f.flush()                                  # a full disk shows before anything is replaced
                 path.unlink(missing_ok=True)               # an old graph must not meet the new tensors
-        else:
-            f.write(_serialised(source, weights, cache, told, None, ""))
-    n_bytes = path.stat().st_size + (beside.stat().st_size if external else 0)
-    return Written(path, n_bytes, len(source.specs), tuple(_notes(source, weights, cache, external)))
+            placed = True
+    except BaseException:
+        if placed:
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def _is_ours(path: Path, beside: str) -> bool:
+    """Whether the tensors in the file called `beside` are those of a graph of ours in `path`."""
+    try:
+        made = library().load(str(path), load_external_data=False)
+    except Exception:                                      # another file, or none: whatever the library says
+        return False
+    ours = any((p.key, p.value) == ("format", FORMAT) for p in made.metadata_props)
+    return ours and any(e.value == beside for t in made.graph.initializer for e in t.external_data)
+
+
+def check_file(path: str | Path) -> None:
+    """Let the library look at a file that was written. Raises CheckError where it complains."""
+    library()
+    from onnx.checker import ValidationError, check_model
+
+    try:
+        check_model(str(path))
+    except ValidationError as e:
+        raise CheckError(f"{path} must be valid ONNX; got {str(e)[:200]}; report this") from None
+
+
+def check_context(cfg: ModelConfig) -> None:
+    """Raise CheckError where cosines and sines, (context, Dh/2) each, would be too large."""
+    n_bytes = _angle_bytes(cfg)
+    check(n_bytes <= LARGEST_ANGLES,
+          f"context must be so that its angles have at most {LARGEST_ANGLES} bytes in an ONNX file",
+          f"{n_bytes:,} for context {cfg.context:,}", "lower the model's context")
+
+
+def _angle_bytes(cfg: ModelConfig) -> int:
+    return cfg.context * cfg.head_dim * 4
 
 
 def _serialised(source: Source, weights: str, cache: bool, told: Told | None, data: BinaryIO | None,
@@ -81,8 +134,10 @@ def library() -> Any:
 
 
 def tensor_bytes(cfg: ModelConfig, weights: str) -> int:
-    """Bytes of the model's tensors in a file: trits as `weights` says, all else as float32 (the most)."""
-    total = 0
+    """Bytes of the model's tensors in a file, angles included: trits as `weights` says, all else as float32
+    (the most).
+    """
+    total = _angle_bytes(cfg)
     for spec in param_specs(cfg):
         total += math.prod(spec.shape) * (WEIGHTS[weights] if spec.ternary else 32) // 8
     if cfg.tied_embeddings and cfg.head == "ternary":

@@ -11,6 +11,7 @@ from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.formats import hf
 from bitnet_ref.formats.bitnet import is_bitnet, open_bitnet
+from bitnet_ref.formats.checkpoint import MARK
 from bitnet_ref.formats.gguf_header import is_gguf
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.source import Source, open_run
@@ -38,9 +39,14 @@ def kind_of(place: Path) -> str:
     try:
         check(place.exists(), f"a model must be {KINDS}", f"nothing at {place}", "check the path")
         if place.is_dir():
+            bare = not hf.is_folder(place) and (place / "config.json").is_file() and not any(
+                place.glob("step-*")) and not (place / MARK).is_file() and not (place / "log.jsonl").is_file()
+            check(not bare, f"a Hugging Face folder must hold {hf.SINGLE} or {hf.INDEX}; .bin is not read",
+                  f"config.json alone in {place}", "download the safetensors files of the model")
             return "hf" if hf.is_folder(place) else "run"
-        if place.is_file():                                # a pipe would be waited for
-            open(place, "rb").close()                      # or the reason why not
+        check(place.is_file(), f"a model must be {KINDS}", f"{place}, neither file nor folder",
+              "copy it into a file")                       # a pipe would be waited for
+        open(place, "rb").close()                          # or the reason why not
     except OSError as e:
         raise unreadable(place, e) from None
     if is_gguf(place):

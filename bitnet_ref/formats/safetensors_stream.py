@@ -61,8 +61,9 @@ def shards(folder: Path) -> dict[Path, list[str] | None]:
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
         return {inside(folder, SINGLE): None}
-    check(index.is_file(), f"{folder} must hold {SINGLE} or {INDEX}", "neither", "give a Hugging Face folder")
-    record = read_json(index)
+    found = index.is_symlink() or index.is_file()
+    check(found, f"{folder} must hold {SINGLE} or {INDEX}", "neither", "give a Hugging Face folder")
+    record = read_json(inside(folder, INDEX))
     names: Any = record.get("weight_map") if isinstance(record, dict) else None
     check(isinstance(names, dict) and len(names) > 0 and all(isinstance(v, str) for v in names.values()),
           f"{index} must have a weight_map of tensor names to files", type(names).__name__, AGAIN)
@@ -89,6 +90,11 @@ def inside(folder: Path, name: str) -> Path:
           f"{name}, which leads to {real}", "copy the file into the folder if you trust it")
     check(real.is_file(), "a file of a checkpoint must be a file", name, AGAIN)
     return file
+
+
+def there(folder: Path, name: str) -> Path | None:
+    """The file, if it is there. Raises CheckError for a link that leads out of the folder."""
+    return inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
 
 
 def read_json(file: Path, largest: int | None = None) -> Any:

@@ -11,11 +11,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig
-from bitnet_ref.formats.checkpoint import PARAM, latest, model_config, read_state, read_tensors
+from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.data.tokenizer import load as load_tokenizer
+from bitnet_ref.formats.checkpoint import PARAM, TENSORS, latest, model_config, read_state, read_tensors
+from bitnet_ref.formats.safetensors_stream import Stored, array, read_header
 from bitnet_ref.model.params import Spec, param_specs
 from bitnet_ref.model.weights import OnDisk, Trits, Weights
 from bitnet_ref.quant import absmean_ternary
+
+LARGEST_TEMPLATE = 1 << 20           # bytes; published ones have up to 2^14
+MOST_EOS = 64                        # ids that end a text
+RANGES: dict[str, tuple[type, float, float]] = {           # of what is kept in About.settings
+    "temperature": (float, 0, 100), "top_k": (int, 0, 1 << 31), "top_p": (float, 0, 1),
+    "min_p": (float, 0, 1), "repetition_penalty": (float, 1e-3, 1e3), "do_sample": (bool, 0, 1)}
+CORRECT = "correct it, or restore the file from a copy"
 
 Told = Callable[[str], None]         # of a writer: which tensor is done
 
@@ -28,6 +39,42 @@ class About(NamedTuple):
     eos: tuple[int, ...] = ()            # the ids that end one
     chat_template: str | None = None     # Jinja
     settings: dict[str, Any] = {}        # noqa: RUF012  (nobody changes it)
+
+
+def checked_about(about: About, cfg: ModelConfig, where: str) -> About:
+    """`about` as a stranger's file has it, of which any field may be anything; of settings those in RANGES.
+
+    Raises CheckError, naming the field and `where`: another type, an id that the model has not, too many ends
+    of text, a template too long, a setting out of its range.
+    """
+    check(isinstance(about.name, str), f"name in {where} must be a text", repr(about.name)[:50], CORRECT)
+    eos: Any = about.eos
+    check(isinstance(eos, tuple) and len(eos) <= MOST_EOS,
+          f"eos in {where} must be a list of at most {MOST_EOS} ids", repr(eos)[:50], CORRECT)
+    for i in eos if about.bos is None else (about.bos, *eos):
+        check(type(i) is int and 0 <= i < cfg.vocab_size,
+              f"bos and eos in {where} must be ids below {cfg.vocab_size}", repr(i)[:50], CORRECT)
+    template = about.chat_template
+    check(template is None or isinstance(template, str), f"chat_template in {where} must be a text or null",
+          repr(template)[:50], CORRECT)
+    size = len(template.encode("utf-8", "replace")) if template else 0
+    check(size <= LARGEST_TEMPLATE, f"chat_template in {where} must have at most {LARGEST_TEMPLATE} bytes",
+          f"{size:,}", "do not use this template")
+    held: Any = about.settings
+    check(isinstance(held, dict), f"settings in {where} must be a table", repr(held)[:50], CORRECT)
+    return about._replace(settings=checked_settings(held, where))
+
+
+def checked_settings(held: dict[str, Any], where: str) -> dict[str, Any]:
+    """Those that sampling knows and that are not null. Raises CheckError where it would fail."""
+    found = {name: held[name] for name in RANGES if held.get(name) is not None}
+    for name, value in found.items():
+        kind, low, high = RANGES[name]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        check(fits and low <= value <= high,               # NaN is not, and 10**400 has no float to ask of
+              f"{name} in {where} must be {kind.__name__} in [{low:g}, {high:g}]", repr(value)[:50],
+              "correct or remove it")
+    return found
 
 
 class Source(NamedTuple):
@@ -55,6 +102,7 @@ class Written(NamedTuple):
     n_bytes: int
     n_tensors: int
     notes: tuple[str, ...] = ()
+    n_moved: int = 0                     # trits that rounding the masters has moved
 
 
 def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
@@ -95,19 +143,59 @@ def on_disk(source: Source) -> OnDisk:
 
 
 def open_run(path: str | Path) -> Source:
-    """A training run (its newest checkpoint), or one checkpoint. Raises CheckError: missing, damaged."""
+    """A training run (its newest checkpoint), or one checkpoint. Its masters are read one by one.
+
+    Raises CheckError: missing, damaged, another SHA-256 than stated, another tokenizer than the run's.
+    """
     checkpoint = latest(path)
     state = read_state(checkpoint)
     cfg = model_config(state)
+    stored = _masters(checkpoint, state, cfg)
     ternary = {s.name for s in param_specs(cfg) if s.ternary}
-    held = read_tensors(checkpoint, state, [], (PARAM,))
+
+    def master(name: str) -> np.ndarray:
+        return array(stored[name])
 
     def read(name: str) -> Any:
-        w = held[PARAM + name]
-        return Trits(*absmean_ternary(w)) if name in ternary else w
+        return Trits(*absmean_ternary(master(name))) if name in ternary else master(name)
 
+    tokenizer = run_tokenizer(checkpoint, state)
+    about, text = About(checkpoint.parent.name), None
+    if tokenizer is not None:                              # its EOS began and ended each text
+        about, text = about._replace(bos=tokenizer.eos, eos=(tokenizer.eos,)), tokenizer.json
+    return Source(checkpoint, "run", "float32 masters", cfg, about, text, read, master if ternary else None)
+
+
+def _masters(checkpoint: Path, state: dict[str, Any], cfg: ModelConfig) -> dict[str, Stored]:
+    """Where each parameter lies in the checkpoint, whose SHA-256 is verified and whose header is agreed."""
+    read_tensors(checkpoint, state, [])
+    file, again = checkpoint / TENSORS, "give another checkpoint of the run"
+    held = read_header(file)
+    check(cfg.n_layers <= len(held), f"{file} must hold every tensor of its config",
+          f"{len(held)} tensors for n_layers = {cfg.n_layers}", again)
+    found: dict[str, Stored] = {}
+    for spec in param_specs(cfg):
+        t = held.get(PARAM + spec.name)
+        check(t is not None and (t.dtype, t.shape) == ("F32", spec.shape),
+              f"{PARAM + spec.name} in {file} must be F32 {spec.shape}",
+              "none" if t is None else f"{t.dtype} {t.shape}", again)
+        found[spec.name] = held[PARAM + spec.name]
+    return found
+
+
+def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer beside a run's checkpoints, if it is there: the one that the run was trained with.
+
+    Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`.
+    """
     file = checkpoint.parent / "tokenizer.json"
-    tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
-    about = About(checkpoint.parent.name, 0, (0,))
-    return Source(checkpoint, "run", "float32 masters", cfg, about, tokenizer, read,
-                  (lambda name: held[PARAM + name]) if ternary else None)
+    if not file.exists():
+        return None
+    tokenizer, size = load_tokenizer(file), model_config(state).vocab_size
+    fix = f"put back the {file.name} that the run was trained with"
+    check(tokenizer.vocab_size == size, f"{file} must have the model's {size} entries", tokenizer.vocab_size,
+          fix)
+    check(tokenizer.checksum == state.get("tokenizer"),
+          f"{file} must be the tokenizer that the model was trained with",
+          f"checksum {tokenizer.checksum[:12]}", fix)
+    return tokenizer

@@ -13,11 +13,10 @@ import numpy as np
 from bitnet_ref import kernels
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.data.tokenizer import Tokenizer, from_json
-from bitnet_ref.data.tokenizer import load as load_tokenizer
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.opened import kind_of, open_model
-from bitnet_ref.formats.source import About, on_disk
+from bitnet_ref.formats.source import About, on_disk, run_tokenizer
 from bitnet_ref.generate.continuation import Continuation
 from bitnet_ref.generate.decode import check_tokens
 from bitnet_ref.generate.sampling import Sampling, from_settings
@@ -149,13 +148,9 @@ def load(path: str | Path, backend: str = "numba", threads: int | None = None, i
 def _load_run(path: str | Path, ops: Any, int8_head: bool, half_cache: bool) -> LanguageModel:
     checkpoint = latest(path)
     state = read_state(checkpoint)
-    tokenizer = load_tokenizer(checkpoint.parent / TOKENIZER)
-    cfg = model_config(state)
-    check(tokenizer.vocab_size == cfg.vocab_size,
-          f"the tokenizer must have the model's {cfg.vocab_size} entries", tokenizer.vocab_size,
-          f"put back the {TOKENIZER} that the run was trained with")
-    check(tokenizer.checksum == state.get("tokenizer"),
-          "the tokenizer must be the one that the model was trained with",
-          f"checksum {tokenizer.checksum[:12]}", f"put back the {TOKENIZER} of the run")
+    tokenizer, cfg = run_tokenizer(checkpoint, state), model_config(state)
+    check(tokenizer is not None, f"{checkpoint.parent} must hold a readable {TOKENIZER}", "none",
+          "put back the one that the run was trained with")
+    assert tokenizer is not None
     params = read_params(checkpoint, state)
     return LanguageModel(Transformer(cfg, params, ops, int8_head, half_cache), tokenizer)

@@ -28,6 +28,12 @@ def test_the_table_has_a_row_for_each_engine(capsys, monkeypatch):
     assert {len(texts) for texts in made.values()} == {1}
 
 
+def test_engines_that_make_other_tokens_are_not_timed():
+    onnx_peer.check_same({"a": [1, 2], "b": [1, 2]})
+    with refusal("b must make the tokens of a", "token 1 on"):
+        onnx_peer.check_same({"a": [1, 2], "b": [1, 3]})
+
+
 def test_a_missing_onnxruntime_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with refusal("onnxruntime", "pip install"):

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.data.atomic import whole_file, whole_folder
 
 from .conftest import files_below
 
@@ -54,3 +54,33 @@ def test_a_file_where_a_folder_must_be(tmp_path):
     message = r"must be writable; got .*; free space or choose another place"
     with pytest.raises(CheckError, match=message), whole_file(tmp_path / "x/y"):
         raise AssertionError("never opened")
+
+
+def test_a_full_disk_within_a_folder_names_the_folder(tmp_path, monkeypatch):
+    """Not the temporary one, which nobody has heard of."""
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (pytest.raises(CheckError) as refused, whole_folder(tmp_path / "x") as part,
+          whole_file(part / "model") as f):
+        f.write(b"new")
+    assert str(refused.value).startswith(f"{tmp_path / 'x'} must be writable; got No space left on device; ")
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize("path", ["/", "..", "a/.."])
+def test_what_has_no_name_is_refused(whole, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckError, match=r"must have a name; got .*; give a new name"), whole(path):
+        raise AssertionError("never opened")
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_the_folder_one_is_in_is_refused_unless_it_is_empty(whole, tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckError, match="; got "), whole("."):
+        pass
+    assert files_below(tmp_path) == ["mine"]

@@ -39,7 +39,7 @@ from bitnet_ref.quant import absmean_ternary
 PAGE = Path(__file__).resolve().parents[2] / "docs/formats/bitnet.md"
 OPS = load("numpy")
 BF16 = ml_dtypes.bfloat16
-ABOUT = About("small", 1, (2, 3), "{{ 'é' }}\n", {"temperature": 0.6, "top_k": [1, None]})
+ABOUT = About("small", 1, (2, 3), "{{ 'é' }}\n", {"temperature": 0.6, "top_k": 3})
 TOKENIZER = '{"model": "日本"}'
 WQ = "layers.0.attn.wq"
 each_packing = pytest.mark.parametrize("bits", PACKINGS)
@@ -252,7 +252,8 @@ def test_equal_models_give_equal_bytes(bits, tmp_path):
 
 @given(layers=st.integers(1, 3), heads=st.sampled_from([(1, 1), (2, 1), (6, 3)]), half=st.integers(1, 9),
        d_ff=st.integers(1, 40), bits=st.sampled_from(list(PACKINGS)), name=st.text(max_size=9),
-       bos=st.none() | st.integers(0, 12), settings=st.dictionaries(st.text(), st.integers() | st.none()))
+       bos=st.none() | st.integers(0, 12),
+       settings=st.dictionaries(st.sampled_from(["top_k", "min_p"]), st.integers(0, 1)))
 def test_any_shape_and_any_words(tmp_path_factory, layers, heads, half, d_ff, bits, name, bos, settings):
     cfg = small_config(n_layers=layers, n_heads=heads[0], n_kv_heads=heads[1], d_model=2 * half * heads[0],
                        d_ff=d_ff, norm="pre")
@@ -515,6 +516,11 @@ HOSTILE = {
     "eos, many": (field("about", eos=[1] * 65), ("eos in about of", "at most 64")),
     "template": (field("about", chat_template=[]), ("chat_template in about of",)),
     "settings": (field("about", settings=[]), ("settings in about of",)),
+    "settings, of text": (field("about", settings={"top_k": "3"}), ("top_k in about of", "must be int")),
+    "settings, absurd": (field("about", settings={"temperature": 1e9}), ("temperature in about of",)),
+    "settings, NaN": (field("about", settings={"top_p": math.nan}), ("top_p in about of",)),
+    "template, long": (field("about", chat_template="x" * (1 << 20) + "x"), ("at most 1048576 bytes",)),
+    "config, of no model": (field("config", n_heads=3), ("config of", "a.bitnet", "n_heads")),
     "crc32": (field("crc32", **{WQ + ".trits": "nothing!"}), ("crc32 of", "8 hex digits")),
     "crc32, of none": (field("crc32", more="00000000"), ("crc32 of", "for every tensor")),
     "crc32, text": (meta("crc32", "7"), ("crc32 of",)),

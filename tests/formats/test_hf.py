@@ -301,11 +301,14 @@ def test_newer_files_keep_theta_in_rope_parameters():
     ({"quantization_config": ONLINE | {"linear_class": "other"}}, ["linear_class", "other"]),
     ({"quantization_config": ONLINE | {"quantization_mode": 3}}, ["quantization_mode"]),
     ({"quantization_config": ONLINE | {"modules_to_not_convert": []}}, ["modules_to_not_convert"]),
-    ({"hidden_size": "2560"}, ["d_model must be int"]), ({"hidden_size": -2}, ["d_model"]),
-    ({"hidden_size": True}, ["d_model must be int"]), ({"num_hidden_layers": 1e9}, ["n_layers must be int"]),
-    ({"num_hidden_layers": 1 << 70}, ["n_layers", "2^64"]), ({"num_key_value_heads": 3}, ["n_kv_heads"]),
+    ({"hidden_size": "2560"}, ["hidden_size must be int"]),
+    ({"hidden_size": -2}, ["hidden_size"]),
+    ({"hidden_size": True}, ["hidden_size must be int"]),
+    ({"num_hidden_layers": 1e9}, ["num_hidden_layers must be int"]),
+    ({"num_hidden_layers": 1 << 70}, ["num_hidden_layers", "2^64"]),
+    ({"num_key_value_heads": 3}, ["must be a multiple of num_key_value_heads"]),
     ({"rms_norm_eps": float("nan")}, ["norm_eps"]), ({"bos_token_id": 128256}, ["bos_token_id"]),
-    ({"bos_token_id": [1]}, ["bos_token_id"]), ({"tie_word_embeddings": "yes"}, ["tied_embeddings"]),
+    ({"bos_token_id": [1]}, ["bos_token_id"]), ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings"]),
 ], ids=str)
 def test_what_a_config_may_not_say(change, words):
     with refusal(*words):
@@ -532,6 +535,24 @@ def test_a_shard_may_not_lead_elsewhere(tmp_path):
     os.symlink(tmp_path / "outside", folder / name)
     with refusal("must lie in its folder", name):
         hf.open_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", hf.INDEX])
+def test_no_small_file_may_lead_elsewhere(name, tmp_path):
+    folder = tmp_path / "model"
+    packed(folder)
+    shard(folder)
+    os.rename(folder / name, tmp_path / "outside")
+    os.symlink(tmp_path / "outside", folder / name)
+    with refusal("must lie in its folder", name):
+        hf.open_folder(folder)
+
+
+def test_what_a_config_may_not_say_names_the_file(tmp_path):
+    packed(tmp_path)
+    edit(tmp_path, num_attention_heads=3)
+    with refusal(f"{tmp_path / 'config.json'}: hidden_size", "num_attention_heads", "another checkpoint"):
+        hf.open_folder(tmp_path)
 
 
 def test_a_missing_shard(tmp_path):

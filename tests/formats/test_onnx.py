@@ -490,6 +490,48 @@ def test_an_old_graph_never_meets_new_tensors(tmp_path, monkeypatch):
     assert seen == [("m.onnx.data", False), ("m.onnx", False)]
 
 
+@pytest.mark.usefixtures("large")
+def test_somebody_s_data_beside_the_graph_is_left_alone(tmp_path):
+    cfg = small_config()
+    (tmp_path / "m.onnx.data").write_bytes(b"mine")
+    for before in (None, b"no graph"):
+        if before:
+            (tmp_path / "m.onnx").write_bytes(before)
+        with refusal("must be new", "m.onnx.data"):
+            write_onnx(tmp_path / "m.onnx", source(cfg, random_weights(cfg, np.float32)))
+    assert (tmp_path / "m.onnx.data").read_bytes() == b"mine"
+
+
+@pytest.mark.usefixtures("large")
+def test_tensors_without_their_graph_are_removed(tmp_path, monkeypatch):
+    """The second rename fails."""
+    rename = os.replace
+
+    def refused(a, b):
+        if Path(b).name == "m.onnx":
+            raise PermissionError(13, "no")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "replace", refused)
+    cfg = small_config()
+    with refusal("must be writable"):
+        write_onnx(tmp_path / "m.onnx", source(cfg, random_weights(cfg, np.float32)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_context_whose_angles_would_fill_the_disk_is_refused(tmp_path):
+    cfg = small_config(context=1 << 40)
+    with refusal("context must be so that its angles", "lower the model's context"):
+        write_onnx(tmp_path / "m.onnx", source(cfg, random_weights(cfg, np.float32)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_angles_count_as_tensors():
+    small, large = small_config(), small_config(context=1000)
+    more = (1000 - small.context) * small.head_dim * 4
+    assert tensor_bytes(large, "int8") == tensor_bytes(small, "int8") + more
+
+
 def raise_memory_error(*_):
     raise MemoryError
 

@@ -1,5 +1,8 @@
 """formats/opened: what a path holds is found in it; whatever it is, the model that runs is the same."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import tiny
@@ -7,9 +10,13 @@ from tiny import own_cache, refusal  # noqa: F401
 
 import bitnet_ref as br
 from bitnet_ref.convert import convert
+from bitnet_ref.data.tokenizer import from_json
+from bitnet_ref.formats.checkpoint import latest
 from bitnet_ref.formats.opened import kind_of, open_model
+from bitnet_ref.formats.safetensors_stream import array
 from bitnet_ref.formats.source import on_disk, open_run, weights
 from bitnet_ref.model.weights import Trits
+from bitnet_ref.quant import absmean_ternary
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,96 @@ def test_what_is_no_model_is_refused(files, tmp_path):
         open_model(tmp_path)
     with refusal("a layout of I2_S is a GGUF's", "leave it out"):
         open_model(files["hf"], i2s="128")
+
+
+def foreign(to):
+    """A run whose tokenizer is of another make: its EOS is </s>, and not id 0."""
+    record = json.loads(from_json(open_run(tiny.trained()).tokenizer).json)
+    vocab = {k: v - 1 for k, v in record["model"]["vocab"].items() if v > 0} | {"</s>": 299}
+    record["model"]["vocab"] = vocab
+    record["added_tokens"] = [record["added_tokens"][0] | {"id": 299, "content": "</s>"}]
+    file = to / "foreign.json"
+    from_json(json.dumps(record)).save(file)
+    tiny.train(to / "run", steps=2, tokenizer=str(file))
+    return to / "run"
+
+
+def test_a_run_with_a_tokenizer_of_another_make_begins_and_ends_as_it_was_trained(tmp_path):
+    run = open_run(foreign(tmp_path))
+    assert (run.about.bos, run.about.eos) == (299, (299,))
+    convert(run, str(tmp_path / "a.bitnet"), {}, False)
+    ours, theirs = br.load(str(tmp_path / "run"), "numpy"), br.load(str(tmp_path / "a.bitnet"), "numpy")
+    assert ours.first == theirs.first == 299
+    assert ours.ends == theirs.ends
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda data: data.replace(b'"trim_offsets":true', b'"trim_offsets":false'), ("trained", "checksum")),
+    (lambda data: data[:100], ("must be a tokenizer.json",)),
+    (lambda data: data[:100] + b"\xff" + data[100:], ("tokenizer.json", "no UTF-8"))])
+def test_a_run_brings_the_tokenizer_that_it_was_trained_with(damage, words, tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    file = run / "tokenizer.json"
+    before = file.read_bytes()
+    file.write_bytes(damage(before))
+    assert file.read_bytes() != before
+    with refusal(*words):
+        open_run(run)
+
+
+def test_a_huge_tokenizer_of_a_run_is_refused_unread(tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    with open(run / "tokenizer.json", "r+b") as f:
+        f.truncate(1 << 40)
+    with refusal("at most 67108864 bytes"):
+        open_run(run)
+
+
+def test_a_run_without_tokenizer_does_not_say_who_ends_a_text(tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    (run / "tokenizer.json").unlink()
+    source = open_run(run)
+    assert (source.tokenizer, source.about.bos, source.about.eos) == (None, None, ())
+
+
+def test_the_masters_of_a_run_are_read_when_asked_for(monkeypatch):
+    """Of the checkpoint, which has the moments too, no tensor is held."""
+    asked = []
+    monkeypatch.setattr("bitnet_ref.formats.source.array", lambda t: asked.append(t) or array(t))
+    run = open_run(tiny.trained())
+    assert asked == []
+    w = run.master("layers.0.attn.wq")
+    assert len(asked) == 1
+    np.testing.assert_array_equal(run.read("layers.0.attn.wq").w_q, absmean_ternary(w)[0])
+    assert run.read("embedding") is not run.read("embedding")
+
+
+@pytest.mark.parametrize("field", ["n_layers", "d_ff"])
+def test_a_run_whose_config_claims_another_shape_is_refused(field, tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    file = latest(run) / "state.json"
+    state = json.loads(file.read_text())
+    state["model"][field] *= 2
+    file.write_text(json.dumps(state))
+    with refusal("tensors.safetensors must be F32", "give another checkpoint"):
+        open_run(run)
+    file.write_text(file.read_text().replace(state["sha256"], "0" * 64))
+    with refusal("SHA-256"):
+        open_run(run)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.bitnet")
+    with refusal("a model must be", "neither file nor folder"):
+        kind_of(tmp_path / "m.bitnet")
+
+
+def test_a_hugging_face_folder_without_safetensors_is_called_by_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with refusal("must hold model.safetensors", ".bin is not read", "config.json alone"):
+        open_model(tmp_path)
 
 
 def test_a_model_without_tokenizer_cannot_write(files, tmp_path):
