@@ -259,6 +259,7 @@ def test_onnx_leaves_somebody_s_data_alone(run, tmp_path):
 
 ENDED = """
 import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)               # these tests may run under nohup themselves
 from bitnet_ref import cli, convert
 from bitnet_ref.formats import bitnet
 room = bitnet.check_justified

@@ -24,6 +24,7 @@ def test_figures_are_the_largest_distances():
     assert "up to 0.125 apart" in block
 
 
+@pytest.mark.slow                                          # compiles what nothing else here needs
 @pytest.mark.skipif(not bf16.available(), reason=f"this processor has no {bf16.FEATURE}")
 def test_every_run_is_made_once_and_drawn(tmp_path, capsys):
     folder = tmp_path / "new"

@@ -708,7 +708,7 @@ def test_what_a_path_holds_is_asked_in_one_place(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert not is_gguf(tmp_path / "pipe")
-    with refusal("another kind of file"):
+    with refusal("neither file nor folder"):
         opened.kind_of(tmp_path / "pipe")
 
 

@@ -161,6 +161,7 @@ def test_a_name_is_a_folder_and_what_is_none_is_explained(server, folder, tmp_pa
         assert_three_parts(error["error"], *words)
 
 
+@pytest.mark.slow
 def test_half_a_download_is_never_a_whole_one(server, folder, tmp_path):
     """Broken off, then asked for without a network, then with one: refused, refused, whole."""
     server.cut = 700

@@ -227,7 +227,7 @@ def test_commands(talk, tmp_path):
     ("/save ~nosuchuser/x", "/save must be given the name of a file; got '~nosuchuser/x' ("),
     ("/load ~nosuchuser/x", "/load must be given the name of a file"),
     ("/save a\0b", "/save must be given the name of a file; got 'a\\x00b' ("),
-    ("/load a\0b", "a\0b must be a chat as JSON")])
+    ("/load a\0b", r"a\x00b must be a chat as JSON")])
 def test_what_is_wrong_is_said_and_the_chat_goes_on(talk, line, words):
     chat = small_chat()
     out, err = talk(chat, line, "hello")
