@@ -162,7 +162,8 @@ def fast(monkeypatch):
         rounds=rounds, shape=shape, pythons=pythons, say=lambda said: None))
 
 
-@pytest.mark.parametrize("name", command.PARTS)
+@pytest.mark.parametrize("name", [pytest.param(p, marks=pytest.mark.slow) if p == "startup" else p
+                                  for p in command.PARTS])
 def test_every_part_runs(name, fast, tmp_path, capsys):
     """In small, without peers that are not installed: a figure for each name, and one line for what lacks."""
     figures = tmp_path / "figures.json"
