@@ -76,7 +76,7 @@ def clear_prompt(model):
         watched(ids)
         if min(seen, default=1) < MARGIN:
             continue
-        text = list(decode(model, ids, TEXT))
+        text = [step.token for step in decode(model, ids, TEXT)]
         logits = np.sort(model(np.array([*ids, *text[:-1]]))[0][0, PROMPT - 1:])
         if (logits[:, -1] - logits[:, -2]).min() > LEAD * np.abs(logits).max() and len(set(text)) > 8:
             return ids, text
@@ -221,7 +221,7 @@ def test_a_llama_of_the_shape_of_tinyllama(torch, tmp_path):
     source = open_hf(tmp_path)
     ours = Transformer(source.cfg, weights(source), load("numba"))
     assert np.abs(ours(ids)[0][0] - want).max() <= CLOSE * np.abs(want).max()
-    assert list(decode(ours, ids, TEXT)) == said
+    assert [step.token for step in decode(ours, ids, TEXT)] == said
 
 
 # --- what we write -----------------------------------------------------------------------------------------
