@@ -164,6 +164,9 @@ def test_steps_and_states_that_make_no_sense_are_refused(backend):
     model, other = (Transformer(cfg, small_params(cfg, n, np.float32), load(backend)) for n in (0, 1))
     ids = np.zeros((1, 3), int)
     _, state = model.prefill(ids)
+    for token in ([13], [-1]):
+        with pytest.raises(CheckError, match=r"token must lie in 0\.\.12"):
+            model.decode_step(token, state)
     for token in ([[1], 2], [1.0], [], 3):
         with pytest.raises(CheckError, match="a step needs tokens"):
             model.decode_step(token, state)

@@ -102,6 +102,8 @@ def test_weights_on_disk_are_read_when_asked_for_and_not_kept():
     assert weights["head"] is held["embedding"]
     assert dict(weights.items()).keys() == {"embedding", "w", "head"}
     assert list(weights.trits()) == ["w"]
+    assert [v is held.get(n) for n, v in zip(weights, weights.values())] == [True, True, False]
+    assert (weights.get("w"), weights.get("none"), weights.get("none", 1)) == (held["w"], None, 1)
 
 
 def test_twin(backends):
