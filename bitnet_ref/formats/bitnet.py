@@ -87,11 +87,6 @@ def read_opened(file: Path) -> _Opened:
     return _Opened(file, head.tensors, read_record(file, head))
 
 
-def histograms(path: str | Path) -> Histograms:
-    """How many trits of each matrix are -1, 0, +1, from the header alone. Raises CheckError."""
-    return read_opened(Path(path)).record.histograms
-
-
 def _tensor(opened: _Opened, spec: Spec) -> Any:
     """Trits, or floats as they are stored."""
     where = f"{spec.name} in {opened.file}"

@@ -25,7 +25,7 @@ from bitnet_ref.checks import CheckError
 from bitnet_ref.config import PRESETS
 from bitnet_ref.formats import bitnet, hf
 from bitnet_ref.formats import bitnet_header as head
-from bitnet_ref.formats.bitnet import histograms, is_bitnet, open_bitnet, write_bitnet
+from bitnet_ref.formats.bitnet import is_bitnet, open_bitnet, read_opened, write_bitnet
 from bitnet_ref.formats.bitnet_header import PACKINGS, file_bytes
 from bitnet_ref.formats.safetensors_stream import rows
 from bitnet_ref.formats.source import About, Source, open_run, tensors, weights
@@ -282,7 +282,7 @@ def test_the_safetensors_library_opens_it(bits, tmp_path):
 
 def test_histograms_come_from_the_header(tmp_path):
     path = written(tmp_path)
-    found = histograms(path)
+    found = read_opened(path).record.histograms
     for spec, t in tensors(open_bitnet(path)):
         if spec.ternary:
             assert found[spec.name] == rans.histogram(t.w_q)
@@ -328,7 +328,7 @@ def test_the_formula_is_the_size(bits, given, tmp_path):
 def assert_size_is_the_formula(made, path):
     """Within 1 % with the default bits (the bound), and with those of the histogram; tokenizer and all."""
     n = write_bitnet(path, made).n_bytes
-    found = histograms(path)
+    found = read_opened(path).record.histograms
     bits = sum(rans.entropy(h) * sum(h) for h in found.values()) / sum(map(sum, found.values()))
     for density, near in ((None, 0.01), (bits, 0.005)):
         said = file_bytes(made.cfg, "rans", density, about=made.about,
