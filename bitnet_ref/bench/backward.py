@@ -38,7 +38,7 @@ def curve(name: str, preset: str, model_cfg: ModelConfig, cfg: TrainConfig, fold
         flat = run.model.params.flat
         flat *= 1 + np.float32(NOISE) * np.random.default_rng(noise).standard_normal(flat.size, np.float32)
         run.model.requantise()
-    losses = [loop.optimise(run, data)["loss"] for _ in tqdm(range(cfg.steps), name)]
+    losses = [loop.optimise(run, data).values["loss"] for _ in tqdm(range(cfg.steps), name)]
     return {"losses": losses, "validation": loop.final_score(run, data).loss}
 
 

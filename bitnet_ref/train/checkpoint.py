@@ -23,6 +23,7 @@ from bitnet_ref.model.params import init_params
 from bitnet_ref.model.weights import Trits, Weights
 from bitnet_ref.train import log
 from bitnet_ref.train.optim import Adam
+from bitnet_ref.train.stability import Guard
 
 SEEN = "seen."                                             # prefix of the trits of the last log line
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
@@ -42,6 +43,8 @@ class Run:
     cursor: int = 0
     best: float = float("inf")               # lowest validation loss so far
     stale: int = 0                           # validations since then
+    validated: int = -1                      # step of the last validation
+    guard: Guard = field(default_factory=Guard)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -64,7 +67,8 @@ def save(run: Run) -> Path:
             tensors |= {WORKING + name: w_q, SCALE + name: np.asarray(w_scale)}
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
-             "seen": sorted(run.seen), "computed with": kernels.about(run.cfg.backend), **run.data}
+             "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
+             "computed with": kernels.about(run.cfg.backend), **run.data}
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
     for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
         with suppress(OSError):              # one too many is no reason to stop
@@ -104,16 +108,19 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
                                   for n, t in trits.items()}}))
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
     run.best = float("inf") if state.get("best") is None else state["best"]
-    log.cut_after(run.folder, run.step)
+    run.validated = state["validated"]
+    run.guard.restore(state["guard"])
+    log.cut_after(run.folder, run.cursor, run.validated)
     return run
 
 
 def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:
     fix = "resume from a checkpoint that bitnet_ref.train wrote"
-    for name, most in (("step", cfg.steps), ("cursor", cfg.steps), ("stale", 1 << 53)):
-        value = state.get(name)
-        check(type(value) is int and 0 <= value <= most,
-              f"{file} must hold the {name} of a run, an integer of 0..{most}", repr(value), fix)
+    for name, most in (("step", cfg.steps), ("cursor", 1 << 53), ("stale", 1 << 53),
+                       ("validated", cfg.steps)):
+        value, least = state.get(name), -1 if name == "validated" else 0
+        check(type(value) is int and least <= value <= most,
+              f"{file} must hold the {name} of a run, an integer of {least}..{most}", repr(value), fix)
     best, seen = state.get("best"), state.get("seen")
     check(best is None or (type(best) in (int, float) and abs(best) < 1e300),
           f"{file} must hold the best loss of a run, a finite number or null", repr(best), fix)

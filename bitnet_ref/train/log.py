@@ -25,11 +25,11 @@ NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}    
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
-def append(run: Path, kind: str, step: int, **values: Any) -> None:
+def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
     """Add one line to the run's log. Raises CheckError when the disk refuses."""
     try:
         with open(run / LOG, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            f.write(json.dumps({"kind": kind, "step": step, "cursor": cursor, **values}) + "\n")
     except OSError as e:
         raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
 
@@ -71,6 +71,8 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
         raise CheckError(f"{where} must be JSON; got {e}; {FIX}") from None
     check(isinstance(line, dict) and isinstance(line.get("kind"), str) and type(line.get("step")) is int,
           f"{where} must be an object with a kind and an integer step", text[:60], FIX)
+    check(type(line.setdefault("cursor", line["step"])) is int, f"{where} must have an integer cursor",
+          text[:60], FIX)
     for name in NUMBERS.get(line["kind"], ()):
         check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
     if line["kind"] == "layers":
@@ -86,10 +88,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and not abs(value) > sys.float_info.max
 
 
-def cut_after(run: Path, step: int) -> None:
-    """Drop what a run resumed at `step` writes again: lines of later steps, and the validation of `step`."""
-    kept = [line for line in read(run)
-            if line["step"] < step or (line["step"] == step and line["kind"] not in ("eval", "final"))]
+def cut_after(run: Path, cursor: int, validated: int) -> None:
+    """Drop what a run resumed at `cursor` writes again: lines of later batches, the final score, and
+    validations of steps after `validated`."""
+    kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] != "final"
+            and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
     partial = run / f".{LOG}.partial"
     try:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

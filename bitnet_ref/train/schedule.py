@@ -4,7 +4,7 @@
 step after the last. The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS
 from the first onto the second, and the weight decay drops to 0. The two peaks are therefore not rates before
 and after the switch: a common misreading.
-Read after: train. Read next: train/optim.
+Read after: train. Read next: train/stability.
 """
 
 import math

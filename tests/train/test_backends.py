@@ -15,7 +15,7 @@ def curve(path, steps, noise=None, **given):
         flat = run.model.params.flat
         flat *= 1 + 1e-7 * np.random.default_rng(noise).standard_normal(flat.size).astype(np.float32)
         run.model.requantise()
-    return np.array([loop.optimise(run, data)["loss"] for _ in range(steps)])
+    return np.array([loop.optimise(run, data).values["loss"] for _ in range(steps)])
 
 
 @pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"norm": "pre", "glu": "relu2", "n_kv_heads": 1},

@@ -111,7 +111,7 @@ def test_killed_before_its_first_checkpoint_a_run_leaves_nothing_to_resume_and_i
         whole, tmp_path):
     """The folder may be that of a run which is alive and has not saved yet: a new one goes elsewhere."""
     run, _ = tiny.begin(tmp_path / "run", **GIVEN)
-    log.append(run.folder, "step", 1, loss=9.0)
+    log.append(run.folder, "step", 1, 1, loss=9.0)
     with tiny.refusal("must hold a complete checkpoint"):
         tiny.resume(run.folder)
     with tiny.refusal("a new run needs a new or empty folder"):

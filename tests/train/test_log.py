@@ -17,7 +17,7 @@ from bitnet_ref.train.schedule import lr_at, wd_at
 
 def step_line(run, step, **values):
     """A line such as the pictures need."""
-    log.append(run, "step", step, **{"loss": 1.0, "decay": 0.1, **values})
+    log.append(run, "step", step, step, **{"loss": 1.0, "decay": 0.1, **values})
 
 
 def no_space(*args, **kwargs):
@@ -95,14 +95,14 @@ def test_flips_are_counted_from_the_line_before(tmp_path):
     """By hand: the trits of two lines, from a run stopped at each."""
     run, data = tiny.begin(tmp_path / "run", log_every=1)
     trits = []
-    real = loop.report
+    real = loop.tell
 
-    def report(run, *args, **values):
+    def tell(run, *args):
         trits.append({name: t.w_q.copy() for name, t in run.model.weights.trits().items()})
-        real(run, *args, **values)
+        real(run, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "report", report)
+        patch.setattr(loop, "tell", tell)
         loop.train(run, data)
     lines = log.read(run.folder, "layers")
     for n, line in enumerate(lines):
@@ -118,10 +118,11 @@ def test_flips_are_counted_from_the_line_before(tmp_path):
 def test_appending_and_reading_are_inverse(tmp_path):
     assert log.read(tmp_path) == []
     step_line(tmp_path, 1, loss=0.1, note="é")
-    log.append(tmp_path, "eval", 1, loss=1 / 3)
-    assert log.read(tmp_path) == [{"kind": "step", "step": 1, "loss": 0.1, "decay": 0.1, "note": "é"},
-                                  {"kind": "eval", "step": 1, "loss": 1 / 3}]
-    assert log.read(tmp_path, "eval") == [{"kind": "eval", "step": 1, "loss": 1 / 3}]
+    log.append(tmp_path, "eval", 1, 1, loss=1 / 3)
+    assert log.read(tmp_path) == [{"kind": "step", "step": 1, "cursor": 1, "loss": 0.1, "decay": 0.1,
+                                   "note": "é"},
+                                  {"kind": "eval", "step": 1, "cursor": 1, "loss": 1 / 3}]
+    assert log.read(tmp_path, "eval") == [{"kind": "eval", "step": 1, "cursor": 1, "loss": 1 / 3}]
     assert (tmp_path / log.LOG).read_bytes().count(b"\n") == 2
 
 
@@ -132,12 +133,12 @@ def test_a_line_cut_short_by_a_crash_is_left_out_and_cut_off(tmp_path):
     for size in range(len(whole) * 2 // 3 + 1, len(whole) - 1):
         (tmp_path / log.LOG).write_bytes(whole[:size])
         assert [line["step"] for line in log.read(tmp_path)] == [1, 2]
-    log.cut_after(tmp_path, 9)
+    log.cut_after(tmp_path, 9, 9)
     step_line(tmp_path, 3)
     assert (tmp_path / log.LOG).read_bytes() == whole
 
 
-WHOLE = b'{"kind": "eval", "step": 1, "loss": 1.0}'
+WHOLE = b'{"kind": "eval", "step": 1, "cursor": 1, "loss": 1.0}'
 DAMAGE = {
     "no JSON": b'{"kind": "eval", "st',
     "empty": b"",
@@ -166,7 +167,7 @@ DAMAGE = {
 def test_a_damaged_line_is_refused_by_its_number_and_nothing_is_cut(name, tmp_path):
     text = b"\n".join([WHOLE, DAMAGE[name], WHOLE, b""])
     (tmp_path / log.LOG).write_bytes(text)
-    for use in (log.read, lambda run: log.cut_after(run, 0)):
+    for use in (log.read, lambda run: log.cut_after(run, 0, 0)):
         with tiny.refusal("line 2 of", str(tmp_path / log.LOG), "correct or delete that line"):
             use(tmp_path)
     assert (tmp_path / log.LOG).read_bytes() == text
@@ -205,8 +206,8 @@ def test_a_folder_for_a_log_is_refused(tmp_path):
 def test_cutting_leaves_what_a_resumed_run_does_not_write_again(tmp_path):
     """A run resumed at step 2 validates step 2 again, for the checkpoint was written before."""
     for kind, step in (("eval", 0), ("step", 1), ("step", 2), ("layers", 2), ("eval", 2), ("step", 3)):
-        log.append(tmp_path, kind, step, loss=1.0, decay=0.1, layers={})
-    log.cut_after(tmp_path, 2)
+        log.append(tmp_path, kind, step, step, loss=1.0, decay=0.1, layers={})
+    log.cut_after(tmp_path, 2, 0)
     assert [(line["kind"], line["step"]) for line in log.read(tmp_path)] == [
         ("eval", 0), ("step", 1), ("step", 2), ("layers", 2)]
     assert sorted(p.name for p in tmp_path.iterdir()) == [log.LOG]
@@ -215,7 +216,7 @@ def test_cutting_leaves_what_a_resumed_run_does_not_write_again(tmp_path):
 def test_floats_keep_every_bit(tmp_path):
     value = float(np.nextafter(0.1, 1))
     step_line(tmp_path, 1, loss=value)
-    log.cut_after(tmp_path, 1)
+    log.cut_after(tmp_path, 1, 1)
     assert log.read(tmp_path)[0]["loss"] == value
     assert json.loads((tmp_path / log.LOG).read_text(encoding="utf-8"))["loss"] == value
 
@@ -229,11 +230,11 @@ def test_a_full_disk_is_a_refusal_that_loses_no_line(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", no_space)
         with tiny.refusal("the log must be writable", "No space left", str(tmp_path)):
-            log.append(tmp_path, "step", 2)
+            log.append(tmp_path, "step", 2, 2)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", no_space)
         with tiny.refusal("the log must be writable", "No space left", str(tmp_path)):
-            log.cut_after(tmp_path, 1)
+            log.cut_after(tmp_path, 1, 1)
     assert (tmp_path / log.LOG).read_bytes() == before
 
 
@@ -241,4 +242,4 @@ def test_a_full_disk_is_a_refusal_that_loses_no_line(tmp_path, monkeypatch):
 def test_a_device_without_room_is_refused(tmp_path):
     os.symlink("/dev/full", tmp_path / log.LOG)
     with tiny.refusal("the log must be writable", "No space left"):
-        log.append(tmp_path, "step", 1)
+        log.append(tmp_path, "step", 1, 1)
