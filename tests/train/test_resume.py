@@ -156,7 +156,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 # --- what may be given anew --------------------------------------------------------------------------------
 
-OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 1}
+OTHER = {"corpus": None, "val": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 1}
 
 
 def test_free_fields_are_those_that_cannot_change_a_parameter():
