@@ -85,7 +85,7 @@ class TrainConfig:
     Source: the FAQ is the follow-up of arXiv 2402.17764; its Table 2.
     """
 
-    corpus: str = _opt("python-docs", "a named corpus, a file, folder or glob of .txt / .jsonl, or several as "
+    corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl; several: "
                                       "NAME=WEIGHT,NAME=WEIGHT", free=True)
     packing: str = _opt("stream", "documents: in an order that cuts fewer of them at the ends of windows",
                         choices=("stream", "documents"))

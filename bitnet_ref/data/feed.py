@@ -81,14 +81,17 @@ def micro_batch(feed: Feed, index: int, B: int) -> tuple[np.ndarray, np.ndarray]
 
 def seed_of(seed: int, k: int) -> int:
     """The seed of source k: the run's for the first, others for the others, so that orders differ."""
-    return seed if k == 0 else int(mix(np.array([seed], np.uint64) + np.uint64(k))[0])
+    return seed if k == 0 else int(mix(mix(np.array([seed], np.uint64)) + np.uint64(k))[0])
 
 
 def checksums(feed: Feed) -> dict[str, str]:
-    """What must be the same when a run goes on, besides the shards: the orders, where documents are packed.
+    """What must be the same when a run goes on, besides the shards: weights of a mixture, orders if packed.
     """
+    sums = {}
+    if len(feed.sources) > 1:
+        sums["weights"] = " ".join(f"{s.weight} of {len(s.tokens)}" for s in feed.sources)
     orders = [s.packing.checksum for s in feed.sources if s.packing is not None]
-    return {"order of the documents": " ".join(orders)} if orders else {}
+    return {**sums, "order of the documents": " ".join(orders)} if orders else sums
 
 
 def account(feed: Feed, rows: int, per_step: int) -> str:

@@ -33,14 +33,17 @@ class Part(NamedTuple):
 def parts(corpus: str) -> list[Part]:
     """The corpora in `corpus` and their weights; alone, with weight 1, if it is one.
 
-    What exists as a path, or matches as a glob, is one corpus, though it have a "=". Raises CheckError: not a
-    mixture, weights that are not positive or have too many digits, a corpus named twice.
+    What exists as a path, or matches as a glob, is one corpus, though it have a "="; so may a name in a
+    mixture that exists. Raises CheckError: not a mixture, weights that are not positive or have too many
+    digits, a corpus named twice.
     """
-    if "=" not in corpus or os.path.exists(corpus) or any(glob.iglob(corpus, recursive=True)):
+    if "=" not in corpus or _exists(corpus):
         return [Part(corpus, 1)]
     found = list(ENTRY.finditer(corpus))
-    check(sum(len(m[0]) for m in found) == len(corpus) and not corpus.endswith(","),
-          "a corpus with a = in its name must exist, or be a mixture", repr(corpus), FIX)
+    whole = sum(len(m[0]) for m in found) == len(corpus) and not corpus.endswith(",")
+    plain = all(_exists(m[1]) for m in found if "=" in m[1] or "," in m[1])
+    check(whole and plain and len(found) > 1, "a corpus with a = in its name must exist, or be a mixture",
+          repr(corpus), FIX)
     exact = [Fraction(m[2]) for m in found]
     check(all(w > 0 for w in exact), "each weight of a mixture must be greater than 0", repr(corpus),
           "leave out what shall have none")
@@ -53,6 +56,10 @@ def parts(corpus: str) -> list[Part]:
     check(sum(weights) <= MOST, f"the weights of a mixture must be integers to one another, below {MOST}",
           repr(corpus), "give them fewer digits")
     return [Part(name, w) for name, w in zip(names, weights)]
+
+
+def _exists(corpus: str) -> bool:
+    return os.path.exists(corpus) or any(glob.iglob(corpus, recursive=True))
 
 
 def drawn(row: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
