@@ -8,9 +8,7 @@
     tokenizer    byte-level BPE (library `tokenizers`)
     shards       memory-mapped tokens behind a header that describes them
     batches      batch number i; validation windows
-    packing      documents in an order that cuts fewer of them, as an index
-    mixture      several corpora and their weights; which one a row comes from
-    feed         what a run sees: batch number i of all of that
+    packing, mixture, feed   documents in another order; several corpora; batch number i of all that
     dataset      both sides of a corpus on the disk, in one folder
     prepare      corpus -> dataset, made once; __main__ makes one where you want it
 

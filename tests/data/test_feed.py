@@ -82,7 +82,7 @@ def test_any_number_of_ranks_sees_the_same(cache, docs, seed, packing, ranks, B,
     shard, report = shard_of(docs)
     T = min(8, *(sum(lengths) + len(lengths) for lengths in docs))
     feed = open_feed(shard, report, T, seed, packing)
-    accumulate = 4
+    accumulate = 3
     one = [micro_batch(feed, step * accumulate + m, B) for m in range(accumulate)]
     seen = {m: micro_batch(feed, step * accumulate + m, B) for rank in range(ranks)
             for m in range(rank, accumulate, ranks)}
