@@ -169,6 +169,18 @@ def test_a_mixture_is_one_dataset(tmp_path, mixture):
     assert validation_parts(data._replace(report={})) == {}
 
 
+def test_the_corpora_of_a_mixture_share_nothing_either(tmp_path, corpus, mixture):
+    """What one holds out and another quotes is cut there."""
+    with open(corpus, "a") as f:
+        f.writelines(json.dumps({"text": f"Quoted.\n{story(1000 + i)}"}) + "\n" for i in range(60))
+    data = made(tmp_path, mixture, val_fraction=0.2)
+    train, val = (decoded(s, data.tokenizer) for s in (data.train, data.val))
+    tales = [story(1000 + i) for i in range(60) if any(d.startswith(story(1000 + i)) for d in val)]
+    assert tales
+    assert repeated_share(train, tales) == 0
+    assert repeated_share(train, val) == 0
+
+
 def test_the_tokenizer_of_a_mixture_learns_by_the_weights(tmp_path, mixture, monkeypatch):
     seen = []
     monkeypatch.setattr(module.tokenizer, "train_bpe",

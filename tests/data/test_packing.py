@@ -122,7 +122,8 @@ def test_made_once_and_of_bounded_memory(cache, monkeypatch):
 
 @pytest.mark.parametrize("how", [
     lambda d: b"", lambda d: d[:100], lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"[" * len(d),
-    lambda d: d[:-8] + b"\1" + d[-7:], lambda d: b"{}".ljust(HEADER) + d[HEADER:], lambda d: b"7" + d[1:],
+    lambda d: d[:-8] + bytes([d[-8] ^ 1]) + d[-7:], lambda d: b"{}".ljust(HEADER) + d[HEADER:],
+    lambda d: b"7" + d[1:],
     lambda d: json.dumps({**json.loads(d[:HEADER]), "pieces": -1}).ljust(HEADER).encode() + d[HEADER:],
     lambda d: json.dumps({**json.loads(d[:HEADER]), "pieces": "x"}).ljust(HEADER).encode() + d[HEADER:],
     lambda d: json.dumps({**json.loads(d[:HEADER]), "version": 0}).ljust(HEADER).encode() + d[HEADER:],

@@ -28,6 +28,7 @@ CASES = {
     "accumulated": ({"accumulate": 2}, 10),
     "before the switch": ({"schedule": "two-stage", "log_every": 4}, 9),
     "in the warm-up": ({"warmup": 15}, 3),
+    "documents packed": ({"packing": "documents"}, 10),
     "cosine": ({"schedule": "cosine"}, 11),
     "gains and a ternary head": ({"norm": "inner", "inner_gain": True, "head": "ternary",
                                   "requantize_every": 2, "tied_embeddings": False}, 7),
