@@ -85,7 +85,10 @@ class TrainConfig:
     Source: the FAQ is the follow-up of arXiv 2402.17764; its Table 2.
     """
 
-    corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl", free=True)
+    corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl; several: "
+                                      "NAME=WEIGHT,NAME=WEIGHT", free=True)
+    packing: str = _opt("stream", "documents: in an order that cuts fewer of them at the ends of windows",
+                        choices=("stream", "documents"))
     tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus")
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
     steps: int = _opt(600, "optimiser steps")
@@ -107,6 +110,8 @@ class TrainConfig:
     requantize_every: int = _opt(1, "steps between ternarisations of the weights; above 1 is an experiment")
     patience: int | None = _opt(None, "stop after this many validations without improvement")
     val_fraction: float = _opt(0.05, "share of the documents held out for validation")
+    val: str | None = _opt(None, "a text or a named corpus to validate on, instead of documents held out",
+                           free=True)
     eval_every: int = _opt(50, "steps between validations")
     eval_windows: int = _opt(64, "windows used by a validation within the run (the final one uses all)")
     save_every: int = _opt(100, "steps between checkpoints", free=True)

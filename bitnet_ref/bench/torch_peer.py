@@ -23,7 +23,8 @@ from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import DONE, Parser, add_args, configs, run_command
 from bitnet_ref.config import PRESETS, ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import whole_file
-from bitnet_ref.data.batches import batch, sequential
+from bitnet_ref.data.batches import sequential
+from bitnet_ref.data.feed import micro_batch, open_feed
 from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.model.params import init_params
 from bitnet_ref.train.schedule import lr_at, wd_at
@@ -135,12 +136,12 @@ def train_peer(cfg: ModelConfig, how: TrainConfig, data: Dataset, mode: str = "f
     `mode`: one of MODES.
     """
     t, learner = torch(), Learner(cfg, how, mode)
+    feed = open_feed(data.train, data.report, cfg.context, how.seed, how.packing)
     losses, seconds = [], []
     for step in tqdm(range(how.steps), unit="step", desc=f"torch {mode}"):
         began = time.perf_counter()
         numbers = range(step * how.accumulate, (step + 1) * how.accumulate)
-        losses.append(learner.step(step, (batch(data.train.tokens, m, how.batch, cfg.context, how.seed)
-                                          for m in numbers)))
+        losses.append(learner.step(step, (micro_batch(feed, m, how.batch) for m in numbers)))
         seconds.append(time.perf_counter() - began)
     with t.no_grad():
         score = bits_per_byte(learner.loss_of, data, cfg.context)
@@ -197,7 +198,7 @@ def main(argv: list[str]) -> int:
     if args.serve:
         serve(lambda: answers(cfg, how))
         return DONE
-    data = prepare(how.corpus, how.tokenizer, cfg.vocab_size, how.val_fraction)
+    data = prepare(how.corpus, how.tokenizer, cfg.vocab_size, how.val_fraction, val=how.val)
     figures = train_peer(replace(cfg, vocab_size=data.tokenizer.vocab_size), how, data, args.mode)
     if args.output:
         with whole_file(args.output) as f:

@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
     preset, model_cfg, cfg = configs(args)
     folder = Path(args.output)
     # The data once, before the pool.
-    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction)
+    start.prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, val=cfg.val)
     cells = grid(preset, model_cfg, cfg, rates, folder, args.jobs)
     tops = {kind: best(cells, kind) for kind in KINDS}
     with whole_file(folder / "figures.json") as f:

@@ -8,6 +8,7 @@
     tokenizer    byte-level BPE (library `tokenizers`)
     shards       memory-mapped tokens behind a header that describes them
     batches      batch number i; validation windows
+    packing, mixture, feed   documents in another order; several corpora; batch number i of all that
     dataset      both sides of a corpus on the disk, in one folder
     prepare      corpus -> dataset, made once; __main__ makes one where you want it
 

@@ -18,7 +18,7 @@ def parser() -> Parser:
     p = Parser("python -m bitnet_ref.data", __doc__)
     default = Recipe._field_defaults
     p.add_argument("--input", type=text, required=True, metavar="CORPUS",
-                   help="a file, folder or glob of .txt / .jsonl, or a named corpus (docs/data.md)")
+                   help="a file, folder or glob of .txt / .jsonl, a name or a mixture (docs/data.md)")
     p.add_argument("--output", type=text, required=True, metavar="SHARDS", help="a new or empty folder")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--vocab-size", type=int, default=default["vocab_size"], metavar="N",
@@ -26,6 +26,7 @@ def parser() -> Parser:
     which.add_argument("--tokenizer", type=text, metavar="FILE", help="a tokenizer.json to use instead")
     p.add_argument("--val-fraction", type=float, default=default["val_fraction"], metavar="F",
                    help="share of the documents held out for validation (default: %(default)s)")
+    p.add_argument("--val", type=text, metavar="CORPUS", help="a text to validate on instead")
     p.add_argument("--seed", type=int, default=default["seed"], metavar="N",
                    help="which documents are held out (default: %(default)s)")
     p.add_argument("--progress", action=BooleanOptionalAction, default=True, help="bars on stderr")
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     """Parse, write, print the summary."""
     args = parser().parse_args(argv)
     own = None if args.tokenizer is None else load(args.tokenizer)
-    recipe = Recipe(args.input, own, args.vocab_size, args.val_fraction, args.seed)
+    recipe = Recipe(args.input, own, args.vocab_size, args.val_fraction, args.seed, args.val)
     print(summary(write_dataset(args.output, recipe, args.progress)))
     return DONE
 

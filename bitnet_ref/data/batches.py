@@ -4,7 +4,7 @@ The stream is cut into windows of T + 1 tokens with stride T (the last token of 
 so each token but the first is a target once an epoch. The order of an epoch is a permutation computed, not
 stored: a Feistel network over the next power of 4, walked until it lands below n. It takes integers only, so
 it is the same on every machine, for ever.
-Read after: data/shards. Read next: data/dataset.
+Read after: data/shards. Read next: data/packing.
 """
 
 from collections.abc import Iterator
@@ -40,9 +40,7 @@ def batch(tokens: np.ndarray, index: int, B: int, T: int, seed: int) -> tuple[np
     """
     check(index >= 0 and B > 0, "a batch must have an index of 0 or more, and rows", f"{index} and {B}",
           "correct them")
-    n = windows(len(tokens), T)
-    epoch, row = np.divmod(index * B + np.arange(B, dtype=np.int64), n)
-    starts = keyed_permutation(row, n, epoch_key(seed, epoch)) * T
+    starts = window_of(index * B + np.arange(B, dtype=np.int64), windows(len(tokens), T), seed) * T
     rows = np.asarray(tokens[starts[:, None] + np.arange(T + 1)], np.int64)
     return rows[:, :-1], rows[:, 1:]
 
@@ -70,6 +68,12 @@ def sequential(tokens: np.ndarray, T: int, B: int = 8, limit: int | None = None
 
 
 # ---- the order ----
+
+def window_of(row: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Which of `n` windows stands in each row of the endless run of epochs.   int64 (B,)  ->  int64 (B,)"""
+    epoch, row = np.divmod(row, n)
+    return keyed_permutation(row, n, epoch_key(seed, epoch))
+
 
 def epoch_key(seed: int, epoch: np.ndarray) -> np.ndarray:
     """One 64-bit key per epoch number.   int64 (B,)  ->  uint64 (B,)"""

@@ -3,8 +3,8 @@
 Two passes over the documents, each a stream: the first chooses the validation side and measures, the second
 cuts repeats from the training side and writes. (A tokenizer to train adds a pass over a bounded sample.)
 Memory is that of the validation side, whatever the size of the corpus. The folder is built under another name
-and renamed when whole.
-Read after: data/batches. Read next: data/prepare.
+and renamed when whole. A mixture is one dataset too: its corpora stand in the shards one after the other.
+Read after: data/feed. Read next: data/prepare.
 """
 
 import json
@@ -12,21 +12,26 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data import split, tokenizer
+from bitnet_ref.data import shards, split, tokenizer
 from bitnet_ref.data.atomic import unwritable, whole_file
 from bitnet_ref.data.corpus import documents, validation_documents
+from bitnet_ref.data.feed import Feed
+from bitnet_ref.data.mixture import MOST, parts
 from bitnet_ref.data.shards import Shard, open_shard, write_shard
 from bitnet_ref.data.tokenizer import Tokenizer
 
 FORMAT, VERSION = "bitnet_ref.dataset", 1
 MANIFEST = "dataset.json"       # written last: a folder that has it is whole
 SAMPLE = 1 << 24                # bytes of UTF-8: about how much text a tokenizer is trained on at most
+LARGEST_VAL = 1 << 26           # bytes of a named validation text: its spans take 24 times as much memory
 FIX = "make it with python -m bitnet_ref.data"
 
 
@@ -38,16 +43,21 @@ class Recipe(NamedTuple):
     vocab_size: int = 4096
     val_fraction: float = 0.05                  # of the documents, held out if there is no official part
     seed: int = 0                               # which ones
+    val: str | None = None                      # a text to validate on; then no documents are held out
 
 
 class Dataset(NamedTuple):
-    """An open dataset. `val` is None if nothing was held out; `report` is the content of dataset.json."""
+    """An open dataset. `val` is None if nothing was held out; `report` is the content of dataset.json.
+
+    `feed` is what a run makes of the training side, where there is a run.
+    """
 
     folder: Path
     train: Shard
     val: Shard | None
     tokenizer: Tokenizer
     report: dict[str, Any]
+    feed: Feed | None = None
 
     @property
     def train_text(self) -> Path:
@@ -65,21 +75,56 @@ def is_dataset(folder: str | Path) -> bool:
     return os.path.isfile(os.path.join(folder, MANIFEST))
 
 
-def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
-    """The dataset in `folder`; `verify` reads the shards and checks their sums.
+def open_dataset(folder: str | Path, verify: bool = False, progress: bool = False) -> Dataset:
+    """The dataset in `folder`; `verify` reads the shards and checks their sums; `progress`: bars on stderr.
 
     Raises CheckError: no dataset, another version, parts that are missing, damaged or do not belong together.
     """
     folder = Path(folder)
     report = read_manifest(folder / MANIFEST)
     own = tokenizer.load(folder)
-    train = open_shard(folder / "train.bin", verify)
-    val = open_shard(folder / "val.bin", verify) if "val" in report else None
+    train = open_shard(folder / "train.bin", verify, progress)
+    val = open_shard(folder / "val.bin", verify, progress) if "val" in report else None
     for header in (side.header for side in (train, val) if side):
         check((header.tokenizer_sha256, header.vocab_size) == (own.checksum, own.vocab_size),
               f"the shards in {folder} must be made with the tokenizer there, {own.checksum[:12]}",
               header.tokenizer_sha256[:12], FIX)
+    _check_parts(report, train, val, folder / MANIFEST)
     return Dataset(folder, train, val, own, report)
+
+
+def validation_parts(data: Dataset) -> dict[str, np.ndarray]:
+    """{corpus: its validation tokens, EOS doc ... EOS} of a mixture; of another dataset nothing."""
+    found, first = {}, 0
+    for entry in data.report.get("mixture", ()):
+        if data.val is not None and entry["val_tokens"]:
+            found[entry["corpus"]] = data.val.tokens[first:first + entry["val_tokens"] + 1]
+            first += entry["val_tokens"]
+    return found
+
+
+def unchanged(data: Dataset) -> None:
+    """Raise CheckError if a shard on the disk is no longer the one that was opened. Quick: call it often."""
+    for shard in (data.train, data.val):
+        if shard is not None:
+            shards.unchanged(shard)
+
+
+def _check_parts(report: dict[str, Any], train: Shard, val: Shard | None, path: Path) -> None:
+    """A stranger's mixture must fit the shards: parts that end where documents do, and make up the whole."""
+    entries = report.get("mixture", [])
+    kinds = {"corpus": str, "weight": int, "train_tokens": int, "val_tokens": int}
+    check(isinstance(entries, list) and all(
+        isinstance(e, dict) and all(type(e.get(k)) is kind for k, kind in kinds.items())
+        and 0 < e["weight"] <= MOST and 0 < e["train_tokens"] < 1 << 48 and 0 <= e["val_tokens"] < 1 << 48
+        for e in entries) and sum(e["weight"] for e in entries) <= MOST and len(entries) < 1 << 14,
+        f"the mixture in {path} must list corpora with weights and tokens", str(entries)[:100], FIX)
+    for side, shard in (("train", train), ("val", val)):
+        ends = np.cumsum([e[f"{side}_tokens"] for e in entries])
+        if len(ends) and shard is not None and ends[-1]:
+            whole = int(ends[-1]) == len(shard.tokens) - 1
+            check(whole and bool(np.all(shard.tokens[ends] == shard.header.eos)),
+                  f"the mixture in {path} must make up the tokens of {side}.bin", ends.tolist(), FIX)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -134,45 +179,108 @@ def _install(part: Path, folder: Path, replace: bool) -> None:
             raise
 
 
+class _Chosen(NamedTuple):
+    """What the first pass found of one corpus."""
+
+    corpus: str
+    weight: int
+    choice: split.Choice
+    official: bool
+    held_out: list[str]
+
+
 def _fill(folder: Path, recipe: Recipe, progress: bool) -> None:
     """Both passes; every file of the dataset is written here, the manifest last."""
-    official = validation_documents(recipe.corpus)
-    fraction = recipe.val_fraction if official is None else 0.0
     with _bar("reading", progress) as bar:
-        choice = split.choose(_counted(documents(recipe.corpus), bar), fraction, recipe.seed)
-    held_out = choice.held_out if official is None else list(official)
-    known, removed = split.spans(held_out), [0]
+        chosen = [_choose(part.corpus, part.weight, recipe, bar) for part in parts(recipe.corpus)]
+    named = [] if recipe.val is None else list(named_validation(recipe.val))
+    known, removed = split.spans([text for c in chosen for text in c.held_out] + named), [0]
+    total, weight = sum(c.choice.text_bytes for c in chosen), sum(c.weight for c in chosen)
 
-    def training() -> Iterator[str]:
-        return split.training_side(documents(recipe.corpus), choice, recipe.seed)
+    def training(c: _Chosen) -> Iterator[str]:
+        return split.training_side(documents(c.corpus), c.choice, recipe.seed)
 
-    own = recipe.tokenizer or tokenizer.train_bpe(
-        _cleaned(_sample(training(), choice.text_bytes, recipe.seed), known, [0]), recipe.vocab_size)
+    own = recipe.tokenizer or tokenizer.train_bpe(_cleaned(chain.from_iterable(
+        _sample(training(c), c.choice.text_bytes, recipe.seed, c.weight / weight) for c in chosen),
+        known, [0]), recipe.vocab_size)
     own.save(folder / "tokenizer.json")
-    with _bar("writing", progress, choice.text_bytes) as bar:
-        train = write_side(folder, "train", _cleaned(_counted(training(), bar), known, removed), own)
+    with _bar("writing", progress, total) as bar:
+        cleaned = (_cleaned(_counted(training(c), bar), known, removed) for c in chosen)
+        train, tokens = write_side(folder, "train", cleaned, own)
     report = {"format": FORMAT, "version": VERSION, "corpus": recipe.corpus, "vocab_size": own.vocab_size,
               "val_fraction": recipe.val_fraction, "seed": recipe.seed,
-              "official_split": official is not None, "train": train, "repeats_removed_bytes": removed[0]}
-    if held_out:
-        report["val"] = write_side(folder, "val", held_out, own)
+              "official_split": any(c.official for c in chosen), "train": train,
+              "repeats_removed_bytes": removed[0]}
+    held_out = [named] if named else [c.held_out for c in chosen]
+    if any(held_out):
+        report["val"], val_tokens = write_side(folder, "val", held_out, own)
+    if recipe.val is not None:
+        report["val_corpus"] = recipe.val
+    if len(chosen) > 1:
+        report["mixture"] = _mixture(chosen, tokens, val_tokens if any(held_out) and not named else None)
     with whole_file(folder / MANIFEST) as file:
         file.write(json.dumps(report, indent=1).encode("utf-8"))
 
 
-def write_side(folder: Path, side: str, docs: Iterable[str], own: Tokenizer) -> dict[str, int]:
-    """Write <side>.bin and <side>.txt; returns their counts. Raises CheckError if there is no text."""
+def _choose(corpus: str, weight: int, recipe: Recipe, bar: tqdm) -> _Chosen:
+    """The first pass over one corpus. An official validation part is used whole, a named text instead."""
+    check(not is_dataset(corpus), "what a dataset is made of must be text", f"the dataset {corpus}",
+          "name the text that it was made of")
+    official = None if recipe.val is not None else validation_documents(corpus)
+    fraction = recipe.val_fraction if official is None and recipe.val is None else 0.0
+    choice = split.choose(_counted(documents(corpus), bar), fraction, recipe.seed)
+    return _Chosen(corpus, weight, choice, official is not None,
+                   choice.held_out if official is None else list(official))
+
+
+def _mixture(chosen: list[_Chosen], train: list[int], val: list[int] | None) -> list[dict[str, Any]]:
+    """The entries of the report. Raises CheckError if one has nothing to train on."""
+    for c, n in zip(chosen, train):
+        check(n > 0, "each corpus of a mixture must hold text on the training side",
+              f"nothing but repeats of the other side in {c.corpus}", "leave it out, or give more text")
+    return [{"corpus": c.corpus, "weight": c.weight, "train_tokens": n, "val_tokens": m}
+            for c, n, m in zip(chosen, train, val or [0] * len(chosen))]
+
+
+def named_validation(corpus: str) -> Iterator[str]:
+    """The documents of a text named for validation: of the official part, if it has one, else all.
+
+    Raises CheckError for a dataset, for more than LARGEST_VAL bytes, and as `corpus.documents`.
+    """
+    check(not is_dataset(corpus), "a validation text must be text", f"the dataset {corpus}",
+          "name the text that it was made of")
+    size = 0
+    for text in validation_documents(corpus) or documents(corpus):
+        size += len(text.encode("utf-8"))
+        check(size <= LARGEST_VAL, f"a validation text must have at most {LARGEST_VAL} bytes",
+              f"more in {corpus}", "name less of it")
+        yield text
+
+
+def write_side(folder: Path, side: str, sources: Iterable[Iterable[str]], own: Tokenizer
+               ) -> tuple[dict[str, int], list[int]]:
+    """Write <side>.bin and <side>.txt; returns their counts, and the tokens of each source.
+
+    Raises CheckError if there is no text.
+    """
+    tokens: list[int] = []
     with whole_file(folder / f"{side}.txt") as file:
-        def copied() -> Iterator[str]:
+        def copied(docs: Iterable[str]) -> Iterator[str]:
             for text in docs:
                 file.write(text.encode("utf-8"))
                 yield text
 
-        head = write_shard(folder / f"{side}.bin", tokenizer.encode_documents(copied(), own), own.vocab_size,
-                           own.eos, own.checksum).header
+        def encoded() -> Iterator[tuple[np.ndarray, int]]:
+            for docs in sources:
+                tokens.append(0)
+                for ids, size in tokenizer.encode_documents(copied(docs), own):
+                    tokens[-1] += len(ids) + 1             # its EOS
+                    yield ids, size
+
+        head = write_shard(folder / f"{side}.bin", encoded(), own.vocab_size, own.eos, own.checksum).header
     check(head.documents > 0, f"the {side} side must hold text", "nothing but repeats of the other side",
           "give more text, or val_fraction 0")
-    return {"documents": head.documents, "text_bytes": head.text_bytes, "tokens": head.tokens}
+    return {"documents": head.documents, "text_bytes": head.text_bytes, "tokens": head.tokens}, tokens
 
 
 def _cleaned(docs: Iterable[str], known: split.Spans, removed: list[int]) -> Iterator[str]:
@@ -185,9 +293,10 @@ def _cleaned(docs: Iterable[str], known: split.Spans, removed: list[int]) -> Ite
             yield rest
 
 
-def _sample(docs: Iterator[str], text_bytes: int, seed: int) -> Iterator[str]:
-    """About SAMPLE bytes of the documents, from all over: by a hash with another key than the split's."""
-    most = min(1.0, SAMPLE / max(1, text_bytes)) * 2**64
+def _sample(docs: Iterator[str], text_bytes: int, seed: int, share: float) -> Iterator[str]:
+    """About `share` of SAMPLE bytes, from all over the documents: by a hash of another key than the split's.
+    """
+    most = min(1.0, share * SAMPLE / max(1, text_bytes)) * 2**64
     return (text for text in docs if split.document_hash(text, seed ^ (1 << 64) - 1) < most)
 
 

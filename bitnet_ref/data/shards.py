@@ -8,11 +8,13 @@ Read after: data/tokenizer_files. Read next: data/batches.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from bitnet_ref.checks import check
 from bitnet_ref.data.atomic import unreadable, whole_file
@@ -21,6 +23,7 @@ HEADER = 1024                   # bytes, so that the tokens start aligned
 FORMAT, VERSION = "bitnet_ref.tokens", 1
 NARROW = 1 << 16                # entries that uint16 can number
 BLOCK = 1 << 20                 # tokens per write, and per read of a verification
+LONG = 1 << 28                  # bytes from which on a verification shows a bar
 FIX = "make it with python -m bitnet_ref.data"
 
 
@@ -41,11 +44,15 @@ class Header(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """An open shard. `tokens` is a read-only memory map, (header.tokens,) of uint16 or uint32."""
+    """An open shard. `tokens` is a read-only memory map, (header.tokens,) of uint16 or uint32.
+
+    `stamp` is what `stamp_of` said of the file when it was opened.
+    """
 
     path: Path
     header: Header
     tokens: np.ndarray
+    stamp: tuple[int, ...]
 
 
 def write_shard(path: str | Path, documents: Iterable[tuple[np.ndarray, int]], vocab_size: int, eos: int,
@@ -88,29 +95,52 @@ def _append(file: BinaryIO, ids: np.ndarray, dtype: str, vocab_size: int, counts
     counts["max_token"] = max(counts["max_token"], high)
 
 
-def open_shard(path: str | Path, verify: bool = False) -> Shard:
+def open_shard(path: str | Path, verify: bool = False, progress: bool = False) -> Shard:
     """Map the shard at `path`; `verify` also reads it all and compares checksum and largest token.
 
+    Neither takes memory by the size of the file. `progress`: a bar on stderr where verifying takes long.
     Raises CheckError: not a shard, another version, a header that contradicts itself or the file, damage.
     """
     path = Path(path)
     try:
         with open(path, "rb") as f:
             raw = f.read(HEADER)
-        size = path.stat().st_size
-        header = read_header(raw, str(path))
-        stated = HEADER + header.tokens * np.dtype(header.dtype).itemsize
-        check(size == stated, f"{path} must have the {stated} bytes that its header states", size,
-              "the file was cut or extended; write it again")
-        shard = Shard(path, header, np.memmap(path, header.dtype, "r", HEADER, (header.tokens,)))
+            stamp = stamp_of(os.fstat(f.fileno()))
+            header = read_header(raw, str(path))
+            stated = HEADER + header.tokens * np.dtype(header.dtype).itemsize
+            check(stamp[0] == stated, f"{path} must have the {stated} bytes that its header states", stamp[0],
+                  "the file was cut or extended; write it again")
+            shard = Shard(path, header, np.memmap(f, header.dtype, "r", HEADER, (header.tokens,)), stamp)
     except OSError as e:
         raise unreadable(path, e) from None
     first, last = int(shard.tokens[0]), int(shard.tokens[-1])
     check(first == last == header.eos, f"{path} must start and end with EOS, {header.eos}",
           f"{first} and {last}", FIX)
     if verify:
-        _verify(shard)
+        _verify(shard, progress)
     return shard
+
+
+def stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file: bytes, time of change, device and inode."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_dev, stat.st_ino
+
+
+def unchanged(shard: Shard) -> None:
+    """Raise CheckError unless the file of an open shard is still what it was when it was opened.
+
+    It asks the system about the file and reads nothing: some microseconds, so a run may ask at every step. A
+    file that was cut short must be found before it is read, which would end the process (SIGBUS).
+    """
+    try:
+        now = stamp_of(os.stat(shard.path))
+    except OSError as e:
+        now, what = (), e.strerror or str(e)
+    if now:
+        what = ("" if now == shard.stamp else "another file in its place" if now[2:] != shard.stamp[2:]
+                else f"{now[0]:,} bytes, changed since it was opened with {shard.stamp[0]:,}")
+    check(not what, f"{shard.path} must stay as it is while a run reads it", what,
+          "put the file back as it was, then go on from the last checkpoint with --resume")
 
 
 def read_header(raw: bytes, where: str) -> Header:
@@ -152,12 +182,18 @@ def rules(h: Header) -> dict[str, bool]:
     }
 
 
-def _verify(shard: Shard) -> None:
-    digest, largest = hashlib.sha256(), 0
-    for i in range(0, len(shard.tokens), BLOCK):
-        block = np.asarray(shard.tokens[i:i + BLOCK])
-        digest.update(block.tobytes())
-        largest = max(largest, int(block.max()))
+def _verify(shard: Shard, progress: bool) -> None:
+    """Reads the file, not the map, whose pages would count as memory of the process."""
+    digest, largest, width = hashlib.sha256(), 0, np.dtype(shard.header.dtype).itemsize
+    bytes_ = len(shard.tokens) * width
+    with (open(shard.path, "rb") as file,
+          tqdm(desc=f"verifying {shard.path.name}", total=bytes_, unit="B", unit_scale=True, leave=False,
+               disable=not progress or bytes_ < LONG) as bar):
+        file.seek(HEADER)
+        while data := file.read(BLOCK * width):
+            digest.update(data)
+            largest = max(largest, int(np.frombuffer(data, shard.header.dtype).max()))
+            bar.update(len(data))
     found, stated = digest.hexdigest(), shard.header.payload_sha256
     fix = "the file is damaged: write it again"
     check(found == stated, f"the tokens of {shard.path} must have sha256 {stated}", found, fix)

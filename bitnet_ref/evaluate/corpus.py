@@ -61,7 +61,7 @@ def _own_validation(run: str) -> np.ndarray:
           f"{checkpoint} must say what the run was trained on", cfg, "name a text with --corpus PATH")
     try:
         data = prepare(cfg["corpus"], str(checkpoint.parent / TOKENIZER), model_config(state).vocab_size,
-                       cfg["val_fraction"])
+                       cfg["val_fraction"], val=cfg.get("val"))
     except CheckError as e:
         raise type(e)(f"{e}, or name a text with --corpus PATH") from e
     check(data.val is not None and data.val.header.payload_sha256 == seen,

@@ -15,8 +15,9 @@ from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import unreadable
-from bitnet_ref.data.batches import windows
-from bitnet_ref.data.prepare import Dataset, prepare
+from bitnet_ref.data.dataset import is_dataset
+from bitnet_ref.data.feed import account, checksums, open_feed
+from bitnet_ref.data.prepare import Dataset, changed_since, kept, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.model import cost
@@ -36,15 +37,15 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
         go_on = f", or go on with --resume {output}" if checkpoints(Path(output)) else ""
         raise CheckError(f"a new run needs a new or empty folder; got {output}; give another --output{go_on}")
     _fits(model_cfg, cfg)
-    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction)
+    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, val=cfg.val)
     check(data.val is not None, "training needs validation text", f"none in {data.folder}",
           "hold out a share of the documents, for example --val-fraction 0.05, also where shards are made")
     if model_cfg.vocab_size != data.tokenizer.vocab_size:
         print(f"the vocabulary is the tokenizer's: {data.tokenizer.vocab_size:,} entries", file=sys.stderr)
     model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
-    n = windows(len(data.train.tokens), model_cfg.context)
+    feed = open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing)
     if cfg.epochs is not None:
-        cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * n / (cfg.batch * cfg.accumulate))))
+        cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * feed.windows / (cfg.batch * cfg.accumulate))))
     try:
         folder = _claim(Path(output)) if output else _next_folder(preset)
         echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
@@ -52,6 +53,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
         data.tokenizer.save(folder / TOKENIZER)
     except OSError as e:
         raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+    data = data._replace(feed=feed)
     return new_run(folder, model_cfg, cfg, _checksums(data), ops), data
 
 
@@ -69,8 +71,9 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     was = train_config(state)
     refuse_changes(state, typed)
     cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
-    tokenizer = str(checkpoint.parent / TOKENIZER)
-    data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction)
+    if "val" not in typed and is_dataset(cfg.corpus):      # perhaps instead of texts; it has its validation
+        cfg = replace(cfg, val=None)
+    data = _same_data(checkpoint, state, cfg)
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
           "change its permissions, or copy it")
     ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
@@ -78,14 +81,45 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
 
 
 def announcement(run: Run, data: Dataset) -> str:
-    """The line before the first step: what will be trained, on what, and how."""
+    """The lines before the first step: what will be trained, on what, and how."""
+    rows = run.cfg.batch * run.cfg.accumulate
+    about_data = f"\n{account(data.feed, run.cfg.steps * rows, rows)}" if data.feed else ""
     threads = kernels.about(run.cfg.backend)["threads"]
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}")
+            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}"
+            f"{about_data}")
+
+
+def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dataset:
+    """The data that the run was trained on, found again. Raises CheckError, saying what of it has changed."""
+    run, model_cfg = checkpoint.parent, model_config(state)
+    try:
+        data = prepare(cfg.corpus, str(run / TOKENIZER), model_cfg.vocab_size, cfg.val_fraction, val=cfg.val)
+    except CheckError as e:
+        raise type(e)(f"{e}{_also(state)}") from e
+    feed = open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing)
+    data = data._replace(feed=feed)
+    other = [name for name, value in _checksums(data).items() if state.get(name) != value]
+    if other:
+        began = (run / CONFIG if (run / CONFIG).exists() else checkpoint).stat().st_mtime_ns
+        texts = [cfg.corpus] if cfg.val is None else [cfg.corpus, cfg.val]
+        files = [file for text in texts for file in changed_since(text, began)]
+        raise CheckError("a resumed run must see the same data: the corpus that it was started with; "
+                         f"got other {', '.join(other)} from {' and '.join(texts)}, of which "
+                         f"{', '.join(files[:9]) or 'no file'} changed since the run began; "
+                         f"put the text back as it was{_also(state)}")
+    return data
+
+
+def _also(state: dict[str, Any]) -> str:
+    """The way out where the cache still has what the run was trained on."""
+    folder = kept(str(state.get("training tokens")))
+    return f", or give --corpus {folder}, where it is kept as it was" if folder else ""
 
 
 def _checksums(data: Dataset) -> dict[str, str]:
-    return {"tokenizer": data.tokenizer.checksum,
+    return {**(checksums(data.feed) if data.feed else {}),
+            "tokenizer": data.tokenizer.checksum,
             "training tokens": data.train.header.payload_sha256,
             "validation tokens": data.val.header.payload_sha256 if data.val else "none"}
 

@@ -18,7 +18,14 @@ from bitnet_ref.data import corpus as corpus_module
 from bitnet_ref.data import dataset as module
 from bitnet_ref.data import download
 from bitnet_ref.data import shards as shards_module
-from bitnet_ref.data.dataset import Recipe, is_dataset, open_dataset, write_dataset
+from bitnet_ref.data.dataset import (
+    Recipe,
+    is_dataset,
+    open_dataset,
+    unchanged,
+    validation_parts,
+    write_dataset,
+)
 from bitnet_ref.data.download import DATA, File
 from bitnet_ref.data.split import document_hash, repeated_share
 from bitnet_ref.data.tokenizer import EOS, train_bpe
@@ -126,6 +133,136 @@ def test_an_official_split_is_used_whole(tmp_path, monkeypatch):
     assert [d.rstrip("\n") for d in decoded(data.val, data.tokenizer)] == [d.rstrip("\n") for d in val]
     assert data.report["train"]["documents"] == 19                   # the quoted story is gone
     assert repeated_share(decoded(data.train, data.tokenizer), val) == 0
+
+
+# ---- mixtures ----
+
+@pytest.fixture
+def mixture(tmp_path, corpus):
+    """The stories with weight 3, and 60 tales of a file of their own, with the licence too, with weight 1."""
+    path = tmp_path / "tales.txt"
+    path.write_text(f"\n{EOS}\n".join(story(1000 + i) + LICENCE for i in range(60)))
+    return f"{corpus}=0.75,{path}=0.25"
+
+
+def test_a_mixture_is_one_dataset(tmp_path, mixture):
+    data = made(tmp_path, mixture, val_fraction=0.1)
+    assert files_below(tmp_path / "out") == NAMES
+    stories, tales = data.report["mixture"]
+    assert (stories["weight"], tales["weight"]) == (3, 1)
+    sides = []
+    for side, shard in (("train", data.train), ("val", data.val)):
+        n, m = (entry[f"{side}_tokens"] for entry in (stories, tales))
+        assert n + m + 1 == len(shard.tokens)
+        parts = shard.tokens[:n + 1], shard.tokens[n:]
+        docs = [data.tokenizer.decode(part).split(EOS)[1:-1] for part in parts]
+        sides.append([{d.replace(LICENCE, "").strip() for d in part} for part in docs])
+    for k, (first, count) in enumerate(((0, 100), (1000, 60))):
+        assert sides[0][k] | sides[1][k] == {story(first + i).strip() for i in range(count)}
+        assert not sides[0][k] & sides[1][k]
+        assert sides[1][k]                                            # each has documents held out
+    everything = [decoded(s, data.tokenizer) for s in (data.train, data.val)]
+    assert repeated_share(*everything) == 0
+    found = validation_parts(data)
+    assert list(found) == [entry["corpus"] for entry in (stories, tales)]
+    assert np.array_equal(np.concatenate([p[1:] for p in found.values()]), data.val.tokens[1:])
+    assert validation_parts(data._replace(report={})) == {}
+
+
+def test_the_corpora_of_a_mixture_share_nothing_either(tmp_path, corpus, mixture):
+    """What one holds out and another quotes is cut there."""
+    with open(corpus, "a") as f:
+        f.writelines(json.dumps({"text": f"Quoted.\n{story(1000 + i)}"}) + "\n" for i in range(60))
+    data = made(tmp_path, mixture, val_fraction=0.2)
+    train, val = (decoded(s, data.tokenizer) for s in (data.train, data.val))
+    tales = [story(1000 + i) for i in range(60) if any(d.startswith(story(1000 + i)) for d in val)]
+    assert tales
+    assert repeated_share(train, tales) == 0
+    assert repeated_share(train, val) == 0
+
+
+def test_the_tokenizer_of_a_mixture_learns_by_the_weights(tmp_path, mixture, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module.tokenizer, "train_bpe",
+                        lambda docs, n: seen.extend(docs) or train_bpe(seen, n))
+    monkeypatch.setattr(module, "SAMPLE", 40_000)
+    made(tmp_path, mixture)
+    tales = {story(1000 + i).strip() for i in range(60)}
+    sizes = [sum(len(d) for d in seen if (d.strip() in tales) == tale) for tale in (False, True)]
+    assert 0.6 < sizes[0] / sum(sizes) < 0.9                          # 0.75 by weight
+    assert 25_000 < sum(sizes) < 50_000
+
+
+def test_a_part_of_which_nothing_is_left(tmp_path, corpus):
+    (tmp_path / "rest.txt").write_text(LICENCE)
+    (tmp_path / "val.txt").write_text(LICENCE)
+    with pytest.raises(CheckError, match=r"each corpus of a mixture must hold .*; got nothing but .*rest"):
+        made(tmp_path, f"{corpus}=1,{tmp_path / 'rest.txt'}=1", val=str(tmp_path / "val.txt"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: 7, lambda m: [7], lambda m: m[:1], lambda m: [{**m[0], "weight": 0}, m[1]],
+    lambda m: [{**m[0], "weight": True}, m[1]], lambda m: [{**m[0], "train_tokens": -1}, m[1]],
+    lambda m: [{**m[0], "train_tokens": 10**30}, m[1]], lambda m: [{**m[0], "corpus": None}, m[1]],
+    lambda m: [{**m[0], "train_tokens": m[0]["train_tokens"] + 1},
+               {**m[1], "train_tokens": m[1]["train_tokens"] - 1}],
+    lambda m: [{**m[0], "val_tokens": m[0]["val_tokens"] + 1}, m[1]],
+], ids=range(10))
+def test_a_mixture_that_does_not_fit_its_shards(tmp_path, mixture, change):
+    made(tmp_path, mixture, val_fraction=0.1)
+    path = tmp_path / "out/dataset.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps({**report, "mixture": change(report["mixture"])}))
+    with pytest.raises(CheckError, match=r"the mixture in .*dataset.json must .*; got .*; make it with"):
+        open_dataset(tmp_path / "out")
+
+
+# ---- a validation text by name ----
+
+def test_a_named_validation_text_is_used_whole(tmp_path, corpus):
+    (tmp_path / "val.txt").write_text(story(500) + story(3))
+    data = made(tmp_path, corpus, val=str(tmp_path / "val.txt"), val_fraction=0.5)
+    assert data.val_text.read_text() == story(500) + story(3)
+    assert data.report["val_corpus"] == str(tmp_path / "val.txt")
+    train = decoded(data.train, data.tokenizer)
+    assert len(train) == 100                                          # one of them has its licence only
+    assert repeated_share(train, [story(3)]) == 0
+    assert sum(story(i) + LICENCE in train for i in range(100)) == 99
+    (tmp_path / "more.txt").write_text(story(600))
+    recipe = Recipe(f"{corpus}=1,{tmp_path / 'more.txt'}=1", vocab_size=300, val=str(tmp_path / "val.txt"))
+    mixed = write_dataset(tmp_path / "mixed", recipe, progress=False)
+    assert mixed.val_text.read_text() == story(500) + story(3)
+    assert validation_parts(mixed) == {}
+
+
+def test_the_official_part_of_a_named_validation_text(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(module, "validation_documents", lambda name: iter([story(700)]))
+    assert made(tmp_path, corpus, val="official").val_text.read_text() == story(700)
+
+
+def test_validation_texts_that_will_not_do(tmp_path, corpus, monkeypatch):
+    with pytest.raises(CheckError, match=r"a corpus must be one of .*; got '/no'"):
+        made(tmp_path, corpus, val="/no")
+    made(tmp_path, corpus)
+    with pytest.raises(CheckError, match=r"a validation text must be text; got the dataset .*; name the"):
+        write_dataset(tmp_path / "b", Recipe(corpus, val=str(tmp_path / "out")), progress=False)
+    with pytest.raises(CheckError, match=r"what a dataset is made of must be text; got the dataset"):
+        write_dataset(tmp_path / "b", Recipe(f"{corpus}=1,{tmp_path / 'out'}=1"), progress=False)
+    monkeypatch.setattr(module, "LARGEST_VAL", 1000)
+    with pytest.raises(CheckError, match=r"a validation text must have at most 1000 bytes; got more in"):
+        write_dataset(tmp_path / "b", Recipe(corpus, val=corpus), progress=False)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dataset_that_changes_is_noticed(tmp_path, corpus):
+    data = made(tmp_path, corpus)
+    unchanged(data)
+    for name in ("train.bin", "val.bin"):
+        data = open_dataset(tmp_path / "out")
+        os.utime(tmp_path / "out" / name, (1, 1))
+        with pytest.raises(CheckError, match=rf"{name} must stay as it is while a run reads it; got"):
+            unchanged(data)
 
 
 # ---- failures ----

@@ -11,7 +11,7 @@ from bitnet_ref.checks import CheckError
 from bitnet_ref.data import prepare as module
 from bitnet_ref.data import split
 from bitnet_ref.data.dataset import Recipe
-from bitnet_ref.data.prepare import key, prepare
+from bitnet_ref.data.prepare import changed_since, kept, key, prepare
 from bitnet_ref.data.tokenizer import train_bpe
 
 from .conftest import files_below, story
@@ -77,6 +77,48 @@ def test_files_are_part_of_the_key(corpus, written):
     assert len(written) == 4
 
 
+def test_a_validation_text_is_part_of_the_key(corpus, tmp_path, written):
+    (tmp_path / "val.txt").write_text(story(900))
+    again(corpus)
+    again(corpus, val=str(tmp_path / "val.txt"))
+    again(corpus, val=str(tmp_path / "val.txt"))
+    (tmp_path / "val.txt").write_text(story(900) + story(901))
+    again(corpus, val=str(tmp_path / "val.txt"))
+    assert len(written) == 3
+
+
+def test_a_mixture_is_made_once_and_again_with_other_weights(corpus, tmp_path, written):
+    (tmp_path / "b.txt").write_text("\n\n".join(story(900 + i) for i in range(30)))
+    mixed = f"{corpus}=2,{tmp_path / 'b.txt'}=1"
+    assert again(mixed).report["mixture"] == again(mixed).report["mixture"]
+    assert len(written) == 1
+    again(f"{corpus}=1,{tmp_path / 'b.txt'}=1")
+    (tmp_path / "b.txt").write_text("\n\n".join(story(800 + i) for i in range(30)))
+    again(mixed)
+    assert len(written) == 3
+
+
+def test_what_has_changed_is_named(corpus, tmp_path):
+    moment = max(p.stat().st_mtime_ns for p in [corpus, *corpus.iterdir()])
+    assert changed_since(str(corpus), moment) == []
+    os.utime(corpus / "03.txt", ns=(1, moment + 10**9))
+    assert changed_since(str(corpus), moment) == [str(corpus / "03.txt")]
+    os.utime(corpus, ns=(1, moment + 10**9))                         # a file came or went
+    assert changed_since(f"{corpus}=1,{corpus / '01.txt'}=1", moment) == [str(corpus / "03.txt"), str(corpus)]
+    assert changed_since(str(tmp_path / "gone"), moment) == [str(tmp_path / "gone")]
+    assert "Python" in changed_since("python-docs", moment)[0]
+
+
+def test_what_the_cache_keeps(corpus, cache):
+    assert kept("ab" * 32) is None
+    data = again(corpus)
+    (cache / "datasets/other").mkdir()
+    (cache / "datasets/broken").mkdir()
+    (cache / "datasets/broken/dataset.json").write_text("{}")
+    assert kept(data.train.header.payload_sha256) == data.folder
+    assert kept("ab" * 32) is None
+
+
 def test_layout_and_rules_are_part_of_the_key(corpus, monkeypatch):
     keys = {key(Recipe(str(corpus)))}
     for place, name in ((module, "VERSION"), (module, "SAMPLE"), (split, "SPAN"), (split, "MOST_BYTES")):
@@ -106,6 +148,8 @@ def test_a_dataset_is_taken_as_it_is(corpus, tmp_path, written):
     taken = again(made.folder, vocab_size=999, val_fraction=0)
     assert taken.train.header == made.train.header
     assert again(made.folder, tokenizer_path=str(made.folder / "tokenizer.json")).tokenizer == made.tokenizer
+    with pytest.raises(CheckError, match=r"must be validated on its own validation side; got --val x; leave"):
+        again(made.folder, val="x")
     train_bpe([story(1)], 280).save(tmp_path / "other.json")
     with pytest.raises(CheckError, match=r"must be the one that .* was made with; got .*; leave it"):
         again(made.folder, tokenizer_path=str(tmp_path / "other.json"))

@@ -3,7 +3,9 @@
 Read after: bitnet_ref/data/shards. Read next: tests/data/test_batches.
 """
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data import shards as module
-from bitnet_ref.data.shards import HEADER, open_shard, write_shard
+from bitnet_ref.data.shards import HEADER, Header, open_shard, unchanged, write_shard
 
 from .conftest import error_of, files_below
 
@@ -189,3 +191,108 @@ def test_one_changed_byte_of_the_header_is_no_traceback(tmp_path, at, byte):
     damaged(tmp_path / "a.bin", lambda d: d[:at] + bytes([byte]) + d[at + 1:])
     message = error_of(lambda: open_shard(tmp_path / "a.bin", verify=True))
     assert message is None or message.count(";") >= 2
+
+
+# ---- files that change while they are open ----
+
+def in_place(path):
+    with open(path, "r+b") as f:
+        f.seek(HEADER)
+        f.write(b"\0\0")
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+def replaced(path):
+    path.with_name("new").write_bytes(path.read_bytes())
+    os.replace(path.with_name("new"), path)
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    (lambda p: os.truncate(p, HEADER + 2), r"got 1,026 bytes, changed since it was opened with 1,032;"),
+    (in_place, r"got 1,032 bytes, changed since it was opened with 1,032; put the file back"),
+    (lambda p: p.write_bytes(p.read_bytes() + b"\0\0"), "got 1,034 bytes, changed"),
+    (replaced, r"got another file in its place; put the file back as it was, then go on .* with --resume"),
+    (lambda p: p.unlink(), "got No such file or directory; put the file back"),
+])
+def test_a_shard_that_changes_is_noticed(tmp_path, how, message):
+    write(tmp_path / "a.bin", [[1, 2]])
+    shard = open_shard(tmp_path / "a.bin")
+    unchanged(shard)
+    (tmp_path / "other").write_text("more in the folder")
+    (tmp_path / "a.bin").read_bytes()
+    unchanged(shard)
+    how(tmp_path / "a.bin")
+    with pytest.raises(CheckError, match=rf"a.bin must stay as it is while a run reads it; {message}"):
+        unchanged(shard)
+
+
+# ---- larger than memory ----
+
+SPARSE = """
+import resource, sys
+import numpy as np
+from bitnet_ref.data.batches import sequential, tail, windows
+from bitnet_ref.data.feed import micro_batch, open_feed
+from bitnet_ref.data.shards import open_shard, unchanged
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+verify = sys.argv[2] == "verify"
+before = peak()
+shard = open_shard(sys.argv[1], verify)
+if not verify:
+    feed = open_feed(shard, {"corpus": "huge"}, 256, 0)
+    firsts = [int(ids[0, 0]) for i in range(9) for ids, _ in [micro_batch(feed, i * 10**6, 8)]]
+    next(sequential(shard.tokens, 256, 8, limit=8))
+    unchanged(shard)
+print(peak() - before)
+"""
+
+
+def sparse(path, gigabytes):
+    """A shard of zeros, which takes no room on the disk."""
+    n = gigabytes << 29
+    header = Header("bitnet_ref.tokens", 1, "<u2", n, 0, 0, 300, 0, 0, SUM, SUM)
+    path.write_bytes((json.dumps(header._asdict()).ljust(HEADER - 1) + "\n").encode())
+    os.truncate(path, HEADER + 2 * n)
+    if path.stat().st_blocks > 1 << 16:
+        pytest.skip("the file system has no sparse files")
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts ru_maxrss in KiB")
+def test_a_shard_larger_than_memory_is_read_where_it_is_used(tmp_path):
+    """64 GB: opened, drawn from and validated on in a few MB."""
+    done = subprocess.run([sys.executable, "-c", SPARSE, sparse(tmp_path / "huge.bin", 64), "draw"],
+                          capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts ru_maxrss in KiB")
+def test_verifying_takes_no_memory_by_the_size_of_the_file(tmp_path):
+    path = sparse(tmp_path / "large.bin", 4)
+    stated = hashlib.sha256()
+    for _ in range(4 << 10):
+        stated.update(bytes(1 << 20))
+    _restate(path, stated.hexdigest())
+    done = subprocess.run([sys.executable, "-c", SPARSE, path, "verify"], capture_output=True, text=True,
+                          check=True)
+    assert int(done.stdout) < 50e6
+
+
+def _restate(path, checksum):
+    with open(path, "r+b") as f:
+        header = {**json.loads(f.read(HEADER)), "payload_sha256": checksum}
+        f.seek(0)
+        f.write((json.dumps(header).ljust(HEADER - 1) + "\n").encode())
+
+
+def test_verifying_for_long_shows_a_bar(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.bin", [[1, 2, 3]])
+    open_shard(tmp_path / "a.bin", verify=True, progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "LONG", 1)
+    open_shard(tmp_path / "a.bin", verify=True, progress=True)
+    assert "verifying a.bin" in capsys.readouterr().err

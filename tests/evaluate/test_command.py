@@ -18,6 +18,7 @@ from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.formats.checkpoint import STATE, TENSORS, latest, read_state, write_checkpoint
 from bitnet_ref.generate.language_model import load
 from bitnet_ref.kernels import BACKENDS
+from bitnet_ref.train.checkpoint import save
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_the_runs_own_validation_text_is_scored(run):
     assert code == 0
     assert json.loads(out) == {"loss": want.loss, "perplexity": want.perplexity, "tokens": want.tokens,
                                "bits per byte": want.bits_per_byte, "bytes": want.bytes}
+
+
+@pytest.mark.parametrize("how", ["val", "mixture"])
+def test_the_validation_text_of_a_run_is_found_however_it_was_named(how, tmp_path):
+    (tmp_path / "val.txt").write_text(tiny.text(100, 7), encoding="utf-8")
+    given = ({"val": str(tmp_path / "val.txt")} if how == "val"
+             else {"corpus": f"{tiny.corpus()}=2,{tiny.corpus(seed=3)}=1"})
+    run, data = tiny.begin(tmp_path / "run", **given)
+    save(run)
+    assert score_corpus(str(run.folder), None, backend="numpy").tokens == len(data.val.tokens) - 1
 
 
 def test_the_figures_are_printed_for_a_person(run):

@@ -28,6 +28,7 @@ CASES = {
     "accumulated": ({"accumulate": 2}, 10),
     "before the switch": ({"schedule": "two-stage", "log_every": 4}, 9),
     "in the warm-up": ({"warmup": 15}, 3),
+    "documents packed": ({"packing": "documents"}, 10),
     "cosine": ({"schedule": "cosine"}, 11),
     "gains and a ternary head": ({"norm": "inner", "inner_gain": True, "head": "ternary",
                                   "requantize_every": 2, "tied_embeddings": False}, 7),
@@ -156,7 +157,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 # --- what may be given anew --------------------------------------------------------------------------------
 
-OTHER = {"corpus": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 1}
+OTHER = {"corpus": None, "val": None, "save_every": 7, "keep": 1, "log_every": 3, "threads": 1}
 
 
 def test_free_fields_are_those_that_cannot_change_a_parameter():
@@ -219,7 +220,7 @@ def test_another_corpus_is_refused(change, tmp_path):
             start.resume(str(tmp_path / "run"), {})
         return
     corpus.write_text(tiny.text(seed=9) if change == "other text" else tiny.text() + "Z", encoding="utf-8")
-    with tiny.refusal("a resumed run must see the same data", "checksum of the"):
+    with tiny.refusal("a resumed run must see the same data", "got other", "text.txt changed since the run"):
         start.resume(str(tmp_path / "run"), {})
 
 

@@ -8,10 +8,14 @@ import tiny
 from tiny import own_cache  # noqa: F401
 
 from bitnet_ref.cli import read_config_file
+from bitnet_ref.data import packing
+from bitnet_ref.data.batches import tail, windows
 from bitnet_ref.data.dataset import Recipe, write_dataset
+from bitnet_ref.data.feed import account, micro_batch
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import load
 from bitnet_ref.train import start
+from bitnet_ref.train.checkpoint import save
 
 
 @pytest.fixture
@@ -57,6 +61,51 @@ def test_a_prepared_dataset_serves_as_corpus(tmp_path):
     run = tiny.train(tmp_path / "run", corpus=str(data.folder), steps=4)
     assert tiny.lines(run.folder, "step") == tiny.lines(tiny.train(tmp_path / "b", steps=4).folder, "step")
     assert tiny.state(tiny.resume(run.folder)) == tiny.state(run)
+
+
+def test_what_will_be_seen_is_announced(tmp_path):
+    run, data = tiny.begin(tmp_path / "run")
+    line, about = start.announcement(run, data).split("\n")
+    assert line.startswith(f"{run.folder}: ")
+    assert about == account(data.feed, 20 * 4, 4)
+    n = windows(len(data.train.tokens), 32)
+    assert about.startswith(f"{n:,} windows of 32 tokens, the last {tail(len(data.train.tokens), 32)} tokens")
+
+
+def test_a_text_shorter_than_a_batch_is_announced(tmp_path):
+    (tmp_path / "short.txt").write_text(f"{tiny.text(20)}<|endoftext|>\n{tiny.text(20, 1)}")
+    run, data = tiny.begin(tmp_path / "run", corpus=str(tmp_path / "short.txt"), batch=64)
+    assert data.feed.windows < 64
+    assert "fewer than the rows of a step, which sees some twice" in start.announcement(run, data)
+
+
+@pytest.mark.parametrize("given", [{"packing": "documents"}, {"val": "a"}, {"corpus": "a mixture"}], ids=str)
+def test_a_run_has_the_feed_that_was_asked_for(given, tmp_path):
+    """And finds it again when it goes on."""
+    more = tiny.corpus(seed=3)
+    if "val" in given:
+        (tmp_path / "val.txt").write_bytes(more.read_bytes()[:20_000])
+        given = {"val": str(tmp_path / "val.txt")}
+    elif "corpus" in given:
+        given = {"corpus": f"{tiny.corpus()}=2,{more}=1"}
+    run, data = tiny.begin(tmp_path / "run", **given)
+    assert (data.feed.sources[0].packing is not None) == ("packing" in given)
+    assert len(data.feed.sources) == 1 + ("corpus" in given)
+    if "val" in given:
+        assert data.val_text.read_bytes() == (tmp_path / "val.txt").read_bytes()
+    save(run)
+    again, found = start.resume(str(run.folder), {})
+    assert again.data == run.data
+    for a, b in zip(micro_batch(data.feed, 7, 5), micro_batch(found.feed, 7, 5)):
+        assert a.tolist() == b.tolist()
+    if "val" in given:                        # the way out where a text is lost: the dataset has its own
+        assert start.resume(str(run.folder), {"corpus": str(data.folder)})[0].cfg.val is None
+
+
+def test_a_corpus_of_the_default_run_has_the_sums_of_always(tmp_path):
+    """A run that was saved before there was packing goes on."""
+    run, _ = tiny.begin(tmp_path / "run")
+    assert set(run.data) == {"tokenizer", "training tokens", "validation tokens"}
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -129,3 +178,48 @@ def test_the_echo_is_json_with_every_field(tmp_path):
     echo = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     assert set(echo["model"]) == set(run.model.cfg.__dataclass_fields__)
     assert set(echo["train"]) == set(run.cfg.__dataclass_fields__)
+
+
+def test_a_corpus_that_changed_since_is_named_with_the_way_out(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for seed in (0, 1):
+        (folder / f"{seed}.txt").write_text(tiny.text(400, seed), encoding="utf-8")
+    run, data = tiny.begin(tmp_path / "run", corpus=str(folder))
+    save(run)
+    began = (run.folder / "config.json").stat().st_mtime_ns
+    (folder / "1.txt").write_text(tiny.text(500, 1), encoding="utf-8")
+    os.utime(folder / "1.txt", ns=(began, began + 10**9))
+    with tiny.refusal("a resumed run must see the same data", "got other training tokens",
+                      str(folder / "1.txt"), "changed since the run began", "put the text back as it was",
+                      f"or give --corpus {data.folder}") as error:
+        start.resume(str(run.folder), {})
+    assert "0.txt" not in str(error.value)
+    found = start.resume(str(run.folder), {"corpus": str(data.folder)})[1]
+    assert found.train.header == data.train.header
+    for path in folder.iterdir():
+        path.unlink()
+    with tiny.refusal("a corpus folder must hold .txt", f"or give --corpus {data.folder}"):
+        start.resume(str(run.folder), {})
+
+
+def test_other_weights_and_another_order_are_refused(tmp_path, monkeypatch):
+    more = tiny.corpus(seed=3)
+    run, _ = tiny.begin(tmp_path / "run", corpus=f"{tiny.corpus()}=2,{more}=1", packing="documents")
+    save(run)
+    with tiny.refusal("got other weights from", "no file changed since"):
+        start.resume(str(run.folder), {"corpus": f"{tiny.corpus()}=1,{more}=1"})
+    with tiny.refusal("a resumed run must keep its config", "packing: documents -> stream"):
+        start.resume(str(run.folder), {"packing": "stream"})
+    monkeypatch.setattr(packing, "POOL", 2)
+    monkeypatch.setattr(packing.reordered, "__defaults__", (2,))
+    with tiny.refusal("got other order of the documents from"):
+        start.resume(str(run.folder), {})
+
+
+def test_a_mixture_with_a_part_shorter_than_a_window_is_refused(tmp_path):
+    (tmp_path / "short.txt").write_text("Words.")
+    with tiny.refusal("a mixture must have at least 33 tokens", "short.txt"):
+        tiny.begin(tmp_path / "run", corpus=f"{tiny.corpus()}=1,{tmp_path / 'short.txt'}=1",
+                   val=str(tiny.corpus(seed=3)))
+    assert not (tmp_path / "run").exists()
