@@ -17,7 +17,7 @@ from bitnet_ref.data.atomic import unreadable
 
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
-IF_THERE = "norm", "lr", "tokens", "seconds", "bits_per_byte"                      # what they may lack
+IF_THERE = {"step": ("norm", "lr", "tokens", "seconds")}                           # and what they may lack
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -69,7 +69,8 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
           f"{where} must be an object with a kind and an integer step", text[:60], FIX)
     check(type(line.setdefault("cursor", line["step"])) is int, f"{where} must have an integer cursor",
           text[:60], FIX)
-    for name in (*NUMBERS.get(line["kind"], ()), *(name for name in IF_THERE if name in line)):
+    there = [name for name in IF_THERE.get(line["kind"], ()) if name in line]
+    for name in (*NUMBERS.get(line["kind"], ()), *there):
         check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
     if line["kind"] == "layers":
         layers = line.get("layers")

@@ -57,7 +57,7 @@ def to_threshold(w: np.ndarray, w_scale: Any) -> ToThreshold:
         d -= 0.5
         np.abs(d, out=d)
         total += float(np.sum(d, dtype=np.float64))                             # (TM.2)
-        near += np.count_nonzero(d <= NEAR)                                     # (TM.3)
+        near += int(np.count_nonzero(d <= NEAR))                                # (TM.3)
     return ToThreshold(total / flat.size, near / flat.size)
 
 

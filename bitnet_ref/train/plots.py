@@ -35,7 +35,7 @@ SIZE = 5.6, 3.6                            # inches, of one picture: legible on 
 FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of kinds of matrices
 DASHES = "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
 OVERVIEW = "loss", "weights", "trits", "flips"
-LOOK = {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+LOOK: dict[Any, Any] = {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
         "ytick.color": INK, "svg.hashsalt": "bitnet_ref"}
 Picture = Callable[[Any], None]
 
@@ -79,7 +79,8 @@ def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
 def _save(fig: Any, path: Path) -> str:
     """The picture as a PNG on white; returns it as an SVG element without a background, black being ink."""
     text = io.StringIO()
-    fig.savefig(path, dpi=180 if path.stem != "overview" else 140)
+    fig.savefig(path, dpi=140)
+    fig.set_layout_engine("none")            # laid out once is enough
     fig.savefig(text, format="svg", transparent=True)
     plt.close(fig)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)

@@ -14,6 +14,7 @@ from typing import Any
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import DONE, Parser, run_command, text
+from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.data.atomic import unreadable, whole_file
 from bitnet_ref.train import log
 from bitnet_ref.train.measures import tokens_per_second
@@ -32,10 +33,10 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = page.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    drawn = {name: Markup(svg) for name, svg in pictures.items()}         # ours: the only text not escaped
-    html = template.render(content(run), pictures=drawn)
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                       finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)))
+    drawn = [Markup(svg) for svg in pictures.values()]                    # ours: the only text not escaped
+    html = page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content(run), pictures=drawn)
     with whole_file(run / REPORT) as file:
         file.write(html.encode("utf-8", "replace"))
     return run / REPORT
@@ -45,16 +46,17 @@ def content(run: Path) -> dict[str, Any]:
     """What the page says: the names that report.html.jinja uses."""
     config, summary, lines = _json(run / CONFIG), _json(run / SUMMARY), log.read(run)
     done = max((line["step"] for line in lines), default=0)
+    model = from_dict(ModelConfig, config.get("model"), f"{run / CONFIG}: model")
+    train = from_dict(TrainConfig, config.get("train"), f"{run / CONFIG}: train")
     try:
         return {"run": str(run), "name": run.resolve().name, "quoted": shlex.quote, "done": done,
-                "of": config["train"]["steps"], "finished": bool(summary),
-                "headline": _headline(lines, summary),
-                "others": summary.get("others, bits per byte", {}), "config": config,
-                "sample": printable(summary.get("sample", "")), "machine": summary.get("machine", {}),
+                "finished": bool(summary), "preset": config.get("preset", ""), "model": vars(model),
+                "train": vars(train), "machine": dict(summary.get("machine", {})),
+                "headline": _headline(lines, summary), "sample": summary.get("sample", ""),
                 "events": [line for line in lines if line["kind"] == "event"][-EVENTS:]}
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise CheckError(f"{CONFIG} and {SUMMARY} must be as training wrote them; got {e!r} in {run}; "
-                         "restore them, or delete the summary and resume") from None
+        raise CheckError(f"{run / SUMMARY} must be as training wrote it; got {e!r}; "
+                         "restore it from a copy, or delete it and resume the run") from None
 
 
 def _headline(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -66,6 +68,8 @@ def _headline(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tupl
                  (f"{summary['bits per byte']:.3f}", "bits per byte", "compares across tokenizers")]
         if summary["perplexity"] is not None:
             found.append((f"{summary['perplexity']:.2f}", "perplexity", "compares within one tokenizer"))
+        found += [(f"{value:.3f}", f"bits per byte of {name}", "given the training text first")
+                  for name, value in summary["others, bits per byte"].items()]
     elif evals:
         found = [(f"{evals[-1]:.4f}", "validation loss", "nats per token, the last within the run")]
     return found + _layers([line for line in lines if line["kind"] == "layers"]) + _pace(lines, summary)
