@@ -29,7 +29,7 @@ from bitnet_ref.quant import FLOOR
 from bitnet_ref.train import log
 from bitnet_ref.train.measures import NEAR, drift
 
-MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
+MINUS, ZERO, PLUS, INK, SOFT = "#4a7fc6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
 STEP = "optimiser step"
 SIZE = 5.6, 3.6                            # inches, of one picture: legible on a telephone
 FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of kinds of matrices
@@ -148,7 +148,7 @@ def _series(lines: list[dict], weight: str, value: str) -> list[float]:
 
 def _trits(ax: Any, lines: list[dict]) -> None:
     """The three fractions, a line a layer (mean of its matrices), on an axis that zooms on nothing."""
-    title = "Trit fractions by layer (darker: deeper layer)"
+    title = "Trit fractions by layer (stronger: deeper layer)"
     if not lines:
         _nothing(ax, title, "log_every")
         return
