@@ -37,20 +37,28 @@ def run():
         return tiny.begin_at_end(tiny.trained())
 
 
-def test_drawing_again_draws_the_same(run, tmp_path):
+def test_each_picture_is_an_image_of_a_sensible_size(run, tmp_path):
     path = tiny.copy(tiny.trained(), tmp_path / "run")
-    elements = plots.draw(path, run.model.params, True)
-    assert list(elements) == ALL
-    files = [f"{name}.png" for name in (*ALL, "overview")]
-    before = {name: (path / "pictures" / name).read_bytes() for name in files}
-    assert plots.draw(path, run.model.params, True) == elements
-    assert {name: (path / "pictures" / name).read_bytes() for name in files} == before
-    for name in files:
-        width, height = size_of(path / "pictures" / name)
+    assert drawn(path, run) == ALL
+    files = {name: path / "pictures" / f"{name}.png" for name in (*ALL, "overview")}
+    for file in files.values():
+        width, height = size_of(file)
         assert 600 <= width <= 4000
         assert 400 <= height <= 3000
-        assert (path / "pictures" / name).stat().st_size > 10_000
-    assert size_of(path / "pictures/overview.png")[0] > size_of(path / "pictures/loss.png")[0]
+        assert file.stat().st_size > 10_000
+    assert size_of(files["overview"])[0] > size_of(files["loss"])[0]
+
+
+def test_drawing_again_draws_the_same(run, tmp_path, monkeypatch):
+    """Two pictures stand for all: curves, and a map with its bar of colours."""
+    pictures = plots._pictures
+    monkeypatch.setattr(plots, "_pictures", lambda *args: {n: pictures(*args)[n] for n in ("loss", "ratio")})
+    path = tiny.copy(tiny.trained(), tmp_path / "run")
+    elements = plots.draw(path, run.model.params, False)
+    before = {file.name: file.read_bytes() for file in (path / "pictures").iterdir()}
+    assert plots.draw(path, run.model.params, False) == elements
+    assert {file.name: file.read_bytes() for file in (path / "pictures").iterdir()} == before
+    assert sorted(before) == ["loss.png", "overview.png", "ratio.png"]
 
 
 def test_the_twin_has_no_pictures_of_trits(tmp_path):
@@ -69,7 +77,20 @@ def coarse(monkeypatch):
     monkeypatch.setattr(plots, "_save", save)
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2])
+@pytest.fixture
+def axes(monkeypatch):
+    """{name of a picture: its axes}, instead of files."""
+    kept = {}
+
+    def save(fig, path):
+        kept[path.stem] = fig.axes
+        plots.plt.close(fig)
+
+    monkeypatch.setattr(plots, "_save", save)
+    return kept
+
+
+@pytest.mark.parametrize("lines", [0, 2])
 def test_a_log_of_few_lines_can_be_drawn(lines, run, tmp_path, coarse):
     whole = (tiny.trained() / log.LOG).read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / log.LOG).write_text("".join(whole[:lines]), encoding="utf-8")
@@ -84,10 +105,8 @@ def test_a_log_of_one_line_of_layers_can_be_drawn(run, tmp_path, coarse):
     assert drawn(tmp_path, run) == ALL
 
 
-def test_the_curves_are_the_log(run, tmp_path, monkeypatch):
+def test_the_curves_are_the_log(run, tmp_path, axes):
     """Read back from the axes, before they are saved and forgotten."""
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.update({path.stem: fig.axes}))
     shutil.copy(tiny.trained() / log.LOG, tmp_path)
     drawn(tmp_path, run)
     curves = [list(zip(*line.get_data())) for line in axes["loss"][0].get_lines()]
@@ -106,10 +125,8 @@ def test_the_curves_are_the_log(run, tmp_path, monkeypatch):
     assert axes["trits"][0].get_ylim() == (0, 0.5)             # three thirds: no zoom makes a drama of it
 
 
-def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, monkeypatch):
+def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, axes):
     """A run shorter than log_every has no line of layers; one of three steps has no step 0.5."""
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.update({path.stem: fig.axes}))
     for line in log.read(tiny.trained()):
         if line["kind"] != "layers" and line["step"] <= 3:
             log.append(tmp_path, **line)
@@ -120,17 +137,13 @@ def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_pat
     assert all(tick == int(tick) for tick in axes["loss"][0].get_xticks())
 
 
-def test_the_page_of_a_twin_is_its_loss_alone(run, tmp_path, monkeypatch):
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.update({path.stem: fig.axes}))
+def test_the_page_of_a_twin_is_its_loss_alone(run, tmp_path, axes):
     shutil.copy(tiny.trained() / log.LOG, tmp_path)
     plots.draw(tmp_path, run.model.params, False)
     assert [ax.get_title() for ax in axes["overview"]] == ["Loss"]
 
 
-def test_the_pictures_of_the_measures_are_the_log(run, tmp_path, monkeypatch):
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.update({path.stem: fig.axes}))
+def test_the_pictures_of_the_measures_are_the_log(run, tmp_path, axes):
     shutil.copy(tiny.trained() / log.LOG, tmp_path)
     drawn(tmp_path, run)
     lines, steps = log.read(tmp_path, "layers"), log.read(tmp_path, "step")
