@@ -117,6 +117,8 @@ class TrainConfig:
     save_every: int = _opt(100, "steps between checkpoints", free=True)
     keep: int = _opt(2, "checkpoints kept", free=True)
     log_every: int = _opt(10, "steps between lines of the log that carry the measures by layer", free=True)
+    tensorboard: bool = _opt(False, "also write the log as TensorBoard's event files (extra `tensorboard`)",
+                             free=True)
     backend: str = _opt("numba", "implementation of the ops", free=True)
     backward: str = _opt("float32", "arithmetic of the backward products; bf16 needs AVX512-BF16", free=True,
                          choices=("float32", "bf16"))

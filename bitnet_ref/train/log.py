@@ -1,27 +1,23 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
-Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
-"eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
-lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
-Read after: train/optim. Read next: train/checkpoint.
+Kinds of line: "step" (loss, norm, rates), "layers" (the measures of every matrix), "event" (what the guard
+did), "eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On
+resume, lines after the checkpoint's step are cut: the log then equals that of an uninterrupted run.
+Read after: train/measures. Read next: train/board.
 """
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable
-from bitnet_ref.model import Params, Weights
-from bitnet_ref.quant import ternary_stats
 
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
+IF_THERE = {"step": ("norm", "lr", "tokens", "seconds")}                           # and what they may lack
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -73,7 +69,8 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
           f"{where} must be an object with a kind and an integer step", text[:60], FIX)
     check(type(line.setdefault("cursor", line["step"])) is int, f"{where} must have an integer cursor",
           text[:60], FIX)
-    for name in NUMBERS.get(line["kind"], ()):
+    there = [name for name in IF_THERE.get(line["kind"], ()) if name in line]
+    for name in (*NUMBERS.get(line["kind"], ()), *there):
         check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
     if line["kind"] == "layers":
         layers = line.get("layers")
@@ -99,19 +96,3 @@ def cut_after(run: Path, cursor: int, validated: int) -> None:
         os.replace(partial, run / LOG)
     except OSError as e:
         raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
-
-
-def layer_measures(weights: Weights, before: dict[str, np.ndarray],
-                   grads: Params) -> dict[str, dict[str, float]]:
-    """Per trit matrix: fractions of -1, 0, +1, scale, entropy, share of flipped trits, gradient norm.
-
-    `before`: name -> w_q int8 of the last call, since when trits have flipped. A full-precision twin has
-    gradient norms only.
-    """
-    measures: dict[str, dict[str, float]] = {}
-    for name, (w_q, w_scale) in weights.trits().items():
-        flipped = float(np.mean(w_q != before[name])) if name in before else 0.0
-        measures[name] = {**ternary_stats(w_q, w_scale)._asdict(), "flipped": flipped}
-    for name, g in grads.view.items():
-        measures.setdefault(name, {})["grad_norm"] = math.sqrt(np.sum(np.square(g, dtype=np.float64)))
-    return measures

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.model.transformer import require_finite
-from bitnet_ref.train import log
+from bitnet_ref.train import board, log
 from bitnet_ref.train.checkpoint import Run, save
 from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.interrupt import Interrupted, deferred
+from bitnet_ref.train.measures import layer_measures
 from bitnet_ref.train.optim import update_
 from bitnet_ref.train.rollback import roll_back
 from bitnet_ref.train.schedule import lr_at, wd_at
@@ -32,7 +33,7 @@ def train(run: Run, data: Dataset) -> None:
     gives up, and the loss or the gradient is not finite.
     """
     cfg = run.cfg
-    with (deferred() as interrupted,
+    with (deferred() as interrupted, board.following(run.folder, cfg.tensorboard) as follow,
           tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar):
         while run.step < cfg.steps:
             if due(run.step, cfg.eval_every) and run.validated < run.step:
@@ -44,6 +45,7 @@ def train(run: Run, data: Dataset) -> None:
                 break
             outcome = optimise(run, data)
             tell(run, bar, outcome)
+            follow()
             applied = outcome.verdict is Verdict.APPLY
             if (applied and (due(run.step, cfg.save_every) or run.step == cfg.steps)) or interrupted():
                 save(run)
@@ -133,9 +135,11 @@ def tell(run: Run, bar: Any, outcome: Outcome) -> None:
     else:
         log.append(run.folder, "step", run.step, run.cursor, **values)
         if due(run.step, run.cfg.log_every):
-            measures = log.layer_measures(run.model.weights, run.seen, run.grads)
+            params, weights = run.model.params, run.model.weights
+            assert params is not None
+            measures = layer_measures(params, weights, run.seen, run.grads, run.model.plan.ops)
             log.append(run.folder, "layers", run.step, run.cursor, layers=measures)
-            run.seen = {name: t.w_q for name, t in run.model.weights.trits().items()}
+            run.seen = {name: t.w_q for name, t in weights.trits().items()}
         bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, "
                             f"{values['tokens'] / values['seconds']:,.0f} tok/s", refresh=False)
     bar.update(run.step - bar.n)

@@ -1,7 +1,7 @@
 """Clipping and the two groups of AdamW, on flat arrays: matrices decay, norms' gains do not.
 
 The table of parameters puts decayed tensors first, so a group is a slice.
-Read after: train/stability. Read next: train/log.
+Read after: train/stability. Read next: train/measures.
 """
 
 import math

@@ -1,10 +1,14 @@
 """The pictures of a run, from its log and its parameters alone: `draw` can be called at any time.
 
-loss.png (training and validation), weights.png (latent weights with the trit thresholds), trits.png
-(fractions of -1, 0, +1 by layer over time), flips.png (flip rate), and overview.png, all of them on one page.
-Read after: train/loop. Read next: train/summary.
+One for the loss, the rates, the gradient's norm, its ratio to the weights, the speed; of a ternary model also
+the latent weights with their thresholds, the fractions of trits, flips, nearness to a threshold, drift of the
+scales. Each is a PNG in the run's folder and an SVG that takes its ink from the page it stands on;
+overview.png shows the four that matter most.
+Read after: train/loop. Read next: train/report.
 """
 
+import io
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,41 +27,64 @@ from bitnet_ref.model import Params
 from bitnet_ref.model.layout import WEIGHTS
 from bitnet_ref.quant import FLOOR
 from bitnet_ref.train import log
+from bitnet_ref.train.measures import NEAR, drift
 
-MINUS, ZERO, PLUS, INK, SOFT = "#3b6fb6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
+MINUS, ZERO, PLUS, INK, SOFT = "#4a7fc6", "#b8b8b8", "#d1603d", "#222222", "#9db4d3"
 STEP = "optimiser step"
-SIZE = 7, 4.2                              # inches, of one picture
-FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of the flip rates
+SIZE = 5.6, 3.6                            # inches, of one picture: legible on a telephone
+FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of kinds of matrices
 DASHES = "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
+OVERVIEW = "loss", "weights", "trits", "flips"
+LOOK: dict[Any, Any] = {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+        "ytick.color": INK, "svg.hashsalt": "bitnet_ref"}
+Picture = Callable[[Any], None]
 
 
-def draw(run: Path, params: Params, ternary: bool) -> list[Path]:
-    """Write the pictures into run/pictures and return their paths. Pictures of trits need a ternary model."""
-    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers")}
-    scores = lines["eval"] + lines["final"][-1:]
-    pictures: dict[str, Callable[[Any], None]] = {"loss": lambda ax: _loss(ax, lines["step"], scores)}
-    if ternary:
-        pictures["weights"] = lambda ax: _weights(ax, params)
-        pictures["trits"] = lambda ax: _trits(ax, lines["layers"])
-        pictures["flips"] = lambda ax: _flips(ax, lines["layers"])
-    folder = run / "pictures"
+def draw(run: Path, params: Params, ternary: bool) -> dict[str, str]:
+    """Write the pictures into run/pictures; {name: the same as an SVG element}, without the overview.
+
+    Pictures of trits need a ternary model.
+    """
+    pictures = _pictures(run, params, ternary)
+    folder, drawn = run / "pictures", {}
     folder.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        fig, ax = plt.subplots(figsize=SIZE, layout="constrained")
-        picture(ax)
-        _save(fig, folder / f"{name}.png")
-    rows, columns, size = (2, 2, (11.5, 7.5)) if ternary else (1, 1, SIZE)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False,
-                             layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.05))
-    for ax, picture in zip(axes.flat, pictures.values()):
-        picture(ax)
-    _save(fig, folder / "overview.png")
-    return sorted(folder.glob("*.png"))
+    with plt.rc_context(LOOK):
+        for name, picture in pictures.items():
+            fig, ax = plt.subplots(figsize=SIZE, layout="constrained")
+            picture(ax)
+            drawn[name] = _save(fig, folder / f"{name}.png")
+        chosen = [pictures[name] for name in OVERVIEW if name in pictures]
+        rows, columns, size = (2, 2, (11.5, 7.5)) if ternary else (1, 1, SIZE)
+        fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False,
+                                 layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.05))
+        for ax, picture in zip(axes.flat, chosen):
+            picture(ax)
+        _save(fig, folder / "overview.png")
+    return drawn
 
 
-def _save(fig: Any, path: Path) -> None:
+def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
+    """{name: function that draws it on an axis}, in the order of a page."""
+    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers")}
+    steps, layers, scores = lines["step"], lines["layers"], lines["eval"] + lines["final"][-1:]
+    pictures: dict[str, Picture] = {"loss": lambda ax: _loss(ax, steps, scores)}
+    if ternary:
+        pictures |= {"weights": lambda ax: _weights(ax, params), "trits": lambda ax: _trits(ax, layers),
+                     "flips": lambda ax: _flips(ax, layers), "near": lambda ax: _near(ax, layers),
+                     "drift": lambda ax: _drift(ax, layers)}
+    return pictures | {"ratio": lambda ax: _ratio(ax, layers), "norm": lambda ax: _norm(ax, steps),
+                       "rates": lambda ax: _rates(ax, steps), "speed": lambda ax: _speed(ax, steps)}
+
+
+def _save(fig: Any, path: Path) -> str:
+    """The picture as a PNG on white; returns it as an SVG element without a background, black being ink."""
+    text = io.StringIO()
     fig.savefig(path, dpi=140)
+    fig.set_layout_engine("none")            # laid out once is enough
+    fig.savefig(text, format="svg", transparent=True)
     plt.close(fig)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    return svg[svg.index("<svg"):].replace(INK, "currentColor")
 
 
 def _style(ax: Any, title: str, x: str, y: str) -> None:
@@ -115,13 +142,13 @@ def _dot(lines: list[dict]) -> str:
 
 def _series(lines: list[dict], weight: str, value: str) -> list[float]:
     """`value` of the matrices called `weight`, averaged over the layers, line by line."""
-    return [float(np.mean([m[value] for name, m in line["layers"].items() if name.endswith("." + weight)]))
-            for line in lines]
+    return [float(np.mean([m.get(value, np.nan) for name, m in line["layers"].items()
+                           if name.endswith("." + weight)])) for line in lines]
 
 
 def _trits(ax: Any, lines: list[dict]) -> None:
     """The three fractions, a line a layer (mean of its matrices), on an axis that zooms on nothing."""
-    title = "Trit fractions by layer (darker: deeper layer)"
+    title = "Trit fractions by layer (stronger: deeper layer)"
     if not lines:
         _nothing(ax, title, "log_every")
         return
@@ -146,14 +173,106 @@ def _flips(ax: Any, lines: list[dict]) -> None:
     if not later:
         _nothing(ax, title, "twice log_every")
         return
-    for place in FAMILY:
-        weights = [w for names in WEIGHTS for w in names if w.startswith(f"{place}.")]
-        shades = plt.get_cmap(FAMILY[place])(np.linspace(0.95, 0.55, len(weights)))
-        for weight, color, dash in zip(weights, shades, DASHES):
-            ax.plot([line["step"] for line in later], _series(later, weight, "flipped"), color=color, ls=dash,
-                    marker=_dot(later), lw=1.5, label=weight)
+    _by_kind(ax, later, lambda weight: _series(later, weight, "flipped"))
     spans = {b["step"] - a["step"] for a, b in pairwise(lines)}
     since = f"within {min(spans)} steps" if len(spans) == 1 else "since the point before"
     _style(ax, f"{title} {since}", STEP, "share of the trits")
     ax.set_ylim(bottom=0)
+
+
+def _by_kind(ax: Any, lines: list[dict], values: Callable[[str], list[float]]) -> None:
+    """A curve for each kind of matrix: attention in blues, the gated unit in oranges."""
+    for place in FAMILY:
+        weights = [w for names in WEIGHTS for w in names if w.startswith(f"{place}.")]
+        shades = plt.get_cmap(FAMILY[place])(np.linspace(0.75, 0.42, len(weights)))
+        for weight, color, dash in zip(weights, shades, DASHES):
+            ax.plot([line["step"] for line in lines], values(weight), color=color, ls=dash,
+                    marker=_dot(lines), lw=1.5, label=weight)
     ax.legend(frameon=False, ncols=2, fontsize="small", handlelength=3)
+
+
+def _near(ax: Any, lines: list[dict]) -> None:
+    """Those that can flip soon."""
+    title = f"Latent weights within {NEAR:.0%} of the scale of a threshold"
+    if not lines:
+        _nothing(ax, title, "log_every")
+        return
+    _by_kind(ax, lines, lambda weight: _series(lines, weight, "near"))
+    _style(ax, title, STEP, "share of the weights")
+    ax.set_ylim(bottom=0)
+
+
+def _drift(ax: Any, lines: list[dict]) -> None:
+    title = "Drift of the scales"
+    if len(lines) < 2:                       # the first is what the others are compared with
+        _nothing(ax, title, "twice log_every")
+        return
+
+    def mean(weight: str) -> list[float]:
+        names = [name for name in lines[0]["layers"] if name.endswith("." + weight)]
+        return np.mean([drift(lines, name) for name in names], axis=0).tolist()
+
+    _by_kind(ax, lines, mean)
+    _style(ax, title, STEP, f"scale / scale of step {lines[0]['step']}, minus 1")
+    ax.axhline(0, color=INK, lw=0.8)
+
+
+def _ratio(ax: Any, lines: list[dict]) -> None:
+    """A row a matrix, from the first layer at the top to the last; a column a line of the log."""
+    title = "Gradient / weight, norms of each matrix"
+    rows = [name for name in (lines[0]["layers"] if lines else ()) if _is_projection(name)]
+    if not rows:
+        _nothing(ax, title, "log_every")
+        return
+    rows.sort(key=lambda name: int(name.split(".")[1]))
+    grid = np.array([[line["layers"].get(name, {}).get("grad_to_weight", np.nan) for line in lines]
+                     for name in rows])
+    steps = [line["step"] for line in lines]
+    edges = [2 * steps[0] - steps[1] if len(steps) > 1 else 0, *steps]   # a line stands for steps before it
+    color = np.log10(grid, where=grid > 0, out=np.full(grid.shape, np.nan))
+    mesh = ax.pcolormesh(edges, np.arange(len(rows) + 1), color, cmap="viridis", rasterized=True)
+    layers = [int(name.split(".")[1]) for name in rows]
+    starts = [i for i, l in enumerate(layers) if i == 0 or l != layers[i - 1]]
+    each = -(-len(starts) // 12)             # labels that do not touch
+    ax.set_yticks([i + layers.count(layers[i]) / 2 for i in starts[::each]],
+                  [str(layers[i]) for i in starts[::each]])
+    ax.invert_yaxis()
+    _style(ax, title, STEP, "layer (its matrices in the order of use)")
+    ax.grid(visible=False)
+    ax.figure.colorbar(mesh, ax=ax, label="log10")
+
+
+def _is_projection(name: str) -> bool:
+    return any(name.endswith("." + weight) for names in WEIGHTS for weight in names)
+
+
+def _norm(ax: Any, steps: list[dict]) -> None:
+    ax.plot(*_points(steps, "norm"), color=MINUS, lw=0.8, marker=_dot(steps))
+    _style(ax, "Norm of the gradient, before clipping", STEP, "norm")
+    ax.set_yscale("log")
+
+
+def _rates(ax: Any, steps: list[dict]) -> None:
+    """Each as a share of its peak: they are of different sizes, and their shapes are what a recipe is."""
+    for name, color, dash, title in (("lr", MINUS, "-", "learning rate"),
+                                     ("decay", PLUS, "--", "weight decay")):
+        x, y = _points(steps, name)
+        peak = max(y, default=0) or 1
+        ax.plot(x, [value / peak for value in y], color=color, lw=1.5, ls=dash, marker=_dot(steps),
+                label=f"{title}, of {max(y, default=0):.2g}")
+    _style(ax, "Learning rate and weight decay", STEP, "share of the peak")
+    ax.set_ylim(0, 1.3)
+    ax.legend(frameon=False, ncols=2, loc="upper center")
+
+
+def _speed(ax: Any, steps: list[dict]) -> None:
+    x, seconds = _points(steps, "seconds")
+    tokens = _points(steps, "tokens")[1]
+    ax.plot(x, [n / s if s > 0 else np.nan for n, s in zip(tokens, seconds)], color=MINUS, lw=0.8,
+            marker=_dot(steps))
+    _style(ax, "Speed of the steps", STEP, "tokens per second")
+    ax.set_ylim(bottom=0)
+
+
+def _points(steps: list[dict], name: str) -> tuple[list[int], list[float]]:
+    return [line["step"] for line in steps], [line.get(name, np.nan) for line in steps]

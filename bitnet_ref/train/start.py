@@ -21,6 +21,7 @@ from bitnet_ref.data.prepare import Dataset, changed_since, kept, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.model import cost
+from bitnet_ref.train import board
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
 
 CONFIG = "config.json"
@@ -33,6 +34,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     not new or empty, or not writable, and for a corpus shorter than one window.
     """
     ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
+    board.require(cfg.tensorboard)
     if output is not None and not _is_free(Path(output)):
         go_on = f", or go on with --resume {output}" if checkpoints(Path(output)) else ""
         raise CheckError(f"a new run needs a new or empty folder; got {output}; give another --output{go_on}")
@@ -77,6 +79,7 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
           "change its permissions, or copy it")
     ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
+    board.require(cfg.tensorboard)
     return restore(checkpoint, state, cfg, _checksums(data), ops), data
 
 

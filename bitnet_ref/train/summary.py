@@ -1,11 +1,13 @@
-"""What a run ends with: the final score beside two compressors, a sample, the pictures, and what to try next.
+"""What a run ends with: the final score beside two compressors, a sample, its speed, and what to try next.
 
-Read after: train/plots. Read next: train/__main__.
+The pictures are drawn here and go onto a page of their own, report.html.
+Read after: train/report. Read next: train/__main__.
 """
 
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +18,39 @@ from bitnet_ref.checks import CheckError
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
+from bitnet_ref.train import log, report
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.loop import final_score
+from bitnet_ref.train.measures import speed
 from bitnet_ref.train.plots import draw
+from bitnet_ref.train.report import SUMMARY
 
-SUMMARY = "summary.json"
 
+def finish(run: Run, data: Dataset, prompt: str = "The ",
+           peak: Callable[[int], float] | None = None) -> dict[str, Any]:
+    """Score all of the validation text, sample, draw; write summary.json and report.html, return the former.
 
-def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
-    """Score all of the validation text, sample, draw; write summary.json and return it."""
+    `peak`: measures the float32 operations per second of that many threads; without it none is given.
+    """
     result = final_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
     model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
+    about = kernels.about(run.cfg.backend)
+    fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
     summary: dict[str, Any] = {
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
-        "machine": {**machine(), **kernels.about(run.cfg.backend)},
+        "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
-        summary["pictures"] = [str(p) for p in pictures]
+        folder = run.folder / "pictures"
+        summary["pictures"] = [str(folder / f"{name}.png") for name in (*pictures, "overview")]
         (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        report.write(run.folder, pictures)
     except OSError as e:
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
@@ -56,17 +67,12 @@ def machine() -> dict[str, Any]:
             "numpy": np.__version__}
 
 
-def printable(text: str) -> str:
-    """`text` with control characters, which an untrained model may write, shown as U+FFFD."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
 def page(run: Run, summary: dict[str, Any]) -> str:
     """The summary as text for the terminal."""
     others = summary["others, bits per byte"]
     perplexity = summary["perplexity"]
     return f"""
-{printable(summary["sample"])}
+{report.printable(summary["sample"])}
 
 validation loss   {summary["validation loss"]:.4f} nats per token over \
 {summary["validation tokens"]:,} tokens, {summary["validation bytes"]:,} bytes
@@ -75,10 +81,21 @@ bits per byte     {summary["bits per byte"]:.3f}   this model
                   {others["gzip -9"]:.3f}   gzip -9, given the training text first \
 (it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
-pictures          {run.folder / "pictures"}
+speed             {_speed(summary["speed"])}
+pictures          {run.folder / report.REPORT}
 
 Try next:
     python -m bitnet_ref.generate --model {run.folder} --prompt "A module is"
     python -m bitnet_ref.evaluate --model {run.folder}
     python -m bitnet_ref.train --config {run.folder}/config.json --linear full   # its full-precision twin
     python -m bitnet_ref.info --model {run.folder}"""
+
+
+def _speed(speed: dict[str, Any] | None) -> str:
+    if speed is None:
+        return "not logged"
+    said = f"{speed['tokens_per_second']:,.0f} tokens/s"
+    if speed["peak"] is None:
+        return said
+    return (f"{said}: {speed['utilisation']:.1%} of the {speed['peak'] / 1e9:,.0f} Gop/s in float32 that "
+            "this machine can do")

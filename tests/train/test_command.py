@@ -18,7 +18,7 @@ from bitnet_ref.train import log, loop, start, summary
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run the command in this process: (exit code, stdout, stderr). Pictures have their own tests."""
-    monkeypatch.setattr(summary, "draw", lambda *args: [])
+    monkeypatch.setattr(summary, "draw", lambda *args: {})
 
     def run(*arguments):
         code = run_command(command.main, [str(a) for a in arguments])

@@ -63,9 +63,10 @@ def test_layers_have_a_line_every_log_every_steps():
         assert set(line["layers"]) == set(run.model.params.view)
         for name, measures in line["layers"].items():
             spec = next(s for s in run.model.params.specs if s.name == name)
-            assert (set(measures) == {"grad_norm"}) == (not spec.ternary)
+            assert (set(measures) == {"grad_norm", "grad_to_weight"}) == (not spec.ternary)
             assert measures["grad_norm"] >= 0
             if spec.ternary:
+                assert 0 <= measures["near"] <= 1
                 assert measures["minus"] + measures["zero"] + measures["plus"] == pytest.approx(1)
                 assert 0 <= measures["flipped"] <= 1
 
@@ -76,6 +77,11 @@ def test_the_last_line_describes_the_last_weights():
     for name, (w_q, w_scale) in run.model.weights.trits().items():
         assert last[name]["plus"] == np.mean(w_q == 1)
         assert last[name]["scale"] == float(w_scale)
+        distance = np.abs(np.abs(run.model.params[name].astype(np.float64)) / w_scale - 0.5)
+        assert last[name]["distance"] == pytest.approx(np.mean(distance), rel=1e-5)
+    for name, w in run.model.params.view.items():
+        ratio = last[name]["grad_norm"] / np.linalg.norm(w.astype(np.float64))
+        assert last[name]["grad_to_weight"] == pytest.approx(ratio, rel=1e-12)
 
 
 def test_the_gradient_norms_by_tensor_add_up_to_the_norm_after_clipping(tmp_path):
@@ -85,10 +91,10 @@ def test_the_gradient_norms_by_tensor_add_up_to_the_norm_after_clipping(tmp_path
         assert np.linalg.norm(norms) == pytest.approx(min(0.5, step["norm"]), rel=1e-5)
 
 
-def test_the_twin_has_gradient_norms_only(tmp_path):
+def test_the_twin_has_the_measures_of_gradients_only(tmp_path):
     run = tiny.train(tmp_path / "run", linear="full", steps=4)
     assert {key for line in log.read(run.folder, "layers") for m in line["layers"].values() for key in m} == {
-        "grad_norm"}
+        "grad_norm", "grad_to_weight"}
 
 
 def test_flips_are_counted_from_the_line_before(tmp_path):
@@ -157,6 +163,7 @@ DAMAGE = {
     "text for a loss": b'{"kind": "final", "step": 1, "loss": "1.0"}',
     "an infinite loss": b'{"kind": "eval", "step": 1, "loss": Infinity}',
     "an immense loss": b'{"kind": "eval", "step": 1, "loss": 1' + b"0" * 400 + b"}",
+    "text for a rate": b'{"kind": "step", "step": 1, "loss": 0.0, "decay": 0.0, "lr": "high"}',
     "no layers": b'{"kind": "layers", "step": 1}',
     "layers without measures": b'{"kind": "layers", "step": 1, "layers": {"a": 1.0}}',
     "a measure that is text": b'{"kind": "layers", "step": 1, "layers": {"a": {"zero": "1"}}}',
@@ -190,6 +197,11 @@ def test_what_a_crash_leaves_is_left_out(name, tmp_path):
 def test_a_last_line_that_lacks_only_its_end_is_read(tmp_path):
     (tmp_path / log.LOG).write_bytes(WHOLE)
     assert log.read(tmp_path) == [json.loads(WHOLE)]
+
+
+def test_an_event_may_tell_of_what_is_not_finite(tmp_path):
+    log.append(tmp_path, "event", 1, 2, what="skip", loss=float("inf"), norm=float("inf"))
+    assert log.read(tmp_path, "event")[0]["norm"] == float("inf")
 
 
 def test_a_loss_may_be_nan(tmp_path):

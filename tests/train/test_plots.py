@@ -1,5 +1,6 @@
 """train/plots: each picture is there, is a PNG of a sensible size, and shows the log it was drawn from."""
 
+import re
 import shutil
 import struct
 
@@ -9,7 +10,9 @@ from tiny import own_cache  # noqa: F401
 
 from bitnet_ref.train import log, plots
 
-ALL = ["flips.png", "loss.png", "overview.png", "trits.png", "weights.png"]
+OF_EVERY_RUN = ["loss", "ratio", "norm", "rates", "speed"]
+OF_TRITS = ["weights", "trits", "flips", "near", "drift"]
+ALL = ["loss", *OF_TRITS, *OF_EVERY_RUN[1:]]              # in the order of the page
 
 
 def size_of(path):
@@ -20,7 +23,11 @@ def size_of(path):
 
 
 def drawn(path, run, ternary=True):
-    return [p.name for p in plots.draw(path, run.model.params, ternary)]
+    """The names of what was drawn: the SVG elements, beside which lie the PNGs."""
+    elements = plots.draw(path, run.model.params, ternary)
+    assert {p.stem for p in (path / "pictures").glob("*.png")} in ({*elements, "overview"}, set())
+    assert all(e is None or e.startswith("<svg") for e in elements.values())
+    return list(elements)
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +37,33 @@ def run():
         return tiny.begin_at_end(tiny.trained())
 
 
-def test_a_ternary_run_has_five_pictures_and_drawing_again_draws_the_same(run, tmp_path):
+def test_each_picture_is_an_image_of_a_sensible_size(run, tmp_path):
     path = tiny.copy(tiny.trained(), tmp_path / "run")
     assert drawn(path, run) == ALL
-    before = {name: (path / "pictures" / name).read_bytes() for name in ALL}
-    assert drawn(path, run) == ALL
-    assert {name: (path / "pictures" / name).read_bytes() for name in ALL} == before
-    for name in ALL:
-        width, height = size_of(path / "pictures" / name)
+    files = {name: path / "pictures" / f"{name}.png" for name in (*ALL, "overview")}
+    for file in files.values():
+        width, height = size_of(file)
         assert 600 <= width <= 4000
         assert 400 <= height <= 3000
-        assert (path / "pictures" / name).stat().st_size > 10_000
-    assert size_of(path / "pictures/overview.png")[0] > size_of(path / "pictures/loss.png")[0]
+        assert file.stat().st_size > 10_000
+    assert size_of(files["overview"])[0] > size_of(files["loss"])[0]
+
+
+def test_drawing_again_draws_the_same(run, tmp_path, monkeypatch):
+    """Two pictures stand for all: curves, and a map with its bar of colours."""
+    pictures = plots._pictures
+    monkeypatch.setattr(plots, "_pictures", lambda *args: {n: pictures(*args)[n] for n in ("loss", "ratio")})
+    path = tiny.copy(tiny.trained(), tmp_path / "run")
+    elements = plots.draw(path, run.model.params, False)
+    before = {file.name: file.read_bytes() for file in (path / "pictures").iterdir()}
+    assert plots.draw(path, run.model.params, False) == elements
+    assert {file.name: file.read_bytes() for file in (path / "pictures").iterdir()} == before
+    assert sorted(before) == ["loss.png", "overview.png", "ratio.png"]
 
 
 def test_the_twin_has_no_pictures_of_trits(tmp_path):
     twin = tiny.train(tmp_path / "twin", linear="full", steps=4)
-    assert drawn(twin.folder, twin, ternary=False) == ["loss.png", "overview.png"]
+    assert drawn(twin.folder, twin, ternary=False) == OF_EVERY_RUN
 
 
 @pytest.fixture
@@ -55,11 +72,25 @@ def coarse(monkeypatch):
     def save(fig, path):
         fig.savefig(path, dpi=10)
         plots.plt.close(fig)
+        return "<svg"
 
     monkeypatch.setattr(plots, "_save", save)
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2])
+@pytest.fixture
+def axes(monkeypatch):
+    """{name of a picture: its axes}, instead of files."""
+    kept = {}
+
+    def save(fig, path):
+        kept[path.stem] = fig.axes
+        plots.plt.close(fig)
+
+    monkeypatch.setattr(plots, "_save", save)
+    return kept
+
+
+@pytest.mark.parametrize("lines", [0, 2])
 def test_a_log_of_few_lines_can_be_drawn(lines, run, tmp_path, coarse):
     whole = (tiny.trained() / log.LOG).read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / log.LOG).write_text("".join(whole[:lines]), encoding="utf-8")
@@ -74,10 +105,8 @@ def test_a_log_of_one_line_of_layers_can_be_drawn(run, tmp_path, coarse):
     assert drawn(tmp_path, run) == ALL
 
 
-def test_the_curves_are_the_log(run, tmp_path, monkeypatch):
+def test_the_curves_are_the_log(run, tmp_path, axes):
     """Read back from the axes, before they are saved and forgotten."""
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.setdefault(path.stem, fig.axes))
     shutil.copy(tiny.trained() / log.LOG, tmp_path)
     drawn(tmp_path, run)
     curves = [list(zip(*line.get_data())) for line in axes["loss"][0].get_lines()]
@@ -96,23 +125,55 @@ def test_the_curves_are_the_log(run, tmp_path, monkeypatch):
     assert axes["trits"][0].get_ylim() == (0, 0.5)             # three thirds: no zoom makes a drama of it
 
 
-def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, monkeypatch):
+def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, axes):
     """A run shorter than log_every has no line of layers; one of three steps has no step 0.5."""
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.setdefault(path.stem, fig.axes))
     for line in log.read(tiny.trained()):
         if line["kind"] != "layers" and line["step"] <= 3:
             log.append(tmp_path, **line)
     drawn(tmp_path, run)
-    for name in ("trits", "flips"):
+    for name in ("trits", "flips", "near", "drift", "ratio"):
         (text,) = axes[name][0].texts
         assert text.get_text().startswith("not logged yet: run longer than ")
     assert all(tick == int(tick) for tick in axes["loss"][0].get_xticks())
 
 
-def test_the_page_of_a_twin_is_its_loss_alone(run, tmp_path, monkeypatch):
-    axes = {}
-    monkeypatch.setattr(plots, "_save", lambda fig, path: axes.setdefault(path.stem, fig.axes))
+def test_the_page_of_a_twin_is_its_loss_alone(run, tmp_path, axes):
     shutil.copy(tiny.trained() / log.LOG, tmp_path)
     plots.draw(tmp_path, run.model.params, False)
     assert [ax.get_title() for ax in axes["overview"]] == ["Loss"]
+
+
+def test_the_pictures_of_the_measures_are_the_log(run, tmp_path, axes):
+    shutil.copy(tiny.trained() / log.LOG, tmp_path)
+    drawn(tmp_path, run)
+    lines, steps = log.read(tmp_path, "layers"), log.read(tmp_path, "step")
+    first, last = lines[0]["layers"], lines[-1]["layers"]
+    names = "layers.0.ffn.w_up", "layers.1.ffn.w_up"
+    curves = {name: {line.get_label(): line.get_ydata() for line in axes[name][0].get_lines()}
+              for name in ("near", "drift", "rates")}
+    assert curves["near"]["ffn.w_up"][-1] == pytest.approx(sum(last[n]["near"] for n in names) / 2)
+    grown = sum(last[n]["scale"] / first[n]["scale"] - 1 for n in names) / 2
+    assert curves["drift"]["ffn.w_up"][-1] == pytest.approx(grown)
+    assert curves["drift"]["ffn.w_up"][0] == 0
+    peak = max(line["lr"] for line in steps)
+    assert curves["rates"][f"learning rate, of {peak:.2g}"] == [line["lr"] / peak for line in steps]
+    grid = axes["ratio"][0].collections[0].get_array()
+    assert grid.shape == (14, 10)                                # 7 matrices of 2 layers, 10 lines
+    assert 10 ** grid[-1, -1] == pytest.approx(last["layers.1.ffn.w_down"]["grad_to_weight"])
+    assert list(axes["norm"][0].get_lines()[0].get_ydata()) == [line["norm"] for line in steps]
+    speeds = list(axes["speed"][0].get_lines()[0].get_ydata())
+    assert speeds == [line["tokens"] / line["seconds"] for line in steps]
+
+
+def test_a_picture_on_a_page_takes_its_ink_from_there_and_asks_nobody(tmp_path):
+    fig, ax = plots.plt.subplots(layout="constrained")
+    with plots.plt.rc_context(plots.LOOK):
+        ax.set_title("A <title> & more", color=plots.INK)
+        svg = plots._save(fig, tmp_path / "a.png")
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert plots.INK not in svg
+    assert "<metadata>" not in svg
+    assert "<script" not in svg
+    named = set(re.findall(r'="(http[^"]*)"', svg))              # names of vocabularies, not places to ask
+    assert named == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}

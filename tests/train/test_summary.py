@@ -12,13 +12,14 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.generate.language_model import load
-from bitnet_ref.train import start, summary
+from bitnet_ref.model.cost import train_ops_per_token
+from bitnet_ref.train import log, start, summary
 
 
 @pytest.fixture
 def resumed(tmp_path, monkeypatch):
     """(run, data) of a finished run; pictures have their own tests."""
-    monkeypatch.setattr(summary, "draw", lambda folder, params, ternary: [folder / "pictures/loss.png"])
+    monkeypatch.setattr(summary, "draw", lambda folder, params, ternary: {"loss": "<svg></svg>"})
     return start.resume(str(tiny.copy(tiny.trained(), tmp_path / "run")), {})
 
 
@@ -40,7 +41,8 @@ def test_the_figures_are_written_as_json(resumed):
     run, data = resumed
     figures = summary.finish(run, data)
     assert json.loads((run.folder / summary.SUMMARY).read_text(encoding="utf-8")) == figures
-    assert figures["pictures"] == [str(run.folder / "pictures/loss.png")]
+    assert figures["pictures"] == [str(run.folder / f"pictures/{name}.png") for name in ("loss", "overview")]
+    assert figures["speed"]["peak"] is figures["speed"]["utilisation"] is None
 
 
 def test_the_sample_is_what_generate_gives(resumed):
@@ -61,6 +63,24 @@ def test_the_page_shows_every_figure_and_commands_that_work(resumed):
         assert shown in page
     for word in ("generate", "evaluate", "train", "info"):
         assert f"python -m bitnet_ref.{word}" in page
+
+
+def test_the_speed_is_the_median_step_over_the_peak_that_was_measured(resumed):
+    """20 steps of 100 and 200 tokens a second, by turns; and a peak that is asked for the run's threads."""
+    run, data = resumed
+    lines = log.read(run.folder)
+    (run.folder / log.LOG).unlink()
+    for line in lines:
+        if line["kind"] == "step":
+            line["seconds"] = line["tokens"] / (100 if line["step"] % 2 else 200)
+        log.append(run.folder, **line)
+    threads = []
+    figures = summary.finish(run, data, peak=lambda n: threads.append(n) or 1e9)
+    assert threads == [figures["machine"]["threads"]]
+    work = 150 * train_ops_per_token(run.model.cfg, 32)
+    assert figures["speed"] == {"tokens_per_second": 150, "operations_per_second": work, "peak": 1e9,
+                                "utilisation": work / 1e9}
+    assert f"150 tokens/s: {work / 1e9:.1%} of the 1 Gop/s in float32" in summary.page(run, figures)
 
 
 def test_a_run_worse_than_guessing_has_no_perplexity(resumed, monkeypatch):
