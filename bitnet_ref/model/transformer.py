@@ -167,7 +167,8 @@ class Transformer:
                        share: float | None = None) -> float:
         """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean.
 
-        `share`: the weight of each, where they are not all (default: 1 / their number). Raises CheckError for ids or targets that are not tokens, or of different shapes.
+        `share`: the weight of each, where they are not all of the step (default: 1 / their number).
+        Raises CheckError for ids or targets that are not tokens, or of different shapes.
         """
         check(not self.int8_head, "a model to train must have its full head", "one with an int8 head",
               "leave int8_head out")

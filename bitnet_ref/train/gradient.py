@@ -2,7 +2,7 @@
 
 It changes nothing but run.grads, so that a step can be thrown away after it has been looked at. Every rank of
 a job ends up with the same gradient and the same description.
-Read after: train/parallel. Read next: train/rollback.
+Read after: train/interrupt. Read next: train/rollback.
 """
 
 from typing import NamedTuple
@@ -47,12 +47,12 @@ def gradient(run: Run, data: Dataset) -> Report:
 
 def micro_batch(run: Run, data: Dataset, m: int) -> tuple[np.ndarray, np.ndarray]:
     """Number `m` of the step's: inputs, targets int64 (B, T)."""
-    cfg = run.cfg
-    return batch(data.train.tokens, run.cursor * cfg.accumulate + m, cfg.batch, run.model.cfg.context, cfg.seed)
+    cfg, number = run.cfg, run.cursor * run.cfg.accumulate + m
+    return batch(data.train.tokens, number, cfg.batch, run.model.cfg.context, cfg.seed)
 
 
 def partial_sum(run: Run, i: int) -> Params:
-    """Where the i-th sum in progress is kept: run.grads is the first; what a step needed stays for the next."""
+    """Where the i-th sum in progress is kept, run.grads the first: what a step needed stays for the next."""
     while len(run.sums) < i:
         run.sums.append(run.grads.zeros_like())
     return run.sums[i - 1] if i else run.grads

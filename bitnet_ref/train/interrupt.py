@@ -1,6 +1,6 @@
 """Ctrl-C during training: finish the step, so that what is saved is whole. A second Ctrl-C stops at once.
 
-Read after: train/start. Read next: train/parallel.
+Read after: train/start. Read next: train/gradient.
 """
 
 import signal

@@ -3,7 +3,7 @@
 Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
 "eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
 lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
-Read after: train/optim. Read next: train/checkpoint.
+Read after: train/optim. Read next: train/parallel.
 """
 
 import json

@@ -3,10 +3,11 @@
 Micro-batch m is computed by rank m % size. The sum of the gradients is a fixed binary tree over the numbers
 of the micro-batches, whoever computed them, so the number of ranks changes no bit of a run (docs/scaling.md).
 Every rank then makes the same update; the first alone prints, logs, saves and validates.
-Read after: train/interrupt. Read next: train/gradient.
+Read after: train/log. Read next: train/checkpoint.
 """
 
 import os
+import platform
 import signal
 import sys
 import time
@@ -32,7 +33,8 @@ class World:
 
     def __init__(self, comm: Any = None) -> None:
         self.comm = comm
-        self.rank, self.size = (0, 1) if comm is None else (comm.Get_rank(), comm.Get_size())
+        self.rank: int = 0 if comm is None else comm.Get_rank()
+        self.size: int = 1 if comm is None else comm.Get_size()
 
     def meet(self) -> None:
         """Wait for all ranks, asleep: what they wait for may take minutes of the same cores."""
@@ -81,15 +83,16 @@ class World:
               "give every node the same files, versions and kind of processor, and resume")
 
     def threads(self, given: int | None) -> int | None:
-        """Threads of this rank: those given, else its processors, shared with the ranks that have the same."""
+        """Threads of this rank: those given, else its processors, shared with ranks that have the same."""
         if given is not None or self.size == 1:
             return given
-        own = (os.uname().nodename, sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (
-            "", list(range(os.cpu_count() or 1)))
-        return max(1, len(own[1]) // self.comm.allgather(own).count(own))
+        linux = hasattr(os, "sched_getaffinity")
+        processors = sorted(os.sched_getaffinity(0)) if linux else list(range(os.cpu_count() or 1))
+        own = (platform.node(), processors)
+        return max(1, len(processors) // self.comm.allgather(own).count(own))
 
     def stop_signals(self) -> tuple[int, ...]:
-        """What asks training to save and end: Ctrl-C; of a job also SIGUSR1 and SIGTERM, which mpiexec sends."""
+        """What asks training to save and end: Ctrl-C; of a job also what mpiexec sends on."""
         names = ("SIGINT",) if self.size == 1 else ("SIGINT", "SIGTERM", "SIGUSR1")
         return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 

@@ -22,7 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import own_cache  # noqa: F401
 
+from bitnet_ref.config import ModelConfig
 from bitnet_ref.formats.checkpoint import checkpoints, latest, read_state
+from bitnet_ref.model import scaling
 from bitnet_ref.train import gradient, log, parallel
 from bitnet_ref.train.checkpoint import new_run
 from bitnet_ref.train.parallel import World, tree_sum
@@ -157,7 +159,7 @@ def test_another_order_would_have_other_bits():
 
 
 @pytest.mark.parametrize(("n", "size", "most"),
-                         [(1, 1, 1), (2, 1, 2), (5, 1, 3), (64, 1, 7), (64, 8, 4), (64, 64, 1), (64, 3, 7)])
+                         [(1, 1, 1), (2, 1, 2), (5, 1, 3), (64, 1, 7), (64, 8, 4), (64, 64, 1), (64, 3, 4)])
 def test_a_rank_holds_one_buffer_for_each_level(n, size, most):
     assert max(needed for *_, needed in ranks(size, functools.partial(summed, vectors_of(n, 3)))) == most
 
@@ -168,7 +170,19 @@ def test_a_power_of_two_of_ranks_sends_no_more_than_a_ring(size):
         parallel.butterfly(np.zeros(4096, np.float32), world)
         return world.comm.sent
 
-    assert set(ranks(size, work)) == {2 * 4096 * 4 * (size - 1) // size}
+    cfg = ModelConfig(**tiny.MODEL)
+    sent = scaling.sent_bytes(cfg, size) * 4096 * 4 / scaling.gradient_bytes(cfg)
+    assert set(ranks(size, work)) == {2 * 4096 * 4 * (size - 1) // size} == {sent}
+
+
+def test_the_cost_model_counts_what_is_done():
+    """Messages, bytes, buffers and shares: those of model/scaling are those of the sum."""
+    assert scaling.PIECE == 4 * parallel.PIECE
+    for n, size in ((8, 1), (8, 2), (64, 8), (11, 4)):
+        results = ranks(size, functools.partial(summed, vectors_of(n, 8)))
+        job = scaling.Job(None, 1, n, size)
+        assert max(len(made) for _, made, _ in results) == scaling.most_micro_batches(job)
+        assert max(needed for *_, needed in results) == scaling.buffers(job)
 
 
 # --- a step ------------------------------------------------------------------------------------------------
@@ -198,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_named_by_every_rank(tmp_path):
     alone, data = tiny.begin(tmp_path / "run", accumulate=4, steps=2, backend="numpy")
     alone.model.params["layers.1.ffn_norm"][3] = np.nan
     said = ranks(2, lambda world: gradient.gradient(replica(alone, world), data).bad)
-    assert said[0] == said[1] == "the loss of step 0 must be finite; got nan, first in the weight layers.1.ffn_norm"
+    assert said == ["the loss of step 0 must be finite; got nan, first in the weight layers.1.ffn_norm"] * 2
 
 
 # --- what ranks tell each other ----------------------------------------------------------------------------
@@ -211,7 +225,7 @@ def test_what_holds_on_one_rank_holds_for_all():
 
 def test_what_the_first_rank_does_is_done_once_and_told():
     done = []
-    assert ranks(3, lambda world: world.told(lambda: done.append(world.rank) or "runs/nano-001")) == ["runs/nano-001"] * 3
+    assert ranks(3, lambda world: world.told(lambda: done.append(world.rank) or "a name")) == ["a name"] * 3
     assert done == [0]
 
 
@@ -240,13 +254,14 @@ def test_a_rank_of_one_asks_nobody():
     values = np.array([1.0])
     world.require_equal("parameters", values)
     assert world.added(values) is values
-    assert (world.any(True), world.told(lambda: 7), world.in_turn(lambda: 8), world.threads(None)) == (True, 7, 8, None)
+    assert (world.any(True), world.any(False), world.threads(None)) == (True, False, None)
+    assert (world.told(lambda: 7), world.in_turn(lambda: 8)) == (7, 8)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processors of a process: Linux alone tells")
 @pytest.mark.parametrize(("sets", "given", "threads"), [
     ([range(8)] * 4, None, [2, 2, 2, 2]), ([range(8)] * 3, None, [2, 2, 2]), ([range(1)] * 2, None, [1, 1]),
-    ([range(0, 4), range(4, 8)], None, [4, 4]), ([range(8)] * 2, 3, [3, 3]),
+    ([range(4), range(4, 8)], None, [4, 4]), ([range(8)] * 2, 3, [3, 3]),
 ])
 def test_ranks_share_the_processors_that_they_have_in_common(sets, given, threads, monkeypatch):
     """Each set is asked for by the rank that it belongs to: by its thread."""
@@ -275,13 +290,15 @@ def who(monkeypatch):
     return ask
 
 
-@pytest.mark.parametrize("environment", [{}, {"OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}, {"PMI_SIZE": "1"}], ids=str)
+@pytest.mark.parametrize("environment", [{}, {"OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"},
+                                         {"PMI_SIZE": "1"}], ids=str)
 def test_a_process_alone_imports_no_mpi(environment, who, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     assert who(**environment).size == 1
 
 
-@pytest.mark.parametrize("environment", [{"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_SIZE": "4"}, {"PMIX_RANK": "0"}], ids=str)
+@pytest.mark.parametrize("environment", [{"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_SIZE": "4"},
+                                         {"PMIX_RANK": "0"}], ids=str)
 def test_one_of_several_that_cannot_speak_is_refused(environment, who, monkeypatch):
     """Else each would train a model of its own, in silence."""
     monkeypatch.setitem(sys.modules, "mpi4py", None)
@@ -406,7 +423,7 @@ def children(pid):
 
 @pytest.mark.slow
 def test_control_c_ends_the_job_and_loses_no_checkpoint(tmp_path):
-    """Open MPI's mpiexec gives its ranks half a second: a step of this size ends in it, a long one does not."""
+    """Open MPI's mpiexec gives its ranks half a second: a step of this size ends in it, not any step."""
     run = tmp_path / "run"
     stopped(job(2, "--output", run, *tiny.flags(**JOB)), run, 17, signal.SIGINT)
     assert checkpoints(run)
@@ -431,6 +448,7 @@ def test_what_is_wrong_for_all_is_said_once(tmp_path):
 ], ids=str)
 def test_what_is_wrong_with_one_rank_ends_all(other, words, tmp_path):
     flags = ["--output", tmp_path / "run", *tiny.flags(**JOB)]
-    _, stderr = finished(job(1, *flags, ":", "-n", 1, sys.executable, "-m", "bitnet_ref.train", *flags, *other), 2)
+    second = (":", "-n", 1, sys.executable, "-m", "bitnet_ref.train", *flags, *other)
+    _, stderr = finished(job(1, *flags, *second), 2)
     assert words in stderr
     assert "Traceback" not in stderr
