@@ -2,8 +2,8 @@
 python -m bitnet_ref.bench.scaling --rounds 0 --root .
 
 The cost model of training on several nodes, held against this machine: steps of nano at 1 and 2 ranks of one
-thread, predicted from other models' times and from messages. Also its tables and picture for docs/scaling.md,
-from the figures of before with --rounds 0.
+thread, predicted from other models' times and from messages. With --root, writes docs/scaling.md: that table,
+and what the model says of other machines, which alone is written anew with --rounds 0.
 Read after: bench/rank. Read next: bench/size.
 """
 
@@ -205,30 +205,30 @@ def main(argv: list[str]) -> int:
     """Parse, measure, print, write."""
     parser = Parser("python -m bitnet_ref.bench.scaling", __doc__)
     parser.add_argument("--rounds", type=int, default=7, metavar="N",
-                        help="turns of a job, of which there are 3 (default: 7; 0: only the tables)")
+                        help="turns of a job, of which there are 3 (default: 7; 0: measure nothing)")
     parser.add_argument("--root", metavar="DIR", help="the clone whose docs are to be written")
     args = parser.parse_args(argv)
     check(args.rounds >= 0, "--rounds must not be negative", args.rounds, "give 0 or more")
-    file = None if args.root is None else Path(args.root) / "docs" / FIGURES
-    try:
-        if args.rounds:
-            f = measured(args.rounds)
-            if file:
-                file.write_text(json.dumps(f, indent=1) + "\n", encoding="utf-8")
-        else:
-            check(file is not None, "--rounds 0 needs the figures of before", "no --root", "give --root")
-            f = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-        print(validation_block(f))
-        if file:
-            put(file.parents[1] / PAGE, validation_block(f), "bench.scaling --rounds 7 --root .")
-            put(file.parents[1] / PAGE, model_block(), "bench.scaling --rounds 0 --root .")
-            draw(file.parents[1] / PICTURE)
-    except (OSError, KeyError, ValueError) as e:
-        if isinstance(e, CheckError):
-            raise
-        raise CheckError(f"the figures must be readable and the docs writable; got {e}; "
-                         "check the paths") from None
+    docs = None if args.root is None else Path(args.root) / "docs"
+    check(docs is None or (docs / PAGE).is_file(), f"--root must be a clone, with docs/{PAGE}", args.root,
+          "give another")
+    f = measured(args.rounds) if args.rounds else None
+    print(validation_block(f) if f else model_block())
+    if docs:
+        write(docs, f)
     return DONE
+
+
+def write(docs: Path, f: dict[str, Any] | None) -> None:
+    """The page and its picture, with what was measured, if anything was."""
+    try:
+        if f:
+            (docs / FIGURES).write_text(json.dumps(f, indent=1) + "\n", encoding="utf-8")
+            put(docs / PAGE, validation_block(f), "bench.scaling --rounds 7 --root .")
+        put(docs / PAGE, model_block(), "bench.scaling --rounds 0 --root .")
+        draw(docs / PICTURE)
+    except OSError as e:
+        raise CheckError(f"the docs must be writable; got {e}; check the path") from None
 
 
 if __name__ == "__main__":

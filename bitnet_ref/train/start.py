@@ -21,7 +21,7 @@ from bitnet_ref.data.batches import windows
 from bitnet_ref.data.prepare import Dataset, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
-from bitnet_ref.model import cost
+from bitnet_ref.model import scaling
 from bitnet_ref.train import parallel
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
 
@@ -102,9 +102,9 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
 def announcement(run: Run, data: Dataset) -> str:
     """The line before the first step: what will be trained, on what, and how."""
     threads = kernels.about(run.cfg.backend)["threads"]
-    ranks = f"{run.world.size} ranks of {threads}" if run.world.size > 1 else threads
+    ranks = f" in each of {run.world.size} ranks" if run.world.size > 1 else ""
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {ranks}")
+            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}{ranks}")
 
 
 def _checksums(data: Dataset) -> dict[str, str]:
@@ -123,8 +123,7 @@ def _is_free(folder: Path) -> bool:
 
 def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
     """Refuse, from formulas alone, what this machine's memory cannot hold (where it says how much it has)."""
-    tokens = cfg.batch * model_cfg.context
-    needed = cost.state_bytes(model_cfg) + tokens * cost.saved_bytes_per_token(model_cfg)
+    needed = scaling.rank_bytes(scaling.Job(model_cfg, cfg.batch, cfg.accumulate, parallel.here().size))
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
     check(needed <= has, "the model and a micro-batch must fit in memory",
           f"{needed / 1e9:,.1f} GB of {has / 1e9:,.1f} GB",

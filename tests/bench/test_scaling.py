@@ -58,18 +58,22 @@ def test_the_table_says_whether_the_floor_is_met(off, word):
     assert all(f"{word} 15%" in row and f"{1 / off:.2f}" in row for row in rows)
 
 
-def test_the_page_is_written_from_the_figures_of_before(tmp_path):
+def test_the_page_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "measured", lambda _: figures())
     (tmp_path / "docs/benchmarks").mkdir(parents=True)
     (tmp_path / "docs/pictures").mkdir()
-    (tmp_path / "docs/benchmarks/scaling.json").write_text(json.dumps(figures()))
     markers = (f"<!-- generated: python -m bitnet_ref.bench.scaling --rounds {n} --root . -->\n<!-- end -->\n"
                for n in (7, 0))
     (tmp_path / "docs/scaling.md").write_text("".join(markers))
-    assert scaling.main(["--rounds", "0", "--root", str(tmp_path)]) == 0
+    assert scaling.main(["--rounds", "3", "--root", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "docs/benchmarks/scaling.json").read_text()) == figures()
     page = (tmp_path / "docs/scaling.md").read_text()
     for name in scaling.MODELS:
         assert f"| {name} | 10 Gb/s, 30 us | 1,024 | more ranks than sequences |" in page
     assert page.count("| 700m | ") == 12
+    assert page.count("within 15%") == 2
+    assert scaling.main(["--rounds", "0", "--root", str(tmp_path)]) == 0
+    assert (tmp_path / "docs/scaling.md").read_text() == page
     assert (tmp_path / "docs/pictures/scaling.png").read_bytes()[1:4] == b"PNG"
 
 
@@ -87,8 +91,8 @@ def test_a_job_that_fails_is_quoted(monkeypatch):
         scaling.job(2, 1)
 
 
-def test_figures_that_are_not_there_are_refused(tmp_path):
-    with tiny.refusal("the figures must be readable", "scaling.json"):
+def test_a_root_without_the_page_is_refused(tmp_path):
+    with tiny.refusal("--root must be a clone", str(tmp_path)):
         scaling.main(["--rounds", "0", "--root", str(tmp_path)])
 
 
