@@ -410,6 +410,7 @@ def test_a_run_may_go_on_with_fewer_ranks(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says which processes mpiexec started")
 def test_a_rank_that_dies_ends_the_job_and_the_run_goes_on(tmp_path):
     run = tmp_path / "run"
     process = job(2, "--output", run, *tiny.flags(**JOB))
