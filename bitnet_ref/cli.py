@@ -4,7 +4,7 @@ Only what was typed overrides; the order is preset, then `--config FILE` (TOML, 
 wrote), then the command line.
 Exit codes: 0 done, 1 a check failed, 2 bad arguments or input, 130 interrupted, 129 and 143 ended by
 SIGHUP and SIGTERM.
-Read after: model/cost. Read next: data.
+Read after: model/scaling. Read next: data.
 """
 
 import argparse

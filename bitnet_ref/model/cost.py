@@ -2,7 +2,7 @@
 
 Nothing is allocated. Each figure is a formula with a tag, derived in docs/cost.md. Units: parameters are
 counts, memory is bytes, work is floating-point or integer operations (a multiply-add is two).
-Read after: model/transformer. Read next: cli.
+Read after: model/transformer. Read next: model/scaling.
 """
 
 import math

@@ -163,9 +163,11 @@ class Transformer:
         loss, _ = self.plan.ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return logits, float(loss)
 
-    def loss_and_grads(self, batches: list[tuple[np.ndarray, np.ndarray]], grads: Params) -> float:
+    def loss_and_grads(self, batches: list[tuple[np.ndarray, np.ndarray]], grads: Params,
+                       share: float | None = None) -> float:
         """Mean loss of the micro-batches; `grads` is cleared and receives the gradient of that mean.
 
+        `share`: the weight of each, where they are not all of the step (default: 1 / their number).
         Raises CheckError for ids or targets that are not tokens, or of different shapes.
         """
         check(not self.int8_head, "a model to train must have its full head", "one with an int8 head",
@@ -174,7 +176,7 @@ class Transformer:
         for ids, targets in checked:
             expect("targets", targets, "B T", B=ids.shape[0], T=ids.shape[1])
         grads.flat[:] = 0
-        return self._by("train_step", train_step, checked, 1 / len(checked), grads)
+        return self._by("train_step", train_step, checked, share or 1 / len(checked), grads)
 
     def prefill(self, ids: np.ndarray, lengths: Any = None) -> tuple[np.ndarray, Any]:
         """ids int (B, T)  ->  logits (B, V) of the next token, the state for decode_step and extend.

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
 
     try:
         loop.train(run, data)
-        print(summary.page(run, summary.finish(run, data, peak=peak)))
+        if run.world.rank == 0:
+            print(summary.page(run, summary.finish(run, data, peak=peak)))
     except KeyboardInterrupt as e:           # between two steps it says where it was saved; else at once
         print(str(e) or "interrupted; go on from the last checkpoint, if there is one, with:\n"
               f"    python -m bitnet_ref.train --resume {run.folder}", file=sys.stderr)
@@ -55,4 +56,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    from bitnet_ref.train.parallel import as_one
+    sys.exit(as_one(run_command, main))

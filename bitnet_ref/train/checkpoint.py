@@ -23,6 +23,7 @@ from bitnet_ref.model.params import init_params
 from bitnet_ref.model.weights import Trits, Weights
 from bitnet_ref.train import log
 from bitnet_ref.train.optim import Adam
+from bitnet_ref.train.parallel import World, here
 from bitnet_ref.train.stability import Guard
 
 SEEN = "seen."                                             # prefix of the trits of the last log line
@@ -46,6 +47,8 @@ class Run:
     validated: int = -1                      # step of the last validation
     guard: Guard = field(default_factory=Guard)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
+    world: World = field(default_factory=here)
+    sums: list[Params] = field(default_factory=list)       # of gradients, in progress
 
 
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
@@ -56,9 +59,17 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint and remove all but the last `keep`. Returns its folder."""
+    """Write a checkpoint and remove all but the last `keep`. Returns its folder. The first rank's work.
+
+    Raises CheckError if the replicas of a job have come apart.
+    """
     params = run.model.params
     assert params is not None
+    for what, part in (("parameters", params), ("first moments", run.adam.first),
+                       ("second moments", run.adam.second)):
+        run.world.require_equal(what, part.flat)
+    if run.world.rank:
+        return run.folder
     tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
                **files.named(files.MOMENT2, run.adam.second)}
     tensors |= {SEEN + name: w_q for name, w_q in run.seen.items()}
@@ -110,7 +121,8 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     run.best = float("inf") if state.get("best") is None else state["best"]
     run.validated = state["validated"]
     run.guard.restore(state["guard"])
-    log.cut_after(run.folder, run.cursor, run.validated)
+    if run.world.rank == 0:
+        log.cut_after(run.folder, run.cursor, run.validated)
     return run
 
 

@@ -1,19 +1,23 @@
 """The gradient of one optimisation step: the mean over its micro-batches, clipped, and described.
 
-It changes nothing but run.grads, so that a step can be thrown away after it has been looked at.
-
+It changes nothing but run.grads, so that a step can be thrown away after it has been looked at. Every rank of
+a job ends up with the same gradient and the same description.
 Read after: train/interrupt. Read next: train/rollback.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from bitnet_ref.data.batches import batch
+from bitnet_ref.data.dataset import unchanged
+from bitnet_ref.data.feed import micro_batch
 from bitnet_ref.data.prepare import Dataset
+from bitnet_ref.model import Params
 from bitnet_ref.model.transformer import name_nonfinite
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.optim import clip_
+from bitnet_ref.train.parallel import tree_sum
 
 
 class Report(NamedTuple):
@@ -27,23 +31,44 @@ class Report(NamedTuple):
 
 def gradient(run: Run, data: Dataset) -> Report:
     """Fill run.grads with the clipped gradient of step `run.cursor`; nothing else of the run changes."""
-    cfg = run.cfg
-    first, length = run.cursor * cfg.accumulate, run.model.cfg.context
-    batches = [batch(data.train.tokens, first + m, cfg.batch, length, cfg.seed)
-               for m in range(cfg.accumulate)]
-    ids = np.concatenate([ids for ids, _ in batches])
+    cfg, feed = run.cfg, data.feed
+    assert feed is not None
+    first, losses = run.cursor * cfg.accumulate, np.zeros(cfg.accumulate)
+    unchanged(data)
+
+    def numbered(m: int) -> tuple[np.ndarray, np.ndarray]:
+        return micro_batch(feed, first + m, cfg.batch)
+
+    def fill(m: int, i: int) -> None:
+        losses[m] = run.model.loss_and_grads([numbered(m)], partial_sum(run, i), 1 / cfg.accumulate)
+
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named
-        loss = run.model.loss_and_grads(batches, run.grads)
+        tree_sum(cfg.accumulate, fill, lambda i: partial_sum(run, i).flat, run.world)
+        losses = run.world.added(losses)
+        loss = float(np.cumsum(losses)[-1])                                # one after the other, in order
         norm = clip_(run.grads.flat, cfg.max_norm, run.model.plan.ops)
-        bad = None if np.isfinite(loss) and np.isfinite(norm) else first_bad(run, loss, ids)
-    return Report(loss, norm, ids.size, bad)
+        bad = None if np.isfinite(loss) and np.isfinite(norm) else first_bad(run, losses, norm, numbered)
+    return Report(loss, norm, cfg.accumulate * cfg.batch * run.model.cfg.context, bad)
 
 
-def first_bad(run: Run, loss: float, ids: np.ndarray) -> str:
-    """What is not finite: of the loss, the first weight or activation behind it; else the first gradient."""
-    if not np.isfinite(loss):
-        return f"the loss of step {run.step} must be finite; got {loss}, first in " \
-               f"{name_nonfinite(run.model, ids)}"
+def partial_sum(run: Run, i: int) -> Params:
+    """Where the i-th sum in progress is kept, run.grads the first: what a step needed stays for the next."""
+    while len(run.sums) < i:
+        run.sums.append(run.grads.zeros_like())
+    return run.sums[i - 1] if i else run.grads
+
+
+def first_bad(run: Run, losses: np.ndarray, norm: float,
+              numbered: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> str:
+    """What is not finite: of a loss, the first weight or activation behind it; else the first gradient.
+
+    `numbered(m)`: micro-batch m of the step, inputs and targets.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size or not np.isfinite(losses.sum()):
+        m = int(bad[0]) if bad.size else 0
+        return f"the loss of step {run.step} must be finite; got {losses[m]}, first in " \
+               f"{name_nonfinite(run.model, numbered(m)[0])}"
     name = next((n for n, g in run.grads.view.items() if not np.all(np.isfinite(g))),
                 "their sum of squares")
-    return f"the gradient of step {run.step} must be finite; got {name} that is not"
+    return f"the gradient of step {run.step} must be finite; got {norm}, first in {name}"

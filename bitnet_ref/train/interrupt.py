@@ -15,13 +15,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Within the block, the first Ctrl-C only sets a flag: call what is yielded to read it."""
+def deferred(signals: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[Callable[[], bool]]:
+    """Within the block, the first Ctrl-C only sets a flag: call what is yielded to read it.
+
+    So does any other of `signals`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False                  # only the main thread receives signals
-        return
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield lambda: False                  # a background job: whoever started it wants Ctrl-C ignored
         return
     asked: list[int] = []
 
@@ -30,8 +30,10 @@ def deferred() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = signal.signal(signal.SIGINT, handler)
+    # Ignored in a background job: whoever started it wants that.
+    before = {n: signal.signal(n, handler) for n in signals if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for n, former in before.items():
+            signal.signal(n, former)

@@ -33,7 +33,8 @@ def train(run: Run, data: Dataset) -> None:
     gives up, and the loss or the gradient is not finite.
     """
     cfg = run.cfg
-    with (deferred() as interrupted, board.following(run.folder, cfg.tensorboard) as follow,
+    follow_it = cfg.tensorboard and run.world.rank == 0
+    with (deferred(run.world.stop_signals()) as interrupted, board.following(run.folder, follow_it) as follow,
           tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar):
         while run.step < cfg.steps:
             if due(run.step, cfg.eval_every) and run.validated < run.step:
@@ -44,12 +45,15 @@ def train(run: Run, data: Dataset) -> None:
                 save(run)
                 break
             outcome = optimise(run, data)
-            tell(run, bar, outcome)
-            follow()
+            if run.world.rank == 0:
+                tell(run, bar, outcome)
+                follow()
+            stop = run.world.any(interrupted())
             applied = outcome.verdict is Verdict.APPLY
-            if (applied and (due(run.step, cfg.save_every) or run.step == cfg.steps)) or interrupted():
+            if (applied and (due(run.step, cfg.save_every) or run.step == cfg.steps)) or stop:
                 save(run)
-            if interrupted():
+            if stop:
+                run.world.meet()                           # the first has saved
                 raise Interrupted(f"interrupted at step {run.step}; saved; go on with:\n"
                                   f"    python -m bitnet_ref.train --resume {run.folder}")
 
@@ -105,10 +109,13 @@ def due(step: int, every: int) -> bool:
 def validate(run: Run, data: Dataset, bar: Any) -> None:
     """Score part of the validation text, log it, and count since when it has not improved."""
     assert data.val is not None
-    result = score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows,
-                   what=f"the validation loss of step {run.step}")
+    val, step = data.val, run.step
+    result = run.world.told(lambda: score(run.model, val.tokens, data.tokenizer.token_bytes,
+                                          run.cfg.eval_windows, what=f"the validation loss of step {step}"))
     run.validated = run.step
-    log.append(run.folder, "eval", run.step, run.cursor, loss=result.loss, bits_per_byte=result.bits_per_byte)
+    if run.world.rank == 0:
+        log.append(run.folder, "eval", run.step, run.cursor, loss=result.loss,
+                   bits_per_byte=result.bits_per_byte)
     bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
               f"{result.bits_per_byte:.4f} bits per byte", file=sys.stderr)
     run.best, run.stale = (result.loss, 0) if result.loss < run.best else (run.best, run.stale + 1)

@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
@@ -20,8 +22,8 @@ from bitnet_ref.data.feed import account, checksums, open_feed
 from bitnet_ref.data.prepare import Dataset, changed_since, kept, prepare
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
 from bitnet_ref.generate.language_model import TOKENIZER
-from bitnet_ref.model import cost
-from bitnet_ref.train import board
+from bitnet_ref.model import scaling
+from bitnet_ref.train import board, parallel
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
 
 CONFIG = "config.json"
@@ -33,13 +35,15 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
     not new or empty, or not writable, and for a corpus shorter than one window.
     """
-    ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
+    world = parallel.join(cfg)
+    ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
     if output is not None and not _is_free(Path(output)):
         go_on = f", or go on with --resume {output}" if checkpoints(Path(output)) else ""
         raise CheckError(f"a new run needs a new or empty folder; got {output}; give another --output{go_on}")
     _fits(model_cfg, cfg)
-    data = prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction, val=cfg.val)
+    data = world.in_turn(lambda: prepare(cfg.corpus, cfg.tokenizer, model_cfg.vocab_size, cfg.val_fraction,
+                                         val=cfg.val))
     check(data.val is not None, "training needs validation text", f"none in {data.folder}",
           "hold out a share of the documents, for example --val-fraction 0.05, also where shards are made")
     if model_cfg.vocab_size != data.tokenizer.vocab_size:
@@ -48,15 +52,29 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     feed = open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing)
     if cfg.epochs is not None:
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * feed.windows / (cfg.batch * cfg.accumulate))))
+    data = data._replace(feed=feed)
+    echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
+    folder = world.told(lambda: _new_folder(preset, output, echo, data))
+    run = new_run(folder, model_cfg, cfg, _checksums(data), ops)
+    _require_one_job(run)
+    return run, data
+
+
+def _new_folder(preset: str, output: str | None, echo: dict[str, Any], data: Dataset) -> Path:
+    """The folder of a new run, with its config and its tokenizer."""
     try:
         folder = _claim(Path(output)) if output else _next_folder(preset)
-        echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
         (folder / CONFIG).write_text(json.dumps(echo, indent=1), encoding="utf-8")
         data.tokenizer.save(folder / TOKENIZER)
     except OSError as e:
         raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
-    data = data._replace(feed=feed)
-    return new_run(folder, model_cfg, cfg, _checksums(data), ops), data
+    return folder
+
+
+def _require_one_job(run: Run) -> None:
+    """Raise CheckError unless all ranks of a job have the same config, data and state."""
+    about = repr((run.model.cfg, run.cfg, run.data, run.step, run.cursor))
+    run.world.require_equal("config and data", np.frombuffer(about.encode(), np.uint8))
 
 
 def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
@@ -73,14 +91,17 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     was = train_config(state)
     refuse_changes(state, typed)
     cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
+    world = parallel.join(cfg)
     if "val" not in typed and is_dataset(cfg.corpus):      # perhaps instead of texts; it has its validation
         cfg = replace(cfg, val=None)
-    data = _same_data(checkpoint, state, cfg)
+    data = world.in_turn(lambda: _same_data(checkpoint, state, cfg))
     check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
           "change its permissions, or copy it")
-    ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
+    ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
-    return restore(checkpoint, state, cfg, _checksums(data), ops), data
+    run = restore(checkpoint, state, cfg, _checksums(data), ops)
+    _require_one_job(run)
+    return run, data
 
 
 def announcement(run: Run, data: Dataset) -> str:
@@ -88,8 +109,9 @@ def announcement(run: Run, data: Dataset) -> str:
     rows = run.cfg.batch * run.cfg.accumulate
     about_data = f"\n{account(data.feed, run.cfg.steps * rows, rows)}" if data.feed else ""
     threads = kernels.about(run.cfg.backend)["threads"]
+    ranks = f" in each of {run.world.size} ranks" if run.world.size > 1 else ""
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}"
+            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}{ranks}"
             f"{about_data}")
 
 
@@ -137,8 +159,7 @@ def _is_free(folder: Path) -> bool:
 
 def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
     """Refuse, from formulas alone, what this machine's memory cannot hold (where it says how much it has)."""
-    tokens = cfg.batch * model_cfg.context
-    needed = cost.state_bytes(model_cfg) + tokens * cost.saved_bytes_per_token(model_cfg)
+    needed = scaling.rank_bytes(scaling.Job(model_cfg, cfg.batch, cfg.accumulate, parallel.here().size))
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
     check(needed <= has, "the model and a micro-batch must fit in memory",
           f"{needed / 1e9:,.1f} GB of {has / 1e9:,.1f} GB",

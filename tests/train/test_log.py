@@ -40,9 +40,10 @@ def test_each_step_has_its_line_with_the_rates_of_the_schedule():
 
 def test_the_first_loss_and_norm_are_those_of_the_first_batch(tmp_path):
     run, data = tiny.begin(tmp_path / "run", accumulate=2)
-    batches = [batch(data.train.tokens, m, 4, 32, 0) for m in range(2)]
-    loss = run.model.loss_and_grads(batches, run.grads)
-    norm = np.linalg.norm(run.grads.flat.astype(np.float64))
+    halves = [run.grads, run.grads.zeros_like()]
+    loss = sum(run.model.loss_and_grads([batch(data.train.tokens, m, 4, 32, 0)], half, 1 / 2)
+               for m, half in enumerate(halves))
+    norm = np.linalg.norm((halves[0].flat + halves[1].flat).astype(np.float64))
     loop.train(run, data)
     first = log.read(run.folder, "step")[0]
     assert first["loss"] == loss

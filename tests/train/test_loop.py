@@ -23,16 +23,18 @@ from bitnet_ref.train.schedule import lr_at, wd_at
 
 @pytest.mark.parametrize("given", [{}, {"linear": "full"}, {"requantize_every": 2}], ids=str)
 def test_training_is_its_definition(given, tmp_path):
-    """Five steps, written out: batches by number, the mean gradient, its norm, AdamW, trits."""
+    """Five steps, written out: batches by number, their gradients' mean, its norm, AdamW, trits."""
     run, data = tiny.begin(tmp_path / "run", accumulate=2, steps=5, max_norm=0.5, **given)
     cfg, model_cfg = run.cfg, run.model.cfg
     loop.train(run, data)
 
     params = init_params(model_cfg, cfg.seed)
     model = Transformer(model_cfg, params, run.model.plan.ops)
-    grads, m, v = (params.zeros_like() for _ in range(3))
+    grads, other, m, v = (params.zeros_like() for _ in range(4))
     for step in range(5):
-        model.loss_and_grads([batch(data.train.tokens, 2 * step + i, 4, 32, 0) for i in (0, 1)], grads)
+        for i, half in enumerate((grads, other)):
+            model.loss_and_grads([batch(data.train.tokens, 2 * step + i, 4, 32, 0)], half, 1 / 2)
+        grads.flat += other.flat
         norm = math.sqrt(np.sum(grads.flat.astype(np.float64) ** 2))
         grads.flat *= min(1.0, 0.5 / norm)
         for spec in params.specs:
@@ -113,8 +115,8 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_is_applied(tmp_path, m
     run, data = tiny.begin(tmp_path / "run")
     real = Transformer.loss_and_grads
 
-    def poisoned(model, batches, grads):
-        loss = real(model, batches, grads)
+    def poisoned(model, batches, grads, share):
+        loss = real(model, batches, grads, share)
         if run.step == 2:
             grads["layers.1.attn.wk"][0, 0] = np.inf
         return loss
@@ -133,8 +135,8 @@ def test_a_norm_that_overflows_although_no_gradient_does_is_named():
         step, folder = 4, "here"
         grads = type("Grads", (), {"view": {"a": np.ones(2)}})
 
-    bad = gradient.first_bad(Sum, 1.0, np.zeros((1, 1)))
-    assert bad == "the gradient of step 4 must be finite; got their sum of squares that is not"
+    bad = gradient.first_bad(Sum, np.ones(1), np.inf, None)
+    assert bad == "the gradient of step 4 must be finite; got inf, first in their sum of squares"
 
 
 # --- Ctrl-C ------------------------------------------------------------------------------------------------
