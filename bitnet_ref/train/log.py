@@ -3,12 +3,11 @@
 Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
 "eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
 lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
-Read after: train/optim. Read next: train/checkpoint.
+Read after: train/optim. Read next: train/computed.
 """
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import unreadable, whole_file
 from bitnet_ref.model import Params, Weights
 from bitnet_ref.quant import ternary_stats
 
@@ -93,12 +92,12 @@ def cut_after(run: Path, cursor: int, validated: int) -> None:
     validations of steps after `validated`."""
     kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] != "final"
             and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
-    partial = run / f".{LOG}.partial"
     try:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, run / LOG)
-    except OSError as e:
-        raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
+        with whole_file(run / LOG) as f:
+            f.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+    except CheckError as e:
+        raise CheckError(f"the log must be writable; got {e.__cause__}; "
+                         f"make room in {run} and resume") from None
 
 
 def layer_measures(weights: Weights, before: dict[str, np.ndarray],

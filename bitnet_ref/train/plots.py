@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.model import Params
 from bitnet_ref.model.layout import WEIGHTS
 from bitnet_ref.quant import FLOOR
@@ -56,7 +57,8 @@ def draw(run: Path, params: Params, ternary: bool) -> list[Path]:
 
 
 def _save(fig: Any, path: Path) -> None:
-    fig.savefig(path, dpi=140)
+    with whole_file(path) as f:
+        fig.savefig(f, dpi=140, format="png")
     plt.close(fig)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from typing import Any
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import unreadable, whole_file
 from bitnet_ref.data.batches import windows
 from bitnet_ref.data.prepare import Dataset, prepare
-from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
+from bitnet_ref.formats import checkpoint as files
+from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.model import cost
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
+from bitnet_ref.train.computed import changes, computed_with
+from bitnet_ref.train.lock import LOCK, Lock, hold
 
 CONFIG = "config.json"
 
@@ -45,36 +49,69 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     n = windows(len(data.train.tokens), model_cfg.context)
     if cfg.epochs is not None:
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * n / (cfg.batch * cfg.accumulate))))
+    folder, lock = _claim(Path(output)) if output else _next_folder(preset)
     try:
-        folder = _claim(Path(output)) if output else _next_folder(preset)
         echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
-        (folder / CONFIG).write_text(json.dumps(echo, indent=1), encoding="utf-8")
+        with whole_file(folder / CONFIG) as f:
+            f.write(json.dumps(echo, indent=1).encode())
         data.tokenizer.save(folder / TOKENIZER)
-    except OSError as e:
-        raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
-    return new_run(folder, model_cfg, cfg, _checksums(data), ops), data
+    except CheckError as e:
+        _give_back(folder)
+        raise CheckError(f"the run folder must be writable; got {e.__cause__}; "
+                         "make room, or give another --output") from None
+    return replace(new_run(folder, model_cfg, cfg, _checksums(data), ops), lock=lock), data
 
 
 def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
-    """The run in `path`, from its newest checkpoint. `typed`: config fields given anew; free ones may change.
+    """The run in `path`, from its newest whole checkpoint; damaged ones after it are set aside, and it is
+    said. `typed`: config fields given anew; free ones may change.
 
-    Raises CheckError for a missing, damaged or foreign checkpoint, a changed config (naming the fields) or
-    other data.
+    Raises CheckError for a missing or foreign checkpoint, if all are damaged, where another process trains,
+    for a changed config (naming the fields) or other data.
     """
-    checkpoint = latest(path)
-    state = read_state(checkpoint)
-    later = [c.name for c in checkpoints(checkpoint.parent) if c.name > checkpoint.name]
-    check(not later, f"a run must go on from its newest checkpoint, {max(later, default='')}", checkpoint,
-          f"give {checkpoint.parent}, or delete the later checkpoints first")
+    place = Path(path)
+    folder = place.parent if files.is_best(place) or (place / files.MARK).is_file() else place
+    check(folder.is_dir(), "a model must be the folder of a training run", place,
+          "give the folder that training printed")
+    check(os.access(folder, os.W_OK), "the run folder must be writable", folder,
+          "change its permissions, or copy it")
+    lock = hold(folder)
+    files.tidy(folder)
+    given, newest = latest(place), latest(folder)
+    check(given == newest, f"a run must go on from its newest checkpoint, {newest.name}", given,
+          f"give {folder}, or delete the later checkpoints first")
+    checkpoint, state = _whole(folder)
     was = train_config(state)
     refuse_changes(state, typed)
     cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
-    tokenizer = str(checkpoint.parent / TOKENIZER)
-    data = prepare(cfg.corpus, tokenizer, model_config(state).vocab_size, cfg.val_fraction)
-    check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
-          "change its permissions, or copy it")
+    data = prepare(cfg.corpus, str(folder / TOKENIZER), model_config(state).vocab_size, cfg.val_fraction)
     ops = kernels.load(cfg.backend, cfg.threads, cfg.backward)
-    return restore(checkpoint, state, cfg, _checksums(data), ops), data
+    run = replace(restore(checkpoint, state, cfg, _checksums(data), ops), lock=lock)
+    if other := changes(state.get("computed with"), computed_with(cfg.backend)):
+        print(f"{folder} goes on with {other}: it may differ from an uninterrupted run in the last digits; "
+              f"for the same bits, resume with what {checkpoint.name}/{files.STATE} names", file=sys.stderr)
+    return run, data
+
+
+def _whole(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is as it was written, and its state. Those after it are set aside.
+
+    Raises DamagedError, and moves nothing, if there is none.
+    """
+    damaged: list[tuple[Path, CheckError]] = []
+    for checkpoint in reversed(checkpoints(folder, marked=False)):
+        try:
+            state = files.verified(checkpoint)
+            break
+        except files.DamagedError as e:
+            damaged.append((checkpoint, e))
+    else:
+        raise damaged[0][1]
+    for bad, why in damaged:
+        what, _, _ = str(why).rpartition("; ")
+        print(f"a damaged checkpoint: {what}; it is now {files.set_aside(bad)}, and the run goes on from "
+              f"{checkpoint.name}", file=sys.stderr)
+    return checkpoint, state
 
 
 def announcement(run: Run, data: Dataset) -> str:
@@ -108,18 +145,37 @@ def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
           "use a smaller --batch or --context (more with --accumulate), or a smaller model")
 
 
-def _claim(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _claim(folder: Path) -> tuple[Path, Lock]:
+    """Make the folder of a new run, and lock it. Of two that begin in the same one, the second is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(folder)
+        others = [p.name for p in folder.iterdir() if p.name != LOCK]
+    except OSError as e:
+        raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+    check(not others, "a new run needs a new or empty folder", f"{others[0]} in {folder}" if others else "",
+          "give another --output")
+    return folder, lock
 
 
-def _next_folder(preset: str) -> Path:
+def _next_folder(preset: str) -> tuple[Path, Lock]:
     """Make the first of runs/<preset>-001, -002, ... that is free: two runs started at once get two."""
     for n in range(1, 1_000_000):
         folder = Path("runs") / f"{preset}-{n:03d}"
         try:
             folder.mkdir(parents=True)
-            return folder
         except FileExistsError:
             continue
+        except OSError as e:
+            raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+        return _claim(folder)
     raise CheckError(f"runs/{preset}-NNN must have a free number; got a million runs; give --output")
+
+
+def _give_back(folder: Path) -> None:
+    """Leave a folder in which a run could not begin as free as it was."""
+    for name in (CONFIG, TOKENIZER, LOCK):
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -21,11 +21,10 @@ def run(tmp_path):
 
 
 def edit(run, **values):
-    """Change the state of the newest checkpoint; None removes a key. Its SHA-256 is of the tensors only."""
-    path = latest(run) / STATE
-    state = json.loads(path.read_text(encoding="utf-8"))
-    state |= values
-    path.write_text(json.dumps({k: v for k, v in state.items() if v is not ...}), encoding="utf-8")
+    """Change the state of the newest checkpoint; None removes a key. The checksum of the tensors stays."""
+    path = latest(run)
+    state = json.loads((path / STATE).read_text(encoding="utf-8")) | values
+    tiny.put_state(path, {k: v for k, v in state.items() if v is not ...})
 
 
 def retouch(run, **tensors):
