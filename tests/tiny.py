@@ -136,6 +136,11 @@ def begin_at_end(path):
     return run
 
 
+def begin_again(path):
+    """The run in `path`, resumed from a copy. Nothing in the folder changes."""
+    return resume(copy(path, Path(tempfile.mkdtemp(dir=folder())) / "run"))
+
+
 def interrupt(path, step, monkeypatch, **given):
     """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end."""
     run, data = begin(path, **given)

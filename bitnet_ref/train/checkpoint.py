@@ -86,11 +86,15 @@ def save(run: Run) -> Path:
     with suppress(FileNotFoundError), open(run.folder / log.LOG, "r+b") as f:
         os.fsync(f.fileno())
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
+    _prune(run)
+    return path
+
+
+def _prune(run: Run) -> None:
     for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
         if run.best_saved is None or files.step_of(old) != run.best_saved.step:
             with suppress(OSError):          # one too many is no reason to stop
                 files.remove(old)
-    return path
 
 
 def note_best(run: Run, loss: float) -> None:
@@ -101,6 +105,7 @@ def note_best(run: Run, loss: float) -> None:
     if now.step in {files.step_of(c) for c in files.checkpoints(run.folder)}:
         run.best_saved = now
         files.note_best(run.folder, *now)
+        _prune(run)                          # the best before it
 
 
 def find_best(run: Run) -> None:

@@ -9,6 +9,7 @@ Read after: train/computed. Read next: train/checkpoint.
 import os
 import socket
 import sys
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -78,8 +79,6 @@ def _lock(file: FileIO) -> None:
 
 def _sign(file: FileIO) -> None:
     """Say who holds it. On a full disk the lock is anonymous."""
-    try:
+    with suppress(OSError):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except OSError:
-        os.truncate(file.fileno(), 0)
