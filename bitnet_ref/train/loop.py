@@ -1,7 +1,7 @@
 """The training loop: one optimisation step at a time, and around it validation, log and checkpoint.
 
 A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
-run resumed there validates first, as it would have.
+run resumed there validates first, as it would have. The first step and the last are always saved.
 Read after: train/rollback. Read next: train/plots.
 """
 
