@@ -269,11 +269,14 @@ class Errand:
             self.count["runs"] += 1
             run, filler = disk / f"run-{n}", disk / "filler"
             size = sum(f.stat().st_size for f in (self.folder / "peace-0").glob("step-*/*"))
-            limit = None if mounted else self.chance.randrange(size // 2)
-            trainer = Trainer(run, CASES[name], limit)
+            trainer = Trainer(run, CASES[name])
+            trainer.sleep(self.chance.uniform(0.3, 0.9) * self.peace.alive[name])
             if mounted:
-                trainer.sleep(self.chance.uniform(0.3, 0.9) * self.peace.alive[name])
                 fill(filler, self.chance.choice([0, self.chance.randrange(size)]))
+            else:                                          # killed, and not allowed to write much afterwards
+                trainer.process.kill()
+                trainer.wait()
+                trainer = Trainer(run, CASES[name], self.chance.randrange(size // 2))
             code, said = trainer.wait(), trainer.said()
             filler.unlink(missing_ok=True)
             if code != 0:
