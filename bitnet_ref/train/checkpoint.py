@@ -126,12 +126,7 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
 
     Raises CheckError if the file is damaged or the data differ.
     """
-    for name, value in data.items():
-        of, fix = ((f"of {cfg.corpus}", "put that text back, name its place with --corpus, or start anew")
-                   if name != "tokenizer" else ("of the run", f"put back {checkpoint.parent}/tokenizer.json"))
-        check(state.get(name) == value,
-              f"a resumed run must see the same data: the checksum of the {name} {of}",
-              f"{value[:12]}, trained on {str(state.get(name))[:12]}", fix)
+    _check_data(checkpoint, state, cfg, data)
     _check_counters(checkpoint / files.STATE, state, cfg)
     prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
     tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
@@ -156,6 +151,15 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     log.cut_after(run.folder, run.cursor, run.validated)
     find_best(run)
     return run
+
+
+def _check_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str]) -> None:
+    for name, value in data.items():
+        of, fix = ((f"of {cfg.corpus}", "put that text back, name its place with --corpus, or start anew")
+                   if name != "tokenizer" else ("of the run", f"put back {checkpoint.parent}/tokenizer.json"))
+        check(state.get(name) == value,
+              f"a resumed run must see the same data: the checksum of the {name} {of}",
+              f"{value[:12]}, trained on {str(state.get(name))[:12]}", fix)
 
 
 def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:

@@ -230,6 +230,8 @@ class Errand:
                 hurt += 1
         self.count["damaged on purpose"] += hurt
         self.compare(trainer, name, hurt)
+        told = ", ".join(f"{n} {what}" for what, n in self.count.items())
+        print(f"errand {self.number}, {name}: {'; '.join(self.faults) or 'equal'} ({told})", file=sys.stderr)
 
     def unsound(self, run):
         """Checkpoints that are not whole."""
