@@ -138,7 +138,7 @@ def test_what_is_wrong_is_refused_by_name(arguments, words, run):
 
 def test_the_state_of_others_is_refused(run, tmp_path):
     path = tiny.copy(tiny.trained(), tmp_path / "run")
-    (latest(path) / "state.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    tiny.put_state(latest(path), '{"architectures": ["LlamaForCausalLM"]}')
     code, _, err = run("--model", path)
     assert code == 2
     tiny.assert_three_parts(err, "must say format", "state.json")

@@ -6,6 +6,8 @@ there too.
 """
 
 import atexit
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -22,7 +24,17 @@ from threadpoolctl import ThreadpoolController
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.config import ModelConfig, TrainConfig, cache_dir
-from bitnet_ref.formats.checkpoint import PARAM, fill, latest, model_config, named, read_state, read_tensors
+from bitnet_ref.formats.checkpoint import (
+    MARK,
+    PARAM,
+    STATE,
+    fill,
+    latest,
+    model_config,
+    named,
+    read_state,
+    read_tensors,
+)
 from bitnet_ref.kernels import load
 from bitnet_ref.train import log, loop, start
 from bitnet_ref.train.checkpoint import new_run, train_config
@@ -124,6 +136,11 @@ def begin_at_end(path):
     return run
 
 
+def begin_again(path):
+    """The run in `path`, resumed from a copy. Nothing in the folder changes."""
+    return resume(copy(path, Path(tempfile.mkdtemp(dir=folder())) / "run"))
+
+
 def interrupt(path, step, monkeypatch, **given):
     """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end."""
     run, data = begin(path, **given)
@@ -176,6 +193,14 @@ def trained(**given):
 def copy(run, to):
     """A copy of a run's folder, to be damaged."""
     return Path(shutil.copytree(run, to))
+
+
+def put_state(checkpoint, state):
+    """Write state.json (a dict, text or bytes) with its right checksum: what a foreign tool would write."""
+    data = json.dumps(state) if isinstance(state, dict) else state
+    data = data.encode() if isinstance(data, str) else data
+    (checkpoint / STATE).write_bytes(data)
+    (checkpoint / MARK).write_text(hashlib.sha256(data).hexdigest())
 
 
 def command(module, *args, **options):

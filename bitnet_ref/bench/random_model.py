@@ -7,11 +7,13 @@ Read after: bench/ladders/attention_cpu. Read next: bench/llama_peer.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from bitnet_ref.config import PRESETS, ModelConfig
+from bitnet_ref.data.feed import Feed, Source
 from bitnet_ref.model.params import param_specs
 from bitnet_ref.model.weights import Trits, Weights
 
@@ -37,6 +39,14 @@ def random_weights(cfg: ModelConfig, kind: Any = np.float16, seed: int = 0) -> W
         table[spec.name] = first[name]
     table.setdefault("head", table["embedding"])
     return table
+
+
+def random_data(cfg: ModelConfig, windows: int) -> Any:
+    """What a run on uniformly random tokens, enough for that many windows, needs of a dataset."""
+    n = windows * cfg.context + 1
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, n, np.uint16)
+    feed = Feed((Source("random", tokens, 1, None),), cfg.context, 0)
+    return SimpleNamespace(train=None, val=None, feed=feed)
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], name: str, linear: str, kind: Any) -> Any:

@@ -13,17 +13,17 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from bitnet_ref import kernels
-from bitnet_ref.bench.random_model import NANO
+from bitnet_ref.bench.random_model import NANO, random_data
 from bitnet_ref.cli import DONE, Parser, run_command
 from bitnet_ref.config import ModelConfig, TrainConfig
+from bitnet_ref.data.feed import micro_batch
 from bitnet_ref.train.checkpoint import Run, new_run
-from bitnet_ref.train.gradient import gradient, micro_batch
+from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.loop import optimise, update
 from bitnet_ref.train.parallel import PIECE, World, as_one, here
 
@@ -36,11 +36,9 @@ MESSAGES, PIECES = 200, 16                   # of a turn
 
 def begun(cfg: ModelConfig, world: World, accumulate: int) -> tuple[Run, Any]:
     """A run on random tokens, the same on every rank."""
-    need = 8 * BATCH * accumulate * cfg.context + 1
-    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, need, np.uint16)
     run = new_run(Path(), cfg, TrainConfig(batch=BATCH, accumulate=accumulate), {}, kernels.load("numba", 1))
     run.world = world
-    return run, SimpleNamespace(train=SimpleNamespace(tokens=tokens))
+    return run, random_data(cfg, 8 * BATCH * accumulate)
 
 
 def turns(world: World) -> tuple[dict[str, Callable[[], object]], Run]:
@@ -56,7 +54,7 @@ def turns(world: World) -> tuple[dict[str, Callable[[], object]], Run]:
         update(large[0])
 
     def one(run: Run, data: Any) -> Callable[[], object]:
-        return lambda: run.model.loss_and_grads([micro_batch(run, data, 0)], run.grads)
+        return lambda: run.model.loss_and_grads([micro_batch(data.feed, 0, BATCH)], run.grads)
 
     gradient(*large)                                       # so that there is something to update by
     timed: dict[str, Callable[[], object]] = {

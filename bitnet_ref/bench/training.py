@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.bench.child import Child
 from bitnet_ref.bench.limits import FLOAT32, INT8, limits, runs, share, unrest, worst
 from bitnet_ref.bench.part import Claim, Measure, Part, Setup, Times, by_turns, children, middle, over, ratio
-from bitnet_ref.bench.random_model import NANO, QUICK, SIX
+from bitnet_ref.bench.random_model import NANO, QUICK, SIX, random_data
 from bitnet_ref.bench.torch_peer import MODES
 from bitnet_ref.checks import CheckError
 from bitnet_ref.config import ModelConfig, TrainConfig
@@ -35,11 +32,10 @@ FEW_MINUTES = 180.0          # seconds: what the README's first command may take
 
 def stepper(cfg: ModelConfig, batch: int, backend: str) -> Callable[[], object]:
     """A run that makes one optimiser step on random tokens, as the trainer does: numpy, numba, or BF16."""
-    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 4 * batch * cfg.context + 1, np.uint16)
     backward = "bf16" if backend == BF16 else "float32"
     how = TrainConfig(batch=batch, backend=backend.split()[0], backward=backward)
     run = new_run(Path(), cfg, how, {}, kernels.load(how.backend, None, how.backward))
-    data: Any = SimpleNamespace(train=SimpleNamespace(tokens=tokens))
+    data = random_data(cfg, 4 * batch)
     return lambda: optimise(run, data)
 
 

@@ -1,7 +1,7 @@
 """A model of any format, opened: the kind is found in the file, never in its name alone.
 
-Commands and `bitnet_ref.load` take whatever this takes: the folder of a training run or a checkpoint in it, a
-Hugging Face folder, a name on a hub, a .bitnet file, a GGUF.
+Commands and `bitnet_ref.load` take whatever this takes: the folder of a training run or a checkpoint in it
+(RUN/best is one), a Hugging Face folder, a name on a hub, a .bitnet file, a GGUF.
 Read after: formats/gguf_write. Read next: convert.
 """
 
@@ -11,7 +11,7 @@ from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.formats import hf
 from bitnet_ref.formats.bitnet import is_bitnet, open_bitnet
-from bitnet_ref.formats.checkpoint import MARK
+from bitnet_ref.formats.checkpoint import MARK, is_best
 from bitnet_ref.formats.gguf_header import is_gguf
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.source import Source, open_run
@@ -36,6 +36,8 @@ def open_model(path: str | Path, i2s: str | None = None) -> Source:
 
 def kind_of(place: Path) -> str:
     """run, hf, bitnet or gguf. Raises CheckError for a path that is none of them."""
+    if is_best(place):
+        return "run"
     try:
         check(place.exists(), f"a model must be {KINDS}", f"nothing at {place}", "check the path")
         if place.is_dir():

@@ -7,14 +7,14 @@ to remember.
 Read after: train/board. Read next: train/start.
 """
 
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref import kernels
 from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.formats import checkpoint as files
@@ -22,12 +22,21 @@ from bitnet_ref.model import Params, Transformer
 from bitnet_ref.model.params import init_params
 from bitnet_ref.model.weights import Trits, Weights
 from bitnet_ref.train import log
+from bitnet_ref.train.computed import computed_with
+from bitnet_ref.train.lock import Lock
 from bitnet_ref.train.optim import Adam
 from bitnet_ref.train.parallel import World, here
 from bitnet_ref.train.stability import Guard
 
 SEEN = "seen."                                             # prefix of the trits of the last log line
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
+
+
+class Best(NamedTuple):
+    """Of the steps that were both saved and validated, the one with the lowest loss."""
+
+    step: int
+    loss: float
 
 
 @dataclass
@@ -47,6 +56,8 @@ class Run:
     validated: int = -1                      # step of the last validation
     guard: Guard = field(default_factory=Guard)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
+    best_saved: Best | None = None           # RUN/best, which is kept whatever its age
+    lock: Lock | None = None                 # of the folder; the caller's, if it is None
     world: World = field(default_factory=here)
     sums: list[Params] = field(default_factory=list)       # of gradients, in progress
 
@@ -59,9 +70,10 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint and remove all but the last `keep`. Returns its folder. The first rank's work.
+    """Write a checkpoint and remove all but the last `keep` and the best. Returns its folder.
 
-    Raises CheckError if the replicas of a job have come apart.
+    The log is on the disk before it: a power cut leaves no checkpoint that knows more than the log. Of a job,
+    the first rank writes. Raises CheckError if the replicas have come apart.
     """
     params = run.model.params
     assert params is not None
@@ -79,12 +91,38 @@ def save(run: Run) -> Path:
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
              "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
-             "computed with": kernels.about(run.cfg.backend), **run.data}
+             "computed with": computed_with(run.cfg.backend), **run.data}
+    with suppress(FileNotFoundError), open(run.folder / log.LOG, "r+b") as f:
+        os.fsync(f.fileno())
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
-    for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
-        with suppress(OSError):              # one too many is no reason to stop
-            files.remove(old)
+    _prune(run)
     return path
+
+
+def _prune(run: Run) -> None:
+    for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
+        if run.best_saved is None or files.step_of(old) != run.best_saved.step:
+            with suppress(OSError):          # one too many is no reason to stop
+                files.remove(old)
+
+
+def note_best(run: Run, loss: float) -> None:
+    """Of the validation at run.step: if a checkpoint of it is there, it may be the best one so far."""
+    now = Best(run.step, loss)
+    if run.best_saved is not None and run.best_saved.step != now.step and run.best_saved.loss <= loss:
+        return
+    if now.step in {files.step_of(c) for c in files.checkpoints(run.folder)}:
+        run.best_saved = now
+        files.note_best(run.folder, *now)
+        _prune(run)                          # the best before it
+
+
+def find_best(run: Run) -> None:
+    """The same from the log, for a run that goes on: of the checkpoints that are there."""
+    there = {files.step_of(c) for c in files.checkpoints(run.folder)}
+    losses = {line["step"]: line["loss"] for line in log.read(run.folder, "eval") if line["step"] in there}
+    run.best_saved = min((Best(*item) for item in losses.items()), key=lambda b: b.loss, default=None)
+    files.note_best(run.folder, *(run.best_saved or (None,)))
 
 
 def train_config(state: dict[str, Any]) -> TrainConfig:
@@ -97,10 +135,7 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
 
     Raises CheckError if the file is damaged or the data differ.
     """
-    for name, value in data.items():
-        check(state.get(name) == value, f"a resumed run must see the same data: the checksum of the {name}",
-              f"{value[:12]}, trained on {str(state.get(name))[:12]}",
-              "resume with the corpus that the run was started with")
+    _check_data(checkpoint, state, cfg, data)
     _check_counters(checkpoint / files.STATE, state, cfg)
     prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
     tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
@@ -120,10 +155,21 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
     run.best = float("inf") if state.get("best") is None else state["best"]
     run.validated = state["validated"]
-    run.guard.restore(state["guard"])
+    if "guard" in state:                     # older runs had none
+        run.guard.restore(state["guard"])
     if run.world.rank == 0:
         log.cut_after(run.folder, run.cursor, run.validated)
+        find_best(run)
     return run
+
+
+def _check_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str]) -> None:
+    for name, value in data.items():
+        of, fix = ((f"of {cfg.corpus}", "put that text back, name its place with --corpus, or start anew")
+                   if name != "tokenizer" else ("of the run", f"put back {checkpoint.parent}/tokenizer.json"))
+        check(state.get(name) == value,
+              f"a resumed run must see the same data: the checksum of the {name} {of}",
+              f"{value[:12]}, trained on {str(state.get(name))[:12]}", fix)
 
 
 def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:

@@ -7,13 +7,12 @@ Read after: train/measures. Read next: train/board.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import unreadable, whole_file
 
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
@@ -90,9 +89,9 @@ def cut_after(run: Path, cursor: int, validated: int) -> None:
     validations of steps after `validated`."""
     kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] != "final"
             and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
-    partial = run / f".{LOG}.partial"
     try:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, run / LOG)
-    except OSError as e:
-        raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
+        with whole_file(run / LOG) as f:
+            f.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+    except CheckError as e:
+        raise CheckError(f"the log must be writable; got {e.__cause__}; "
+                         f"make room in {run} and resume") from None

@@ -1,7 +1,7 @@
 """The training loop: one optimisation step at a time, and around it validation, log and checkpoint.
 
 A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
-run resumed there validates first, as it would have.
+run resumed there validates first, as it would have. The first step and the last are always saved.
 Read after: train/rollback. Read next: train/plots.
 """
 
@@ -16,7 +16,7 @@ from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.model.transformer import require_finite
 from bitnet_ref.train import board, log
-from bitnet_ref.train.checkpoint import Run, save
+from bitnet_ref.train.checkpoint import Run, note_best, save
 from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.interrupt import Interrupted, deferred
 from bitnet_ref.train.measures import layer_measures
@@ -36,9 +36,14 @@ def train(run: Run, data: Dataset) -> None:
     follow_it = cfg.tensorboard and run.world.rank == 0
     with (deferred(run.world.stop_signals()) as interrupted, board.following(run.folder, follow_it) as follow,
           tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar):
-        while run.step < cfg.steps:
-            if due(run.step, cfg.eval_every) and run.validated < run.step:
+        if run.cursor == 0:
+            save(run)                                      # from here on there is something to resume
+        while True:
+            last = run.step == cfg.steps
+            if (last or due(run.step, cfg.eval_every)) and run.validated < run.step:
                 validate(run, data, bar)
+            if last:
+                break
             if cfg.patience is not None and run.stale >= cfg.patience:
                 bar.write(f"step {run.step:6d}   no improvement in {run.stale} validations: stopping early",
                           file=sys.stderr)
@@ -116,6 +121,7 @@ def validate(run: Run, data: Dataset, bar: Any) -> None:
     if run.world.rank == 0:
         log.append(run.folder, "eval", run.step, run.cursor, loss=result.loss,
                    bits_per_byte=result.bits_per_byte)
+        note_best(run, result.loss)
     bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
               f"{result.bits_per_byte:.4f} bits per byte", file=sys.stderr)
     run.best, run.stale = (result.loss, 0) if result.loss < run.best else (run.best, run.stale + 1)

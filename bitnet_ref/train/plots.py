@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.model import Params
 from bitnet_ref.model.layout import WEIGHTS
 from bitnet_ref.quant import FLOOR
@@ -79,7 +80,8 @@ def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
 def _save(fig: Any, path: Path) -> str:
     """The picture as a PNG on white; returns it as an SVG element without a background, black being ink."""
     text = io.StringIO()
-    fig.savefig(path, dpi=140)
+    with whole_file(path) as f:
+        fig.savefig(f, dpi=140, format="png")
     fig.set_layout_engine("none")            # laid out once is enough
     fig.savefig(text, format="svg", transparent=True)
     plt.close(fig)

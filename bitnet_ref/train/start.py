@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ import numpy as np
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import unreadable, whole_file
 from bitnet_ref.data.dataset import is_dataset
 from bitnet_ref.data.feed import account, checksums, open_feed
 from bitnet_ref.data.prepare import Dataset, changed_since, kept, prepare
-from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config, read_state
+from bitnet_ref.formats import checkpoint as files
+from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.model import scaling
 from bitnet_ref.train import board, parallel
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
+from bitnet_ref.train.computed import changes, computed_with
+from bitnet_ref.train.lock import LOCK, Lock, hold
 
 CONFIG = "config.json"
 
@@ -54,20 +58,26 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * feed.windows / (cfg.batch * cfg.accumulate))))
     data = data._replace(feed=feed)
     echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
-    folder = world.told(lambda: _new_folder(preset, output, echo, data))
+    locks: list[Lock] = []                                 # of the first rank alone
+    folder = world.told(lambda: _new_folder(preset, output, echo, data, locks))
     run = new_run(folder, model_cfg, cfg, _checksums(data), ops)
     _require_one_job(run)
-    return run, data
+    return replace(run, lock=next(iter(locks), None)), data
 
 
-def _new_folder(preset: str, output: str | None, echo: dict[str, Any], data: Dataset) -> Path:
-    """The folder of a new run, with its config and its tokenizer."""
+def _new_folder(preset: str, output: str | None, echo: dict[str, Any], data: Dataset,
+                locks: list[Lock]) -> Path:
+    """The folder of a new run, with its config and its tokenizer; its lock is added to `locks`."""
+    folder, lock = _claim(Path(output)) if output else _next_folder(preset)
     try:
-        folder = _claim(Path(output)) if output else _next_folder(preset)
-        (folder / CONFIG).write_text(json.dumps(echo, indent=1), encoding="utf-8")
+        with whole_file(folder / CONFIG) as f:
+            f.write(json.dumps(echo, indent=1).encode())
         data.tokenizer.save(folder / TOKENIZER)
-    except OSError as e:
-        raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+    except CheckError as e:
+        _give_back(folder)
+        raise CheckError(f"the run folder must be writable; got {e.__cause__}; "
+                         "make room, or give another --output") from None
+    locks.append(lock)
     return folder
 
 
@@ -78,16 +88,18 @@ def _require_one_job(run: Run) -> None:
 
 
 def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
-    """The run in `path`, from its newest checkpoint. `typed`: config fields given anew; free ones may change.
+    """The run in `path`, from its newest whole checkpoint; damaged ones after it are set aside, and it is
+    said. `typed`: config fields given anew; free ones may change.
 
-    Raises CheckError for a missing, damaged or foreign checkpoint, a changed config (naming the fields) or
-    other data.
+    Raises CheckError for a missing or foreign checkpoint, if all are damaged, where another process trains,
+    for a changed config (naming the fields) or other data.
     """
-    checkpoint = latest(path)
-    state = read_state(checkpoint)
-    later = [c.name for c in checkpoints(checkpoint.parent) if c.name > checkpoint.name]
-    check(not later, f"a run must go on from its newest checkpoint, {max(later, default='')}", checkpoint,
-          f"give {checkpoint.parent}, or delete the later checkpoints first")
+    place = Path(path)
+    folder = place.parent if files.is_best(place) or (place / files.MARK).is_file() else place
+    check(folder.is_dir(), "a model must be the folder of a training run", place,
+          "give the folder that training printed")
+    locks: list[Lock] = []                                 # of the first rank alone
+    checkpoint, state = parallel.here().told(lambda: _secured(place, folder, locks))
     was = train_config(state)
     refuse_changes(state, typed)
     cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
@@ -95,13 +107,47 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     if "val" not in typed and is_dataset(cfg.corpus):      # perhaps instead of texts; it has its validation
         cfg = replace(cfg, val=None)
     data = world.in_turn(lambda: _same_data(checkpoint, state, cfg))
-    check(os.access(checkpoint.parent, os.W_OK), "the run folder must be writable", checkpoint.parent,
-          "change its permissions, or copy it")
     ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
     run = restore(checkpoint, state, cfg, _checksums(data), ops)
     _require_one_job(run)
-    return run, data
+    if other := changes(state.get("computed with"), computed_with(cfg.backend)):
+        print(f"{folder} goes on with {other}: it may differ from an uninterrupted run in the last digits; "
+              f"for the same bits, resume with what {checkpoint.name}/{files.STATE} names", file=sys.stderr)
+    return replace(run, lock=next(iter(locks), None)), data
+
+
+def _secured(place: Path, folder: Path, locks: list[Lock]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from, and its state; the lock of its folder is added to `locks`."""
+    check(os.access(folder, os.W_OK), "the run folder must be writable", folder,
+          "change its permissions, or copy it")
+    locks.append(hold(folder))
+    files.tidy(folder)
+    given, newest = latest(place), latest(folder)
+    check(given == newest, f"a run must go on from its newest checkpoint, {newest.name}", given,
+          f"give {folder}, or delete the later checkpoints first")
+    return _whole(folder)
+
+
+def _whole(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is as it was written, and its state. Those after it are set aside.
+
+    Raises DamagedError, and moves nothing, if there is none.
+    """
+    damaged: list[tuple[Path, CheckError]] = []
+    for checkpoint in reversed(checkpoints(folder, marked=False)):
+        try:
+            state = files.verified(checkpoint)
+            break
+        except files.DamagedError as e:
+            damaged.append((checkpoint, e))
+    else:
+        raise damaged[0][1]
+    for bad, why in damaged:
+        what, _, _ = str(why).rpartition("; ")
+        print(f"a damaged checkpoint: {what}; it is now {files.set_aside(bad)}, and the run goes on from "
+              f"{checkpoint.name}", file=sys.stderr)
+    return checkpoint, state
 
 
 def announcement(run: Run, data: Dataset) -> str:
@@ -128,10 +174,10 @@ def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dat
     if other:
         began = (run / CONFIG if (run / CONFIG).exists() else checkpoint).stat().st_mtime_ns
         texts = [cfg.corpus] if cfg.val is None else [cfg.corpus, cfg.val]
-        files = [file for text in texts for file in changed_since(text, began)]
+        changed = [file for text in texts for file in changed_since(text, began)]
         raise CheckError("a resumed run must see the same data: the corpus that it was started with; "
                          f"got other {', '.join(other)} from {' and '.join(texts)}, of which "
-                         f"{', '.join(files[:9]) or 'no file'} changed since the run began; "
+                         f"{', '.join(changed[:9]) or 'no file'} changed since the run began; "
                          f"put the text back as it was{_also(state)}")
     return data
 
@@ -166,18 +212,37 @@ def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
           "use a smaller --batch or --context (more with --accumulate), or a smaller model")
 
 
-def _claim(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _claim(folder: Path) -> tuple[Path, Lock]:
+    """Make the folder of a new run, and lock it. Of two that begin in the same one, the second is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(folder)
+        others = [p.name for p in folder.iterdir() if p.name != LOCK]
+    except OSError as e:
+        raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+    check(not others, "a new run needs a new or empty folder", f"{others[0]} in {folder}" if others else "",
+          "give another --output")
+    return folder, lock
 
 
-def _next_folder(preset: str) -> Path:
+def _next_folder(preset: str) -> tuple[Path, Lock]:
     """Make the first of runs/<preset>-001, -002, ... that is free: two runs started at once get two."""
     for n in range(1, 1_000_000):
         folder = Path("runs") / f"{preset}-{n:03d}"
         try:
             folder.mkdir(parents=True)
-            return folder
         except FileExistsError:
             continue
+        except OSError as e:
+            raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
+        return _claim(folder)
     raise CheckError(f"runs/{preset}-NNN must have a free number; got a million runs; give --output")
+
+
+def _give_back(folder: Path) -> None:
+    """Leave a folder in which a run could not begin as free as it was."""
+    for name in (CONFIG, TOKENIZER, LOCK):
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

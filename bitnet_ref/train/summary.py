@@ -15,6 +15,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.checks import CheckError
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
@@ -49,9 +50,10 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
         folder = run.folder / "pictures"
         summary["pictures"] = [str(folder / f"{name}.png") for name in (*pictures, "overview")]
-        (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        with whole_file(run.folder / SUMMARY) as f:
+            f.write(json.dumps(summary, indent=1).encode())
         report.write(run.folder, pictures)
-    except OSError as e:
+    except (OSError, CheckError) as e:
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
     return summary

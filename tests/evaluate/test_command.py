@@ -179,7 +179,7 @@ def test_a_corpus_that_is_gone_is_named_with_the_way_out(run, tmp_path):
 def test_a_model_that_does_not_say_what_it_was_trained_on_needs_a_corpus(train, run, tmp_path):
     path = tiny.copy(tiny.trained(), tmp_path / "run")
     state = json.loads((latest(path) / STATE).read_text(encoding="utf-8"))
-    (latest(path) / STATE).write_text(json.dumps({**state, "train": train}), encoding="utf-8")
+    tiny.put_state(latest(path), {**state, "train": train})
     code, _, err = run(model=path)
     assert code == 2
     tiny.assert_three_parts(err, "must say what the run was trained on", "--corpus PATH")

@@ -149,13 +149,12 @@ def test_the_masters_of_a_run_are_read_when_asked_for(monkeypatch):
 @pytest.mark.parametrize("field", ["n_layers", "d_ff"])
 def test_a_run_whose_config_claims_another_shape_is_refused(field, tmp_path):
     run = tiny.copy(tiny.trained(), tmp_path / "run")
-    file = latest(run) / "state.json"
-    state = json.loads(file.read_text())
+    state = json.loads((latest(run) / "state.json").read_text())
     state["model"][field] *= 2
-    file.write_text(json.dumps(state))
+    tiny.put_state(latest(run), state)
     with refusal("tensors.safetensors must be F32", "give another checkpoint"):
         open_run(run)
-    file.write_text(file.read_text().replace(state["sha256"], "0" * 64))
+    tiny.put_state(latest(run), {**state, "sha256": "0" * 64})
     with refusal("SHA-256"):
         open_run(run)
 
