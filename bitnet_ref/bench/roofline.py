@@ -137,7 +137,8 @@ def bandwidth(threads: int, size: int = timing.OUT_OF_CACHE) -> float:
 
 
 def float32_peak(threads: int) -> float:
-    """float32 operations per second of a register tile whose operands lie in L1."""
+    """float32 operations per second of a register tile whose operands lie in L1 (all processors at most)."""
+    threads = min(threads, timing.available())
     a, b = np.ones(ROWS * DEPTH, np.float32), np.ones(DEPTH * WIDE * LANES, np.float32)
     return _tiles_per_second(float_tiles, a, b, np.float32, threads)
 

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     # Imported after parsing, so that --help answers at once.
-    from bitnet_ref.bench import roofline, timing
+    from bitnet_ref.bench import roofline
     from bitnet_ref.train import loop, start, summary
     if args.resume is not None:
         check(args.preset is args.config is args.output is None, "--resume takes its config from the run",
@@ -40,14 +40,10 @@ def main(argv: list[str]) -> int:
     else:
         run, data = start.start(*configs(args), args.output)
     print(start.announcement(run, data), file=sys.stderr)
-
-    def peak(threads: int) -> float:
-        return roofline.float32_peak(min(threads, timing.available()))
-
     try:
         loop.train(run, data)
         if run.world.rank == 0:
-            print(summary.page(run, summary.finish(run, data, peak=peak)))
+            print(summary.page(run, summary.finish(run, data, peak=roofline.float32_peak)))
     except KeyboardInterrupt as e:           # between two steps it says where it was saved; else at once
         print(str(e) or "interrupted; go on from the last checkpoint, if there is one, with:\n"
               f"    python -m bitnet_ref.train --resume {run.folder}", file=sys.stderr)

@@ -3,7 +3,7 @@
 The events are a copy of log.jsonl and nothing else. Every start writes them anew from the log as it was cut,
 so a resumed run shows no step twice. Their step is the cursor, which no rollback takes back. The file is
 written in the training thread, not by one behind it: a full disk is then a refusal, not a run that hangs.
-Read after: train/log. Read next: train/checkpoint.
+Read after: train/log. Read next: train/computed.
 """
 
 import json

@@ -4,7 +4,7 @@ What that takes: parameters, both moments, the two counters (`step`: updates app
 `cursor`: batches consumed, drives the data), the early-stopping state, and the trits of the last log line and
 of the last ternarisation. Batches and schedules are pure functions of the counters, so there is nothing else
 to remember.
-Read after: train/board. Read next: train/start.
+Read after: train/parallel. Read next: train/start.
 """
 
 import os

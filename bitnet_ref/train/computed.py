@@ -2,7 +2,7 @@
 
 A checkpoint carries it. A run that goes on with something else goes on, and is told that it no longer equals
 the run that nothing happened to, bit for bit: to refuse would lose the run, to say nothing the promise.
-Read after: train/log. Read next: train/lock.
+Read after: train/board. Read next: train/lock.
 """
 
 import hashlib
@@ -12,18 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import bitnet_ref
-from bitnet_ref import kernels
+from bitnet_ref import __version__, kernels
 
 # What a parameter is computed by, of the package's own sources.
-SOURCES = ("quant.py", "layers", "kernels", "model", "data/batches.py", "train")
+SOURCES = ("quant.py", "layers", "kernels", "model", "data", "train")
 LIBRARIES = "numpy", "numba", "llvmlite"
 FREE = "threads", "sources"                  # the first changes no bit; the second is told in words
 
 
 def computed_with(backend: str) -> dict[str, Any]:
     """{what: which} of this process, with a digest of the sources; JSON."""
-    found = {"bitnet_ref": bitnet_ref.__version__, "sources": sources(), "python": platform.python_version(),
+    found = {"bitnet_ref": __version__, "sources": sources(), "python": platform.python_version(),
              "processor": platform.machine(), **{name: _version(name) for name in LIBRARIES}, **_blas()}
     return found | kernels.about(backend)
 
@@ -31,7 +30,7 @@ def computed_with(backend: str) -> dict[str, Any]:
 @cache
 def sources() -> str:
     """16 hex digits of the SHA-256 of the sources that compute a run, names and line ends included."""
-    root = Path(bitnet_ref.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(f for name in SOURCES for f in (root / name, *(root / name).rglob("*.py"))):
         if not file.is_file():

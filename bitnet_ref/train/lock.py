@@ -3,7 +3,7 @@
 The file .lock says who holds it, for the message; the lock itself is the kernel's, so that a trainer killed
 by SIGKILL or a power cut leaves none behind. A file system without locks (some network ones) is said on
 stderr: there, nothing but care keeps two trainers apart.
-Read after: train/computed. Read next: train/checkpoint.
+Read after: train/computed. Read next: train/parallel.
 """
 
 import os

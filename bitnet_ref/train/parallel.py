@@ -3,7 +3,7 @@
 Micro-batch m is computed by rank m % size. The sum of the gradients is a fixed binary tree over the numbers
 of the micro-batches, whoever computed them, so the number of ranks changes no bit of a run (docs/scaling.md).
 Every rank then makes the same update; the first alone prints, logs, saves and validates.
-Read after: train/log. Read next: train/checkpoint.
+Read after: train/lock. Read next: train/checkpoint.
 """
 
 import os
