@@ -104,7 +104,8 @@ def announcement(run: Run, data: Dataset) -> str:
     threads = kernels.about(run.cfg.backend)["threads"]
     ranks = f" in each of {run.world.size} ranks" if run.world.size > 1 else ""
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}{ranks}")
+            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, "
+            f"threads {threads}{ranks}")
 
 
 def _checksums(data: Dataset) -> dict[str, str]:
