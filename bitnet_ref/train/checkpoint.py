@@ -25,6 +25,7 @@ from bitnet_ref.train import log
 from bitnet_ref.train.optim import Adam
 from bitnet_ref.train.stability import Guard
 
+PREFIXES = files.PARAM, files.MOMENT1, files.MOMENT2
 SEEN = "seen."                                             # prefix of the trits of the last log line
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
@@ -52,11 +53,12 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
     """A run at step 0, with the initial parameters of cfg.seed."""
     params = init_params(model_cfg, cfg.seed)
     model = Transformer(model_cfg, params, ops)
-    return Run(folder, cfg, model, params.zeros_like(), Adam(params.zeros_like(), params.zeros_like()), data)
+    adam = Adam(params.zeros_like(), params.zeros_like())
+    return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard))
 
 
-def save(run: Run) -> Path:
-    """Write a checkpoint and remove all but the last `keep`. Returns its folder."""
+def save(run: Run, keep: int | None = None) -> Path:
+    """Write a checkpoint and remove all but the last `keep` (of the config). Returns its folder."""
     params = run.model.params
     assert params is not None
     tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
@@ -70,7 +72,7 @@ def save(run: Run) -> Path:
              "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
              "computed with": kernels.about(run.cfg.backend), **run.data}
     path = files.write_checkpoint(run.folder, run.step, tensors, state)
-    for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
+    for old in files.checkpoints(run.folder)[:-(keep or run.cfg.keep)]:
         with suppress(OSError):              # one too many is no reason to stop
             files.remove(old)
     return path
@@ -91,27 +93,42 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
               f"{value[:12]}, trained on {str(state.get(name))[:12]}",
               "resume with the corpus that the run was started with")
     _check_counters(checkpoint / files.STATE, state, cfg)
-    prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
-    tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
+    tensors = _tensors(checkpoint, state)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
+    _fill(run, checkpoint, state, tensors)
+    run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
+    run.best = float("inf") if state.get("best") is None else state["best"]
+    run.validated = state["validated"]
+    run.guard.restore(state.get("guard"))
+    log.cut_after(run.folder, run.cursor, run.validated)
+    return run
+
+
+def load(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
+    """Fill parameters, moments and trits of `run`, of the same model, from `checkpoint`; no counter changes.
+
+    Raises CheckError if the file is damaged.
+    """
+    _fill(run, checkpoint, state, _tensors(checkpoint, state))
+
+
+def _tensors(checkpoint: Path, state: dict[str, Any]) -> dict[str, np.ndarray]:
+    return files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], PREFIXES)
+
+
+def _fill(run: Run, checkpoint: Path, state: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     params = run.model.params
     assert params is not None
-    for prefix, part in zip(prefixes, (params, run.adam.first, run.adam.second)):
+    for prefix, part in zip(PREFIXES, (params, run.adam.first, run.adam.second)):
         files.fill(part, tensors, prefix)
     run.model.requantise()
     trits = run.model.weights.trits()
     run.seen = {name: _trits(tensors, SEEN + name, trits.get(name)) for name in state["seen"]}
-    if cfg.requantize_every > 1:
+    if run.cfg.requantize_every > 1:
         kept = files.read_tensors(checkpoint, state, [p + name for p in (WORKING, SCALE) for name in trits])
         run.model.use(Weights({**run.model.weights,
                                **{n: Trits(_trits(kept, WORKING + n, t), _scale(kept, SCALE + n))
                                   for n, t in trits.items()}}))
-    run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
-    run.best = float("inf") if state.get("best") is None else state["best"]
-    run.validated = state["validated"]
-    run.guard.restore(state["guard"])
-    log.cut_after(run.folder, run.cursor, run.validated)
-    return run
 
 
 def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:

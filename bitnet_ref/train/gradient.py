@@ -12,6 +12,7 @@ import numpy as np
 from bitnet_ref.data.batches import batch
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.model.transformer import name_nonfinite
+from bitnet_ref.train import inject
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.optim import clip_
 
@@ -29,11 +30,11 @@ def gradient(run: Run, data: Dataset) -> Report:
     """Fill run.grads with the clipped gradient of step `run.cursor`; nothing else of the run changes."""
     cfg = run.cfg
     first, length = run.cursor * cfg.accumulate, run.model.cfg.context
-    batches = [batch(data.train.tokens, first + m, cfg.batch, length, cfg.seed)
+    batches = [inject.tokens(run, first + m, batch(data.train.tokens, first + m, cfg.batch, length, cfg.seed))
                for m in range(cfg.accumulate)]
     ids = np.concatenate([ids for ids, _ in batches])
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named
-        loss = run.model.loss_and_grads(batches, run.grads)
+        loss = inject.loss_(run, run.model.loss_and_grads(batches, run.grads))
         norm = clip_(run.grads.flat, cfg.max_norm, run.model.plan.ops)
         bad = None if np.isfinite(loss) and np.isfinite(norm) else first_bad(run, loss, ids)
     return Report(loss, norm, ids.size, bad)

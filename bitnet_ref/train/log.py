@@ -1,8 +1,9 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
 Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
-"eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
-lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
+"event" (what the guard did), "eval", "final" (all of the validation text). Only `seconds` differs between two
+runs of one seed. On resume, lines after the checkpoint's step are cut: the log of a resumed run equals that
+of an uninterrupted one.
 Read after: train/optim. Read next: train/checkpoint.
 """
 
@@ -22,6 +23,7 @@ from bitnet_ref.quant import ternary_stats
 
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
+EVENTS = {"skip": (), "rollback": ("from", "to")}         # what the guard did, and the steps that it names
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -75,6 +77,10 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
           text[:60], FIX)
     for name in NUMBERS.get(line["kind"], ()):
         check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
+    if line["kind"] == "event":
+        names = EVENTS.get(line.get("what") if isinstance(line.get("what"), str) else "")
+        check(names is not None and all(type(line.get(name)) is int for name in names),
+              f"{where} must say what happened ({', '.join(EVENTS)}) and between which steps", text[:60], FIX)
     if line["kind"] == "layers":
         layers = line.get("layers")
         check(isinstance(layers, dict) and all(isinstance(m, dict) and all(map(_is_number, m.values()))

@@ -1,12 +1,66 @@
-"""Back to the last good checkpoint: parameters, moments and step, but not the batches.
+"""Back to the last good checkpoint: parameters, moments and step, but not the batches, which stay behind.
 
-Read after: train/gradient. Read next: train/loop.
+Nothing is written but, where no checkpoint is old enough, the initial parameters. A run killed here goes on
+from a checkpoint before the trouble (or in it) and comes to the same verdicts, hence to the same rollback.
+Read after: train/gradient. Read next: train/inject.
 """
 
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 from bitnet_ref.checks import CheckError
-from bitnet_ref.train.checkpoint import Run
+from bitnet_ref.formats import checkpoint as files
+from bitnet_ref.model.params import init_params
+from bitnet_ref.train.checkpoint import Run, load, save
+from bitnet_ref.train.stability import Guard
 
 
 def roll_back(run: Run) -> int:
-    """Restore the newest good checkpoint, except for the cursor and the guard. Returns its step."""
-    raise CheckError(f"a rollback needs a checkpoint; got none in {run.folder}; start anew")
+    """Restore the newest checkpoint from before the trouble (run.guard.since), else the initial parameters.
+
+    The cursor, the guard's rate and the early-stopping state stay. Later checkpoints may be of the damaged
+    model and are removed, before anything else: killed then, the run repeats the steps to here from the one
+    restored. Where there is none, the beginning is saved first, so that at no moment there is nothing.
+    Returns the step. Raises CheckError when the disk refuses.
+    """
+    poisoned = [c for c in files.checkpoints(run.folder) if c.name >= f"step-{run.guard.since:08d}"]
+    good = [c for c in files.checkpoints(run.folder) if c not in poisoned]
+    if not any(_restored(run, checkpoint) for checkpoint in reversed(good)):
+        _restart(run)
+        beginning = replace(run, cursor=0, best=math.inf, stale=0, validated=-1, guard=Guard())
+        save(beginning, keep=len(poisoned) + len(good) + 1)
+    run.validated = run.step
+    for checkpoint in poisoned:
+        try:
+            files.remove(checkpoint)
+        except OSError as e:
+            raise CheckError(f"a checkpoint of a damaged model must be removable; got {e}; delete "
+                             f"{checkpoint} and resume") from None
+    return run.step
+
+
+def _restored(run: Run, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is whole; if so, `run` is there now. A damaged one is passed over."""
+    try:
+        state = files.read_state(checkpoint)
+        load(run, checkpoint, state)
+        run.guard.rewind(state["guard"])
+        run.step = state["step"]
+    except CheckError as e:
+        print(f"passing over {checkpoint}: {e}", file=sys.stderr)
+        return False
+    return True
+
+
+def _restart(run: Run) -> None:
+    """The initial parameters of the run's seed, and nothing learnt."""
+    params = run.model.params
+    assert params is not None
+    params.flat[:] = init_params(run.model.cfg, run.cfg.seed).flat
+    for moment in run.adam:
+        moment.flat[:] = 0
+    run.model.requantise()
+    run.seen, run.step = {}, 0
+    run.guard.rewind({"loss": [], "norm": []})

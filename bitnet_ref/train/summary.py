@@ -16,6 +16,7 @@ from bitnet_ref.checks import CheckError
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
+from bitnet_ref.train import log
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.loop import final_score
 from bitnet_ref.train.plots import draw
@@ -29,10 +30,12 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
     model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
+    events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
+        "batches skipped": events.count("skip"), "rollbacks": events.count("rollback"),
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **kernels.about(run.cfg.backend)},
     }
@@ -75,6 +78,7 @@ bits per byte     {summary["bits per byte"]:.3f}   this model
                   {others["gzip -9"]:.3f}   gzip -9, given the training text first \
 (it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
+guard             {summary["batches skipped"]} batches skipped, {summary["rollbacks"]} rollbacks
 pictures          {run.folder / "pictures"}
 
 Try next:
