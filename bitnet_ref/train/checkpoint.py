@@ -57,8 +57,29 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
     return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard))
 
 
-def save(run: Run, keep: int | None = None) -> Path:
-    """Write a checkpoint and remove all but the last `keep` (of the config). Returns its folder."""
+def save(run: Run) -> Path:
+    """Write a checkpoint and remove those that need not be kept. Returns its folder."""
+    path = write(run)
+    *older, newest = files.checkpoints(run.folder)
+    passing = run.step < run.cfg.steps and not scheduled(run, newest)
+    regular = [c for c in older if scheduled(run, c)]
+    kept = regular[max(0, len(regular) + 1 - passing - run.cfg.keep):]
+    for old in older:
+        if old not in kept:
+            with suppress(OSError):          # one too many is no reason to stop
+                files.remove(old)
+    return path
+
+
+def scheduled(run: Run, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is of a multiple of save_every. One of Ctrl-C is there to resume from, gone with
+    the next, so that a rollback goes where it would have gone without."""
+    step = checkpoint.name.removeprefix("step-")
+    return step.isdecimal() and int(step) % run.cfg.save_every == 0
+
+
+def write(run: Run) -> Path:
+    """Write a checkpoint and remove none. Returns its folder."""
     params = run.model.params
     assert params is not None
     tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
@@ -71,11 +92,7 @@ def save(run: Run, keep: int | None = None) -> Path:
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
              "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
              "computed with": kernels.about(run.cfg.backend), **run.data}
-    path = files.write_checkpoint(run.folder, run.step, tensors, state)
-    for old in files.checkpoints(run.folder)[:-(keep or run.cfg.keep)]:
-        with suppress(OSError):              # one too many is no reason to stop
-            files.remove(old)
-    return path
+    return files.write_checkpoint(run.folder, run.step, tensors, state)
 
 
 def train_config(state: dict[str, Any]) -> TrainConfig:

@@ -13,31 +13,31 @@ from pathlib import Path
 from bitnet_ref.checks import CheckError
 from bitnet_ref.formats import checkpoint as files
 from bitnet_ref.model.params import init_params
-from bitnet_ref.train.checkpoint import Run, load, save
+from bitnet_ref.train.checkpoint import Run, load, scheduled, write
 from bitnet_ref.train.stability import Guard
 
 
 def roll_back(run: Run) -> int:
     """Restore the newest checkpoint from before the trouble (run.guard.since), else the initial parameters.
 
-    The cursor, the guard's rate and the early-stopping state stay. Later checkpoints may be of the damaged
-    model and are removed, before anything else: killed then, the run repeats the steps to here from the one
-    restored. Where there is none, the beginning is saved first, so that at no moment there is nothing.
+    The cursor, the guard's rate and the early-stopping state stay. Later checkpoints, which may be of the
+    damaged model, are removed: killed before, between or after, the run repeats the steps to here. Where none
+    is old enough, the beginning is saved first, so that at no moment there is nothing.
     Returns the step. Raises CheckError when the disk refuses.
     """
-    poisoned = [c for c in files.checkpoints(run.folder) if c.name >= f"step-{run.guard.since:08d}"]
-    good = [c for c in files.checkpoints(run.folder) if c not in poisoned]
+    found = [c for c in files.checkpoints(run.folder) if scheduled(run, c)]
+    good = [c for c in found if c.name < f"step-{run.guard.since:08d}"]
     if not any(_restored(run, checkpoint) for checkpoint in reversed(good)):
         _restart(run)
-        beginning = replace(run, cursor=0, best=math.inf, stale=0, validated=-1, guard=Guard())
-        save(beginning, keep=len(poisoned) + len(good) + 1)
+        write(replace(run, cursor=0, best=math.inf, stale=0, validated=-1, guard=Guard()))
     run.validated = run.step
-    for checkpoint in poisoned:
-        try:
-            files.remove(checkpoint)
-        except OSError as e:
-            raise CheckError(f"a checkpoint of a damaged model must be removable; got {e}; delete "
-                             f"{checkpoint} and resume") from None
+    for later in files.checkpoints(run.folder):
+        if later.name > f"step-{run.step:08d}":
+            try:
+                files.remove(later)
+            except OSError as e:
+                raise CheckError(f"a checkpoint of a damaged model must be removable; got {e}; delete "
+                                 f"{later} and resume") from None
     return run.step
 
 
