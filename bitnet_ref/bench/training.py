@@ -2,7 +2,7 @@
 
 A step is the trainer's own: gradients, clipping, AdamW, new trits, checks for NaN. Its limit is the products
 of model/cost.py alone: the forward's ternary ones as int8 dot products, all the others in float32.
-Read after: bench/inference. Read next: bench/startup.
+Read after: bench/inference. Read next: bench/stability.
 """
 
 from collections.abc import Callable

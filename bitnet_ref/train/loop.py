@@ -2,7 +2,7 @@
 
 A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
 run resumed there validates first, as it would have.
-Read after: train/rollback. Read next: train/plots.
+Read after: train/inject. Read next: train/plots.
 """
 
 import sys
