@@ -133,7 +133,7 @@ def block(f: dict[str, Any]) -> str:
                     f"{_against(guarded, f['seeds'])} | {guarded['skipped']} | {guarded['rollbacks']} |")
     calm = ["| undisturbed run | batches skipped | rollbacks | largest z of the loss | of the norm |",
             "| --- | --- | --- | --- | --- |"]
-    calm += [f"| {what} | {r['skipped']} | {r['rollbacks']} | {r['loss_z']:.1f} | {r['norm_z']:.1f} |"
+    calm += [f"| {what} | {r['skipped']} | {r['rollbacks']} | {_score(r['loss_z'])} | {_score(r['norm_z'])} |"
              for what, r in f["quiet"].items()]
     return (f"`{f['preset']}`, {f['steps']} steps, {f['seeds']} seeds; losses are of all of the validation "
             "text, against the undisturbed run of the same seed.\n\n" + "\n".join(rows)
@@ -143,6 +143,10 @@ def block(f: dict[str, Any]) -> str:
 
 def _asked(name: str, asked: dict[str, str | None]) -> str:
     return name if asked[name] is None else f"`{asked[name]}`"
+
+
+def _score(z: float | None) -> str:
+    return "none: too short a run" if z is None else f"{z:.1f}"
 
 
 def _against(row: dict[str, Any], seeds: int) -> str:

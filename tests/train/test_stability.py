@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -232,29 +233,33 @@ def test_switched_off_it_ends_the_run_where_something_is_not_finite_and_nowhere_
 # --- its state ---------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.sampled_from([4.0, 4.1, 4.5, 9.0, None]), max_size=60), st.integers(0, 60))
-def test_a_guard_restored_from_json_judges_the_same(losses, cut):
-    driver = Driver().quiet()
-    losses = [x for x in losses for _ in range(8)]
-    for n, loss in enumerate(losses):
-        if n == 8 * cut:
-            again = Guard()
-            again.restore(json.loads(json.dumps(driver.guard.state())))
-            other = Driver(again, driver.step)
-        try:
-            verdict = driver.see(loss, 0.5)
-        except CheckError:
-            verdict = CheckError
-        if n >= 8 * cut:
-            other.rng.bit_generator.state = {**driver.rng.bit_generator.state}
-            if loss is None:
-                loss = driver.guard.loss.values[-1]
-            if verdict is CheckError:
-                with pytest.raises(CheckError):
-                    other.see(loss, 0.5)
-                return
-            assert other.see(loss, 0.5) is verdict
-            assert other.guard.state() == driver.guard.state()
+def replay(guard, seen):
+    """What `guard` says to reports of (loss, norm, step after an update or before it)."""
+    for loss, norm, step in seen:
+        verdict = guard.judge(report(loss, norm), step)
+        yield guard.settle(None, step + 1) if verdict is APPLY else verdict
+
+
+def test_a_guard_restored_from_json_judges_the_same_wherever_it_was_saved():
+    """Through skips, both kinds of rollback, the way back up, and until it gives up."""
+    driver, seen, states, verdicts = Driver(), [], [], []
+    noise = [None] * 10
+    script = noise * 7 + [9.0] * (BAD_STEPS + 20) + noise + [4.7] * RAISED_STEPS + noise * 6 + [9.0] * 700
+    with pytest.raises(CheckError) as end:                          # noqa: PT012
+        for loss in script:
+            loss = 4.0 + driver.rng.normal() * 0.1 if loss is None else loss
+            states.append(json.dumps(driver.guard.state()))
+            seen.append((loss, 0.5, driver.step))
+            verdicts.append(driver.see(loss, 0.5))
+    assert verdicts.count(ROLLBACK) >= ROLLBACKS
+    assert json.loads(states[-1])["tries"] == ROLLBACKS
+    for cut in [*range(0, len(states) - 1, 9), len(states) - 1]:
+        again = Guard()
+        again.restore(json.loads(states[cut]))
+        given = []
+        with pytest.raises(CheckError, match=re.escape(str(end.value))):
+            given.extend(replay(again, seen[cut:]))
+        assert given == verdicts[cut:], cut
 
 
 @pytest.mark.parametrize(("name", "value"), [
