@@ -109,6 +109,8 @@ class TrainConfig:
     max_norm: float = _opt(1.0, "gradient norm above which the gradient is scaled down")
     requantize_every: int = _opt(1, "steps between ternarisations of the weights; above 1 is an experiment")
     patience: int | None = _opt(None, "stop after this many validations without improvement")
+    guard: bool = _opt(True, "skip bad batches, go back when the model is damaged (docs/stability.md)")
+    inject: str | None = _opt(None, "laboratory: induce trouble, as in spike@200,nan@350 (docs/stability.md)")
     val_fraction: float = _opt(0.05, "share of the documents held out for validation")
     val: str | None = _opt(None, "a text or a named corpus to validate on, instead of documents held out",
                            free=True)
@@ -138,6 +140,20 @@ class TrainConfig:
               self.weight_decay, "use 0 or more")
         check(self.warmup >= 0, "warmup must not be negative", self.warmup, "use 0 or more")
         check(0 <= self.seed < 1 << 64, "seed must lie in [0, 2^64)", self.seed, "choose another")
+        injections(self.inject)
+
+
+TROUBLE = "nan", "spike", "lr", "flip"                   # what --inject knows (train/inject.py)
+
+
+def injections(text: str | None) -> list[tuple[str, int]]:
+    """[(kind, batch)] of "spike@200,nan@350". Raises CheckError for anything else."""
+    parts = [part.strip().partition("@") for part in text.split(",")] if text is not None else []
+    for kind, _, at in parts:
+        check(kind in TROUBLE and at.isascii() and at.isdigit() and len(at) < 16,
+              f"inject must be a list of {'@N, '.join(TROUBLE)}@N, with N the number of a batch", repr(text),
+              "write, for example, --inject spike@200,nan@350")
+    return [(kind, int(at)) for kind, _, at in parts]
 
 
 def value_type(annotation: Any) -> type:

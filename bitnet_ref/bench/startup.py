@@ -2,7 +2,7 @@
 
 Each is a process of its own, as a user starts it. The model is a run of `nano` with its initial weights, in a
 temporary folder. Cold means a fresh cache folder: everything is compiled.
-Read after: bench/saving. Read next: bench/report.
+Read after: bench/stability. Read next: bench/report.
 """
 
 import itertools

@@ -120,16 +120,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint's name; None for any other name."""
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 for any other name."""
     found = NAME.fullmatch(checkpoint.name)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else -1
 
 
 def checkpoints(run: Path, marked: bool = True) -> list[Path]:
     """The complete checkpoints of a run, oldest first by their steps. `marked`: not those without a DONE."""
     try:
-        steps = {p: step for p in run.glob("step-*") if (step := step_of(p)) is not None and p.is_dir()}
+        steps = {p: step for p in run.glob("step-*") if (step := step_of(p)) >= 0 and p.is_dir()}
         return sorted((p for p in steps if not marked or (p / MARK).is_file()), key=lambda p: steps[p])
     except OSError as e:
         raise unreadable(run, e) from None

@@ -28,6 +28,7 @@ from bitnet_ref.train.optim import Adam
 from bitnet_ref.train.parallel import World, here
 from bitnet_ref.train.stability import Guard
 
+PREFIXES = files.PARAM, files.MOMENT1, files.MOMENT2
 SEEN = "seen."                                             # prefix of the trits of the last log line
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
@@ -66,11 +67,26 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
     """A run at step 0, with the initial parameters of cfg.seed."""
     params = init_params(model_cfg, cfg.seed)
     model = Transformer(model_cfg, params, ops)
-    return Run(folder, cfg, model, params.zeros_like(), Adam(params.zeros_like(), params.zeros_like()), data)
+    adam = Adam(params.zeros_like(), params.zeros_like())
+    return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard))
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint and remove all but the last `keep` and the best. Returns its folder.
+    """Write a checkpoint and remove those that need not be kept. Returns its folder."""
+    path = write(run)
+    if run.world.rank == 0:
+        _prune(run)
+    return path
+
+
+def scheduled(run: Run, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is of a multiple of save_every. One of Ctrl-C is there to resume from, gone with
+    the next, so that a rollback goes where it would have gone without."""
+    return files.step_of(checkpoint) % run.cfg.save_every == 0
+
+
+def write(run: Run) -> Path:
+    """Write a checkpoint and remove none. Returns its folder.
 
     The log is on the disk before it: a power cut leaves no checkpoint that knows more than the log. Of a job,
     the first rank writes. Raises CheckError if the replicas have come apart.
@@ -94,14 +110,17 @@ def save(run: Run) -> Path:
              "computed with": computed_with(run.cfg.backend), **run.data}
     with suppress(FileNotFoundError), open(run.folder / log.LOG, "r+b") as f:
         os.fsync(f.fileno())
-    path = files.write_checkpoint(run.folder, run.step, tensors, state)
-    _prune(run)
-    return path
+    return files.write_checkpoint(run.folder, run.step, tensors, state)
 
 
 def _prune(run: Run) -> None:
-    for old in files.checkpoints(run.folder)[:-run.cfg.keep]:
-        if run.best_saved is None or files.step_of(old) != run.best_saved.step:
+    """Remove all checkpoints but the newest, the last `keep` of the schedule, and the best."""
+    *older, newest = files.checkpoints(run.folder)
+    passing = run.step < run.cfg.steps and not scheduled(run, newest)
+    regular = [c for c in older if scheduled(run, c)]
+    kept = regular[max(0, len(regular) + 1 - passing - run.cfg.keep):]
+    for old in older:
+        if old not in kept and (run.best_saved is None or files.step_of(old) != run.best_saved.step):
             with suppress(OSError):          # one too many is no reason to stop
                 files.remove(old)
 
@@ -137,21 +156,9 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     """
     _check_data(checkpoint, state, cfg, data)
     _check_counters(checkpoint / files.STATE, state, cfg)
-    prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
-    tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
+    tensors = _tensors(checkpoint, state)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
-    params = run.model.params
-    assert params is not None
-    for prefix, part in zip(prefixes, (params, run.adam.first, run.adam.second)):
-        files.fill(part, tensors, prefix)
-    run.model.requantise()
-    trits = run.model.weights.trits()
-    run.seen = {name: _trits(tensors, SEEN + name, trits.get(name)) for name in state["seen"]}
-    if cfg.requantize_every > 1:
-        kept = files.read_tensors(checkpoint, state, [p + name for p in (WORKING, SCALE) for name in trits])
-        run.model.use(Weights({**run.model.weights,
-                               **{n: Trits(_trits(kept, WORKING + n, t), _scale(kept, SCALE + n))
-                                  for n, t in trits.items()}}))
+    _fill(run, checkpoint, state, tensors)
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
     run.best = float("inf") if state.get("best") is None else state["best"]
     run.validated = state["validated"]
@@ -161,6 +168,33 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
         log.cut_after(run.folder, run.cursor, run.validated)
         find_best(run)
     return run
+
+
+def load(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
+    """Fill parameters, moments and trits of `run`, of the same model, from `checkpoint`; no counter changes.
+
+    Raises CheckError if the file is damaged.
+    """
+    _fill(run, checkpoint, state, _tensors(checkpoint, state))
+
+
+def _tensors(checkpoint: Path, state: dict[str, Any]) -> dict[str, np.ndarray]:
+    return files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], PREFIXES)
+
+
+def _fill(run: Run, checkpoint: Path, state: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    params = run.model.params
+    assert params is not None
+    for prefix, part in zip(PREFIXES, (params, run.adam.first, run.adam.second)):
+        files.fill(part, tensors, prefix)
+    run.model.requantise()
+    trits = run.model.weights.trits()
+    run.seen = {name: _trits(tensors, SEEN + name, trits.get(name)) for name in state["seen"]}
+    if run.cfg.requantize_every > 1:
+        kept = files.read_tensors(checkpoint, state, [p + name for p in (WORKING, SCALE) for name in trits])
+        run.model.use(Weights({**run.model.weights,
+                               **{n: Trits(_trits(kept, WORKING + n, t), _scale(kept, SCALE + n))
+                                  for n, t in trits.items()}}))
 
 
 def _check_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from bitnet_ref.data.feed import micro_batch
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.model import Params
 from bitnet_ref.model.transformer import name_nonfinite
+from bitnet_ref.train import inject
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.optim import clip_
 from bitnet_ref.train.parallel import tree_sum
@@ -37,7 +38,7 @@ def gradient(run: Run, data: Dataset) -> Report:
     unchanged(data)
 
     def numbered(m: int) -> tuple[np.ndarray, np.ndarray]:
-        return micro_batch(feed, first + m, cfg.batch)
+        return inject.tokens(run, first + m, micro_batch(feed, first + m, cfg.batch))
 
     def fill(m: int, i: int) -> None:
         losses[m] = run.model.loss_and_grads([numbered(m)], partial_sum(run, i), 1 / cfg.accumulate)
@@ -45,7 +46,7 @@ def gradient(run: Run, data: Dataset) -> Report:
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named
         tree_sum(cfg.accumulate, fill, lambda i: partial_sum(run, i).flat, run.world)
         losses = run.world.added(losses)
-        loss = float(np.cumsum(losses)[-1])                                # one after the other, in order
+        loss = inject.loss_(run, float(np.cumsum(losses)[-1]))             # one after the other, in order
         norm = clip_(run.grads.flat, cfg.max_norm, run.model.plan.ops)
         bad = None if np.isfinite(loss) and np.isfinite(norm) else first_bad(run, losses, norm, numbered)
     return Report(loss, norm, cfg.accumulate * cfg.batch * run.model.cfg.context, bad)

@@ -17,6 +17,7 @@ from bitnet_ref.data.atomic import unreadable, whole_file
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
 IF_THERE = {"step": ("norm", "lr", "tokens", "seconds")}                           # and what they may lack
+EVENTS = {"skip": (), "rollback": ("from", "to")}         # what the guard did, and the steps that it names
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -71,6 +72,10 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
     there = [name for name in IF_THERE.get(line["kind"], ()) if name in line]
     for name in (*NUMBERS.get(line["kind"], ()), *there):
         check(_is_number(line.get(name)), f"{where} must have a number as {name}", repr(line.get(name)), FIX)
+    if line["kind"] == "event":
+        names = EVENTS.get(line.get("what") if isinstance(line.get("what"), str) else "")
+        check(names is not None and all(type(line.get(name)) is int for name in names),
+              f"{where} must say what happened ({', '.join(EVENTS)}) and between which steps", text[:60], FIX)
     if line["kind"] == "layers":
         layers = line.get("layers")
         check(isinstance(layers, dict) and all(isinstance(m, dict) and all(map(_is_number, m.values()))

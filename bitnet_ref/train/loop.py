@@ -2,7 +2,7 @@
 
 A checkpoint is written before the validation of the same step, so a validation that fails costs nothing; a
 run resumed there validates first, as it would have. The first step and the last are always saved.
-Read after: train/rollback. Read next: train/plots.
+Read after: train/inject. Read next: train/plots.
 """
 
 import sys
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
-from bitnet_ref.model.transformer import require_finite
-from bitnet_ref.train import board, log
+from bitnet_ref.model.transformer import name_nonfinite
+from bitnet_ref.train import board, inject, log
 from bitnet_ref.train.checkpoint import Run, note_best, save
 from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.interrupt import Interrupted, deferred
@@ -29,8 +29,8 @@ from bitnet_ref.train.stability import Verdict
 def train(run: Run, data: Dataset) -> None:
     """Train until cfg.steps updates are done, or validation stops improving (cfg.patience), or Ctrl-C.
 
-    Raises Interrupted after Ctrl-C, and NonFiniteError, naming step and tensor, when the guard is off, or
-    gives up, and the loss or the gradient is not finite.
+    Raises Interrupted after Ctrl-C, and NonFiniteError or CheckError, naming step and tensor, when the guard
+    gives up, or is off and something is not finite.
     """
     cfg = run.cfg
     follow_it = cfg.tensorboard and run.world.rank == 0
@@ -55,7 +55,8 @@ def train(run: Run, data: Dataset) -> None:
                 follow()
             stop = run.world.any(interrupted())
             applied = outcome.verdict is Verdict.APPLY
-            if (applied and (due(run.step, cfg.save_every) or run.step == cfg.steps)) or stop:
+            good = due(run.step, cfg.save_every) and run.guard.calm()
+            if (applied and (good or run.step == cfg.steps)) or stop:
                 save(run)
             if stop:
                 run.world.meet()                           # the first has saved
@@ -73,37 +74,38 @@ class Outcome(NamedTuple):
 def optimise(run: Run, data: Dataset) -> Outcome:
     """One optimisation step: the gradient, the guard's verdict, and what follows from it.
 
-    Nothing else changes the model. Raises NonFiniteError as `train` does.
+    Nothing else changes the model. Raises as `train` does.
     """
     began = time.perf_counter()
     report = gradient(run, data)
-    verdict = run.guard.judge(report)
+    verdict = run.guard.judge(report, run.step)
     run.cursor += 1                                        # whatever the verdict, this batch is behind us
-    values: dict[str, Any] = {"loss": report.loss, "norm": report.norm}
-    match verdict:
-        case Verdict.APPLY:
-            values |= update(run)
-        case Verdict.ROLLBACK:
-            values["to"] = roll_back(run)
+    values: dict[str, Any] = {"loss": report.loss, "norm": report.norm, **run.guard.z}
+    if verdict is Verdict.APPLY:
+        rates, bad = update(run)
+        values |= rates
+        verdict = run.guard.settle(bad, run.step)
+    if verdict is Verdict.ROLLBACK:
+        values |= {"from": run.step, "to": roll_back(run)}
     return Outcome(verdict, {**values, "tokens": report.tokens, "seconds": time.perf_counter() - began})
 
 
-def update(run: Run) -> dict[str, float]:
-    """One update by the gradient in run.grads; nothing else changes the model. Returns the rates.
-
-    Raises NonFiniteError when the new parameters are not finite.
-    """
+def update(run: Run) -> tuple[dict[str, float], str | None]:
+    """One update by the gradient in run.grads. Returns the rates, and what of the model is not finite now."""
     cfg, params, ops = run.cfg, run.model.params, run.model.plan.ops
     assert params is not None
-    lr, decay = lr_at(run.step, cfg) * run.guard.factor, wd_at(run.step, cfg)
+    lr, decay = lr_at(run.step, cfg) * run.guard.factor * inject.rate(run), wd_at(run.step, cfg)
     run.step += 1
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named below
         update_(params, run.grads, run.adam, run.step, lr, decay, cfg, ops)
+        inject.flip_(run)
         if run.step % cfg.requantize_every == 0:
             run.model.requantise()
-        require_finite(float(np.sum(params.flat)), f"the sum of the parameters after step {run.step}",
-                       run.model, np.zeros((1, 1), np.int64))
-    return {"lr": lr, "decay": decay}
+        total = float(np.sum(params.flat))
+        bad = None if np.isfinite(total) else (
+            f"the sum of the parameters after step {run.step} must be finite; got {total}, first in "
+            f"{name_nonfinite(run.model, np.zeros((1, 1), np.int64))}")
+    return {"lr": lr, "decay": decay}, bad
 
 
 def due(step: int, every: int) -> bool:
@@ -143,8 +145,10 @@ def tell(run: Run, bar: Any, outcome: Outcome) -> None:
     values = outcome.values
     if outcome.verdict is not Verdict.APPLY:
         what, why = outcome.verdict.value, run.guard.why
+        values = {k: v if v is None or np.isfinite(v) else None for k, v in values.items()}       # in `why`
         log.append(run.folder, "event", run.step, run.cursor, what=what, why=why, **values)
-        bar.write(f"step {run.step:6d}   {what}: {why}", file=sys.stderr)
+        said = f"back from step {values['from']}" if "from" in values else f"batch {run.cursor - 1} skipped"
+        bar.write(f"step {run.step:6d}   {said}: {why}", file=sys.stderr)
     else:
         log.append(run.folder, "step", run.step, run.cursor, **values)
         if due(run.step, run.cfg.log_every):
@@ -153,6 +157,7 @@ def tell(run: Run, bar: Any, outcome: Outcome) -> None:
             measures = layer_measures(params, weights, run.seen, run.grads, run.model.plan.ops)
             log.append(run.folder, "layers", run.step, run.cursor, layers=measures)
             run.seen = {name: t.w_q for name, t in weights.trits().items()}
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, "
+        z = "" if values["loss_z"] is None else f" (z {values['loss_z']:+.1f}, {values['norm_z']:+.1f})"
+        bar.set_postfix_str(f"loss {values['loss']:.3f}{z}, lr {values['lr']:.1e}, "
                             f"{values['tokens'] / values['seconds']:,.0f} tok/s", refresh=False)
     bar.update(run.step - bar.n)

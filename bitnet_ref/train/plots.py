@@ -66,9 +66,9 @@ def draw(run: Path, params: Params, ternary: bool) -> dict[str, str]:
 
 def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
     """{name: function that draws it on an axis}, in the order of a page."""
-    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers")}
+    lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers", "event")}
     steps, layers, scores = lines["step"], lines["layers"], lines["eval"] + lines["final"][-1:]
-    pictures: dict[str, Picture] = {"loss": lambda ax: _loss(ax, steps, scores)}
+    pictures: dict[str, Picture] = {"loss": lambda ax: _loss(ax, steps, scores, lines["event"])}
     if ternary:
         pictures |= {"weights": lambda ax: _weights(ax, params), "trits": lambda ax: _trits(ax, layers),
                      "flips": lambda ax: _flips(ax, layers), "near": lambda ax: _near(ax, layers),
@@ -104,16 +104,33 @@ def _nothing(ax: Any, title: str, than: str) -> None:
             color="#777777")
 
 
-def _loss(ax: Any, steps: list[dict], evals: list[dict]) -> None:
+def _loss(ax: Any, steps: list[dict], evals: list[dict], events: list[dict]) -> None:
     x, loss = [line["step"] for line in steps], [line["loss"] for line in steps]
+    for i in reversed([i for i in range(1, len(x)) if x[i] <= x[i - 1]]):     # a rollback: no line backwards
+        x.insert(i, x[i])
+        loss.insert(i, np.nan)
     ax.plot(x, loss, color=SOFT, lw=0.8, label="training, each step")
     ax.plot([e["step"] for e in evals], [e["loss"] for e in evals], "o-", color=PLUS, ms=3,
             label="validation")
     switch = next((b["step"] for a, b in pairwise(steps) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
         ax.axvline(switch, ymax=0.72, color=INK, lw=1, ls=":", label="stage 2: rate drops, decay off")
+    _events(ax, events)
     _style(ax, "Loss", STEP, "nats per token")
     ax.legend(frameon=False)
+
+
+def _events(ax: Any, events: list[dict]) -> None:
+    """What the guard did: a stroke at the bottom for each batch skipped, an arrow above for each way back."""
+    skipped = [e["step"] for e in events if e["what"] == "skip"]
+    back = [(e["from"], e["to"]) for e in events if e["what"] == "rollback"]
+    if skipped:
+        ax.plot(skipped, [0.02] * len(skipped), "|", color=INK, ms=9, transform=ax.get_xaxis_transform(),
+                label=f"batches skipped: {len(skipped)}")
+    for n, (start, end) in enumerate(back):
+        y = 0.60 - 0.05 * (n % 8)                          # below the legend, and not on top of each other
+        ax.plot([start, end], [y, y], "-", marker="<", markevery=[1], color=PLUS, lw=1.4, ms=5,
+                transform=ax.get_xaxis_transform(), label=None if n else f"rolled back: {len(back)}")
 
 
 def _weights(ax: Any, params: Params) -> None:

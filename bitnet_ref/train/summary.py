@@ -39,10 +39,12 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     assert run.model.params is not None
     about = kernels.about(run.cfg.backend)
     fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
+    events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
+        "batches skipped": events.count("skip"), "rollbacks": events.count("rollback"),
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
@@ -84,6 +86,7 @@ bits per byte     {summary["bits per byte"]:.3f}   this model
 (it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
 speed             {_speed(summary["speed"])}
+guard             {summary["batches skipped"]} batches skipped, {summary["rollbacks"]} rollbacks
 pictures          {run.folder / report.REPORT}
 
 Try next:

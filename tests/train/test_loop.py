@@ -75,13 +75,13 @@ def test_only_the_last_checkpoints_are_kept(keep, tmp_path):
     assert hidden == []
 
 
-# --- what is not finite ------------------------------------------------------------------------------------
+# --- what is not finite, without the guard ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["embedding", "layers.1.ffn.w_up", "layers.0.attn_norm", "final_norm"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_weight_is_named_with_the_step_and_nothing_is_updated(name, bad, tmp_path):
-    run, data = tiny.begin(tmp_path / "run", eval_every=100)
+    run, data = tiny.begin(tmp_path / "run", eval_every=100, guard=False)
     loop_until(run, data, 3)
     run.model.params[name].reshape(-1)[5] = bad
     run.model.requantise()
@@ -105,7 +105,8 @@ def loop_until(run, data, step):
 @pytest.mark.parametrize("linear", ["ternary", "full"])
 def test_an_exploding_run_ends_in_an_error_that_names_step_and_tensor(linear, tmp_path):
     """Gradients are clipped and norms divide, so it takes a rate as absurd as this."""
-    run, data = tiny.begin(tmp_path / "run", lr=1e30, max_norm=1e30, eval_every=100, linear=linear, warmup=0)
+    absurd = {"lr": 1e30, "max_norm": 1e30, "warmup": 0, "guard": False}
+    run, data = tiny.begin(tmp_path / "run", eval_every=100, linear=linear, **absurd)
     with pytest.raises(NonFiniteError) as error:
         loop.train(run, data)
     tiny.assert_three_parts(error.value, f"of step {run.step}", "first in")
@@ -113,7 +114,7 @@ def test_an_exploding_run_ends_in_an_error_that_names_step_and_tensor(linear, tm
 
 
 def test_a_gradient_that_is_not_finite_is_named_before_it_is_applied(tmp_path, monkeypatch):
-    run, data = tiny.begin(tmp_path / "run")
+    run, data = tiny.begin(tmp_path / "run", guard=False)
     real = Transformer.loss_and_grads
 
     def poisoned(model, batches, grads, share):
@@ -128,6 +129,16 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_is_applied(tmp_path, m
     tiny.assert_three_parts(error.value, "the gradient of step 2", "layers.1.attn.wk", "lower --lr")
     assert run.step == run.cursor == 2
     assert np.all(np.isfinite(run.model.params.flat))
+
+
+def test_an_activation_that_is_not_finite_is_named_where_the_weights_are():
+    """Finite weights, too large for a product of them: the first activation in dataflow order."""
+    run, data = tiny.begin(tiny.folder() / "overflow", linear="full", guard=False)
+    run.model.params["layers.1.attn.wv"][...] = 1e38
+    run.model.requantise()
+    with pytest.raises(NonFiniteError) as error:
+        loop.train(run, data)
+    tiny.assert_three_parts(error.value, "the activation v of layer 1")
 
 
 def test_a_norm_that_overflows_although_no_gradient_does_is_named():

@@ -125,6 +125,23 @@ def test_the_curves_are_the_log(run, tmp_path, axes):
     assert axes["trits"][0].get_ylim() == (0, 0.5)             # three thirds: no zoom makes a drama of it
 
 
+def test_what_the_guard_did_is_marked_on_the_loss(run, tmp_path, axes):
+    """A stroke for each batch skipped, an arrow for each way back, and no line of the curve backwards."""
+    steps = [1, 2, 3, 4, 3, 4, 5]
+    for n, step in enumerate(steps):
+        if n == 4:
+            log.append(tmp_path, "event", 4, 5, what="skip", why="", loss=None)
+            log.append(tmp_path, "event", 2, 6, what="rollback", why="", loss=9.0, **{"from": 4, "to": 2})
+        log.append(tmp_path, "step", step, n, loss=5.0 - n / 10, decay=0.0)
+    plots.draw(tmp_path, run.model.params, False)
+    curve, _, skipped, back = axes["loss"][0].get_lines()
+    x, y = curve.get_data()
+    assert list(x) == [1, 2, 3, 4, 3, 3, 4, 5]
+    assert [n for n, loss in enumerate(y) if loss != loss] == [4]
+    assert (list(skipped.get_xdata()), skipped.get_label()) == ([4], "batches skipped: 1")
+    assert (list(back.get_xdata()), back.get_label()) == ([4, 2], "rolled back: 1")
+
+
 def test_what_is_not_logged_yet_is_said_and_steps_are_whole_numbers(run, tmp_path, axes):
     """A run shorter than log_every has no line of layers; one of three steps has no step 0.5."""
     for line in log.read(tiny.trained()):
