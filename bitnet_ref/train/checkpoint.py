@@ -1,10 +1,10 @@
 """The state of a run, to disk and back, so that a resumed run equals an uninterrupted one bit for bit.
 
-What that takes: parameters, both moments, the two counters (`step`: updates applied, drives the schedules;
-`cursor`: batches consumed, drives the data), the early-stopping state, and the trits of the last log line and
-of the last ternarisation. Batches and schedules are pure functions of the counters, so there is nothing else
-to remember.
-Read after: train/log. Read next: train/start.
+What that takes: parameters, their average if one is kept, both moments, the two counters (`step`: updates
+applied, drives the schedules; `cursor`: batches consumed, drives the data), the early-stopping state, and the
+trits of the last log line and of the last ternarisation. Batches and schedules are pure functions of the
+counters, so there is nothing else to remember.
+Read after: train/log. Read next: train/ema.
 """
 
 from contextlib import suppress
@@ -26,6 +26,7 @@ from bitnet_ref.train.optim import Adam
 from bitnet_ref.train.stability import Guard
 
 SEEN = "seen."                                             # prefix of the trits of the last log line
+EMA = "ema."                                               # prefix of the averaged parameters
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
 
@@ -46,13 +47,15 @@ class Run:
     validated: int = -1                      # step of the last validation
     guard: Guard = field(default_factory=Guard)
     seen: dict[str, np.ndarray] = field(default_factory=dict)
+    ema: Params | None = None                # the average of the parameters, with cfg.ema
 
 
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
     """A run at step 0, with the initial parameters of cfg.seed."""
     params = init_params(model_cfg, cfg.seed)
     model = Transformer(model_cfg, params, ops)
-    return Run(folder, cfg, model, params.zeros_like(), Adam(params.zeros_like(), params.zeros_like()), data)
+    return Run(folder, cfg, model, params.zeros_like(), Adam(params.zeros_like(), params.zeros_like()), data,
+               ema=None if cfg.ema is None else params.zeros_like())
 
 
 def save(run: Run) -> Path:
@@ -61,6 +64,7 @@ def save(run: Run) -> Path:
     assert params is not None
     tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
                **files.named(files.MOMENT2, run.adam.second)}
+    tensors |= files.named(EMA, run.ema) if run.ema else {}
     tensors |= {SEEN + name: w_q for name, w_q in run.seen.items()}
     if run.cfg.requantize_every > 1:         # otherwise the weights in use are the ternarised parameters
         for name, (w_q, w_scale) in run.model.weights.trits().items():
@@ -91,12 +95,12 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
               f"{value[:12]}, trained on {str(state.get(name))[:12]}",
               "resume with the corpus that the run was started with")
     _check_counters(checkpoint / files.STATE, state, cfg)
-    prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2)
+    prefixes = (files.PARAM, files.MOMENT1, files.MOMENT2, *(() if cfg.ema is None else (EMA,)))
     tensors = files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], prefixes)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
     params = run.model.params
     assert params is not None
-    for prefix, part in zip(prefixes, (params, run.adam.first, run.adam.second)):
+    for prefix, part in zip(prefixes, (params, *run.adam, *([run.ema] if run.ema else []))):
         files.fill(part, tensors, prefix)
     run.model.requantise()
     trits = run.model.weights.trits()

@@ -1,8 +1,9 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
 Kinds of line: "step" (loss, norm, rates), "layers" (trits, scales, flips, gradient norms of every matrix),
-"eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On resume,
-lines after the checkpoint's step are cut: the log of a resumed run equals that of an uninterrupted one.
+"eval", "final" (all of the validation text), "final ema" (the same by the averaged parameters). Only
+`seconds` differs between two runs of one seed. On resume, lines after the checkpoint's step are cut: the log
+of a resumed run equals that of an uninterrupted one.
 Read after: train/optim. Read next: train/checkpoint.
 """
 
@@ -22,6 +23,7 @@ from bitnet_ref.quant import ternary_stats
 
 LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
+ENDS = "final", "final ema"
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -91,7 +93,7 @@ def _is_number(value: Any) -> bool:
 def cut_after(run: Path, cursor: int, validated: int) -> None:
     """Drop what a run resumed at `cursor` writes again: lines of later batches, the final score, and
     validations of steps after `validated`."""
-    kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] != "final"
+    kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] not in ENDS
             and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
     partial = run / f".{LOG}.partial"
     try:

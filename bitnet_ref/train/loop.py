@@ -17,6 +17,7 @@ from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.model.transformer import require_finite
 from bitnet_ref.train import log
 from bitnet_ref.train.checkpoint import Run, save
+from bitnet_ref.train.ema import average_
 from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.interrupt import Interrupted, deferred
 from bitnet_ref.train.optim import update_
@@ -88,6 +89,8 @@ def update(run: Run) -> dict[str, float]:
     run.step += 1
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named below
         update_(params, run.grads, run.adam, run.step, lr, decay, cfg, ops)
+        if run.ema is not None:
+            average_(run.ema, params, run.step, cfg.ema or 0.0)
         if run.step % cfg.requantize_every == 0:
             run.model.requantise()
         require_finite(float(np.sum(params.flat)), f"the sum of the parameters after step {run.step}",

@@ -17,6 +17,7 @@ from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.train.checkpoint import Run
+from bitnet_ref.train.ema import ema_score
 from bitnet_ref.train.loop import final_score
 from bitnet_ref.train.plots import draw
 
@@ -25,7 +26,7 @@ SUMMARY = "summary.json"
 
 def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
     """Score all of the validation text, sample, draw; write summary.json and return it."""
-    result = final_score(run, data)
+    result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
     model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
@@ -36,6 +37,9 @@ def finish(run: Run, data: Dataset, prompt: str = "The ") -> dict[str, Any]:
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **kernels.about(run.cfg.backend)},
     }
+    if averaged is not None:
+        summary["averaged weights"] = {"validation loss": averaged.loss,
+                                       "bits per byte": averaged.bits_per_byte}
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
         summary["pictures"] = [str(p) for p in pictures]
@@ -64,14 +68,15 @@ def printable(text: str) -> str:
 def page(run: Run, summary: dict[str, Any]) -> str:
     """The summary as text for the terminal."""
     others = summary["others, bits per byte"]
-    perplexity = summary["perplexity"]
+    perplexity, averaged = summary["perplexity"], summary.get("averaged weights")
+    also = f" (with its averaged weights {averaged['bits per byte']:.3f})" if averaged else ""
     return f"""
 {printable(summary["sample"])}
 
 validation loss   {summary["validation loss"]:.4f} nats per token over \
 {summary["validation tokens"]:,} tokens, {summary["validation bytes"]:,} bytes
 perplexity        {"none: worse than guessing" if perplexity is None else f"{perplexity:.2f}"}
-bits per byte     {summary["bits per byte"]:.3f}   this model
+bits per byte     {summary["bits per byte"]:.3f}   this model{also}
                   {others["gzip -9"]:.3f}   gzip -9, given the training text first \
 (it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)
