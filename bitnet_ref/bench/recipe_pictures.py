@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref.bench.cells import spread
+from bitnet_ref.bench.twins_picture import finish
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.train.schedule import lr_at
 
-INK, SOFT, GRID = "#222222", "#9aa0a6", 0.25
+INK = "#222222"
 COLORS = "#222222", "#d1603d", "#3b6fb6", "#4c9a6a", "#8e63b0", "#c9a227", "#5f6b73", "#b0527a"
 WIDEST = 0.5                    # nats: what is further from the base is drawn at the edge, with its figure
 
@@ -25,8 +26,8 @@ def draw_factors(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     factors = list(dict.fromkeys(row["factor"] for row in rows))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 1.6 + 0.36 * len(rows)), sharey=True,
-                                      layout="constrained")
+    size = 13, 1.6 + 0.36 * len(rows)
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     base = [loss for loss in rows[0]["loss"] if loss is not None]
     middle = float(np.mean(base)) if base else 0.0
     for y, row in enumerate(rows):
@@ -43,13 +44,9 @@ def draw_factors(rows: list[dict[str, Any]], path: Path) -> None:
     right.axvline(0.0, color=INK, lw=1)
     left.set(title="Final validation loss, a dot for each seed", xlabel="nats per token")
     right.set(title="Above the base of the same seed, 95 % interval of the mean", xlabel="nats per token")
-    for ax in (left, right):
-        ax.grid(alpha=GRID, axis="x")
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.tick_params(axis="y", length=0)
     left.set_yticks(range(len(rows)), [_name(row) for row in rows])
     left.invert_yaxis()
-    fig.savefig(path, dpi=120)
+    finish(fig, (left, right), path)
     plt.close(fig)
 
 
@@ -93,12 +90,7 @@ def draw_schedules(rows: list[dict[str, Any]], cfg: TrainConfig, path: Path) -> 
     rates.set(title="Learning rate", xlabel="optimiser step")
     losses.set(title="Validation loss, mean of the seeds", xlabel="optimiser step", ylabel="nats per token")
     apart.set(title="Above the base (band: its seeds)", xlabel="optimiser step", ylabel="nats per token")
-    for ax in (rates, losses, apart):
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False, fontsize=8)
-        ax.grid(alpha=GRID)
-        ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=120)
+    finish(fig, (rates, losses, apart), path)
     plt.close(fig)
 
 

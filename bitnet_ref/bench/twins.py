@@ -7,6 +7,7 @@ best rate on the edge of its grid is seen.
 Read after: bench/cells. Read next: bench/twins_picture.
 """
 
+import argparse
 import json
 import math
 import os
@@ -101,8 +102,8 @@ def said(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> int:
-    """Parse, run the grid, draw, print. Exit code 1 if a best rate lies on the edge of its grid."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; its rates as numbers."""
     parser = Parser("python -m bitnet_ref.bench.twins", __doc__)
     parser.add_argument("--preset", metavar="|".join(PRESETS),
                         help="a named model and its rates (default: nano)")
@@ -119,10 +120,16 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check(args.jobs > 0, "--jobs must be greater than 0", args.jobs, "use 1")
     check(args.seeds in (1, *T95), f"--seeds must be 1 to {max(T95)}", args.seeds, "use 3")
-    rates = {"ternary": parse_rates(args.ternary_lrs), "full": parse_rates(args.full_lrs)}
+    args.rates = {"ternary": parse_rates(args.ternary_lrs), "full": parse_rates(args.full_lrs)}
+    return args
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run the grid, draw, print. Exit code 1 if a best rate lies on the edge of its grid."""
+    args = parse(argv)
     preset, model_cfg, cfg = configs(args)
     how = preset, model_cfg, cfg, Path(args.output), args.jobs
-    cells = grid([(kind, recipe, lr, cfg.seed) for kind, lrs in rates.items() for recipe in RECIPES[kind]
+    cells = grid([(kind, recipe, lr, cfg.seed) for kind, lrs in args.rates.items() for recipe in RECIPES[kind]
                   for lr in lrs], *how)
     tops = {kind: best(cells, kind) for kind in KINDS}
     cells += grid([(kind, top["recipe"], top["lr"], cfg.seed + s) for s in range(1, args.seeds)

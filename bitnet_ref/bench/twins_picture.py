@@ -37,12 +37,18 @@ def draw(figures: dict[str, Any], title: str, path: Path) -> None:
     axes[0].set_ylim(low - 0.1, low + 2.5)
     if figures["gap"]:
         _seeds(axes[2], figures["gap"])
+    finish(fig, axes, path)
+    plt.close(fig)
+
+
+def finish(fig: Any, axes: Any, path: Path) -> None:
+    """Legends, faint grids, no frames; and the file."""
     for ax in axes:
-        ax.legend(frameon=False)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, fontsize=9)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=120)
-    plt.close(fig)
 
 
 def _seeds(ax: Any, gap: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_the_average_is_the_weighted_sum_of_all_that_came(decay, rng):
 
 
 def test_a_run_with_an_average_is_the_run_without(tmp_path):
-    averaged, plain = tiny.train(tmp_path / "averaged", ema=0.8), tiny.begin_at_end(tiny.trained())
+    averaged, plain = tiny.train(tmp_path / "averaged", ema=0.8, threads=1), tiny.begin_at_end(tiny.trained())
     np.testing.assert_array_equal(averaged.model.params.flat, plain.model.params.flat)
     assert tiny.lines(tmp_path / "averaged") == tiny.lines(tiny.trained())
     assert plain.ema is None
@@ -46,13 +46,13 @@ def test_the_average_is_of_the_parameters_after_each_update(tmp_path, monkeypatc
     seen = []
     real = loop.average_
     monkeypatch.setattr(loop, "average_", lambda *args: (seen.append(args[1].flat.copy()), real(*args)))
-    run = tiny.train(tmp_path / "run", ema=0.99, steps=4)
+    run = tiny.train(tmp_path / "run", ema=0.99, threads=1, steps=4)
     assert not np.array_equal(seen[0], init_params(run.model.cfg, 0).flat)
     np.testing.assert_allclose(run.ema.flat, np.mean(seen, axis=0), atol=1e-6)
 
 
 def test_the_score_is_that_of_a_model_of_the_average(tmp_path):
-    run, data = tiny.begin(tmp_path / "run", ema=0.8)
+    run, data = tiny.begin(tmp_path / "run", ema=0.8, threads=1)
     loop.train(run, data)
     before, trits = loop.final_score(run, data), run.model.weights
     got = ema_score(run, data)
@@ -71,7 +71,7 @@ def test_without_an_average_there_is_no_score(tmp_path):
 
 
 def test_the_summary_says_which_weights(tmp_path):
-    run, data = tiny.begin(tmp_path / "run", ema=0.8, steps=4)
+    run, data = tiny.begin(tmp_path / "run", ema=0.8, threads=1, steps=4)
     loop.train(run, data)
     found = summary.finish(run, data)
     ema, = log.read(run.folder, "final ema")
@@ -83,7 +83,7 @@ def test_the_summary_says_which_weights(tmp_path):
 
 
 def test_a_checkpoint_without_the_average_is_refused(tmp_path):
-    run = tiny.train(tmp_path / "run", ema=0.8, steps=2)
+    run = tiny.train(tmp_path / "run", ema=0.8, threads=1, steps=2)
     path = latest(run.folder)
     tensors = load_file(path / TENSORS)
     assert np.array_equal(tensors.pop("ema.final_norm"), run.ema["final_norm"])
