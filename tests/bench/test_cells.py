@@ -36,6 +36,14 @@ def test_with_an_average_the_loss_is_of_it(tmp_path):
     assert found["raw"] == plain["loss"]
 
 
+def test_a_cell_has_the_threads_that_it_is_given_unless_it_names_its_own(tmp_path, monkeypatch):
+    """All of them, not BLAS's alone: cells that share a processor would wait for each other."""
+    monkeypatch.setattr(cells.start, "start", lambda *args: pytest.fail(f"{args[2].threads} threads"))
+    for given, threads in (({}, 2), ({"threads": 1}, 1)):
+        with pytest.raises(pytest.fail.Exception, match=f"{threads} threads"):
+            cells.run_cell("tiny", cell(**given), tmp_path, 2)
+
+
 def test_a_cell_is_made_once_and_refused_with_other_options(tmp_path, monkeypatch):
     first = cells.run_cell("tiny", cell(), tmp_path, 1)
     monkeypatch.setattr(loop, "train", None)

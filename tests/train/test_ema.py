@@ -43,10 +43,11 @@ def test_a_run_with_an_average_is_the_run_without(tmp_path):
 
 
 def test_the_average_is_of_the_parameters_after_each_update(tmp_path, monkeypatch):
-    seen = []
-    real = loop.average_
-    monkeypatch.setattr(loop, "average_", lambda *args: (seen.append(args[1].flat.copy()), real(*args)))
-    run = tiny.train(tmp_path / "run", ema=0.99, threads=1, steps=4)
+    run, data = tiny.begin(tmp_path / "run", ema=0.99, threads=1, steps=4)
+    seen, real = [], loop.average_
+    monkeypatch.setattr(loop, "average_",
+                        lambda *args: (seen.append(run.model.params.flat.copy()), real(*args)))
+    loop.train(run, data)
     assert not np.array_equal(seen[0], init_params(run.model.cfg, 0).flat)
     np.testing.assert_allclose(run.ema.flat, np.mean(seen, axis=0), atol=1e-6)
 
