@@ -100,14 +100,18 @@ class TrainConfig:
                                    "(FAQ: 1.5e-3 -> 1e-3)")
     lr_end: float = _opt(1 / 50, "learning rate a step past the end, a fraction of lr (FAQ: 3e-5 of 1.5e-3)")
     schedule: str = _opt("two-stage", "of the learning rate and the weight decay",
-                         choices=("two-stage", "cosine", "constant"))
+                         choices=("two-stage", "linear", "cosine", "constant"))
     warmup: int = _opt(20, "steps of linear warm-up")
-    weight_decay: float = _opt(0.1, "decay of the matrices (two-stage: 0 in the second half)")
+    weight_decay: float = _opt(0.1, "decay of the matrices")
+    decay_until: float | None = _opt(None, "fraction of the run after which the decay is 0 "
+                                           "(without: two-stage 0.5, others 1)")
     beta1: float = _opt(0.9, "AdamW: decay of the first moment")
     beta2: float = _opt(0.95, "AdamW: decay of the second moment")
     adam_eps: float = _opt(1e-8, "AdamW: added to the root of the second moment")
     max_norm: float = _opt(1.0, "gradient norm above which the gradient is scaled down")
     requantize_every: int = _opt(1, "steps between ternarisations of the weights; above 1 is an experiment")
+    ema: float | None = _opt(None, "keep an average of the parameters too, the old part weighing this much, "
+                                   "and score it at the end")
     patience: int | None = _opt(None, "stop after this many validations without improvement")
     guard: bool = _opt(True, "skip bad batches, go back when the model is damaged (docs/stability.md)")
     inject: str | None = _opt(None, "laboratory: induce trouble, as in spike@200,nan@350 (docs/stability.md)")
@@ -135,6 +139,10 @@ class TrainConfig:
         for name in ("beta1", "beta2", "val_fraction"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must lie in [0, 1)", value, f"give {name} such a value")
+        check(self.ema is None or 0 <= self.ema < 1, "ema must lie in [0, 1)", self.ema,
+              "give 0.99, or leave it out")
+        check(self.decay_until is None or 0 <= self.decay_until <= 1, "decay_until must lie in [0, 1]",
+              self.decay_until, "it is a fraction of the run")
         check(0 <= self.lr_end <= 1, "lr_end must lie in [0, 1]", self.lr_end, "it is a fraction of lr")
         check(0 <= self.weight_decay < math.inf, "weight_decay must be finite and not negative",
               self.weight_decay, "use 0 or more")

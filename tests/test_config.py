@@ -49,7 +49,11 @@ def test_every_count_and_rate_of_a_run_is_positive(name):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"schedule": "linear"}, r"schedule must be one of two-stage, cosine, constant; got 'linear'"),
+    ({"schedule": "step"}, r"schedule must be one of two-stage, linear, cosine, constant; got 'step'"),
+    ({"ema": 1.0}, r"ema must lie in \[0, 1\); got 1.0; give"),
+    ({"ema": -0.1}, r"ema must lie in \[0, 1\); got -0.1"),
+    ({"decay_until": 1.1}, r"decay_until must lie in \[0, 1\]; got 1.1"),
+    ({"decay_until": float("nan")}, r"decay_until must lie in \[0, 1\]; got nan"),
     ({"lr": float("inf")}, r"lr must be greater than 0 and finite; got inf"),
     ({"beta1": 1.5}, r"beta1 must lie in \[0, 1[\])]; got 1.5"),
     ({"beta2": -0.1}, r"beta2 must lie in \[0, 1[\])]; got -0.1"),

@@ -3,7 +3,7 @@
 The loss curve of --backward bf16 beside that of float32: same model, data and batches. Two runs in float32
 whose initial weights are off by 1e-7, relative, show how far any rounding drives curves apart. Ends with
 figures.json and backward.png.
-Read after: bench/twins. Read next: bench/rank.
+Read after: bench/recipe_pictures. Read next: bench/rank.
 """
 
 import json

@@ -81,14 +81,35 @@ def training_block(f: dict[str, Any]) -> str:
             f"{run['machine']['processor']}, Python {run['machine']['python']}, "
             f"NumPy {run['machine']['numpy']}; {run['validation tokens']:,} validation tokens, "
             f"{run['validation bytes']:,} bytes.\n\n" + "\n".join(rows))
-    if "twins" in f:
-        rows = ["| model | learning rate | final validation loss, nats per token | bits per byte | |",
-                "| --- | --- | --- | --- | --- |"]
-        best = {kind: top["lr"] for kind, top in f["twins"]["best"].items()}
-        rows += [f"| {c['kind']} | {c['lr']:g} | {_figure(c['loss'])} | {_figure(c['bits per byte'])} | "
-                 f"{'best' if best[c['kind']] == c['lr'] else ''} |" for c in f["twins"]["cells"]]
-        text += "\n\n![BitNet and its full-precision twin](../pictures/twins.png)\n\n" + "\n".join(rows)
-    return text + (backward_block(f["backward"]) if "backward" in f else "")
+    return (text + (twins_block(f["twins"]) if "twins" in f else "")
+            + (backward_block(f["backward"]) if "backward" in f else ""))
+
+
+def gap_block(f: dict[str, Any], steps: int) -> str:
+    """By how much BitNet's perplexity is above its twin's, a column for each seed."""
+    away, seeds = f["spread"]["percent"], f["seeds"]
+    rows = [f"| perplexity | {' | '.join(f'seed {s}' for s in seeds)} | mean, 95 % interval |",
+            "|" + " --- |" * (2 + len(seeds))]
+    for kind, name in (("ternary", "BitNet b1.58"), ("full", "full-precision twin")):
+        mean = f["spread"][kind]
+        rows.append(f"| {name} | {' | '.join(f'{p:.2f}' for p in f['perplexity'][kind])} | "
+                    f"{mean['mean']:.2f} ± {mean['half']:.2f} |")
+    rows.append(f"| gap | {' | '.join(f'{p:+.2f} %' for p in f['percent'])} | "
+                f"{away['mean']:+.2f} % ± {away['half']:.2f} |")
+    return (f"After {steps} steps BitNet's perplexity is {away['mean']:+.1f} % ± {away['half']:.1f} from its "
+            f"twin's (mean and 95 % interval of {len(seeds)} seeds):\n\n" + "\n".join(rows) + "\n\n")
+
+
+def twins_block(f: dict[str, Any]) -> str:
+    """BitNet beside its full-precision twin: the gap, then every cell."""
+    text = "\n\n![BitNet and its full-precision twin](../pictures/twins.png)\n\n"
+    text += gap_block(f["gap"], f["steps"]) if f["gap"] else ""
+    rows = ["| model | recipe | learning rate | seed | loss, nats per token | bits per byte | |",
+            "| --- | --- | --- | --- | --- | --- | --- |"]
+    tops = [top["name"] for top in f["best"].values()]
+    rows += [f"| {c['kind']} | {c['recipe']} | {c['lr']:g} | {c['seed']} | {_figure(c['loss'])} | "
+             f"{_figure(c['bits per byte'])} | {'best' if c['name'] in tops else ''} |" for c in f["cells"]]
+    return text + "\n".join(rows)
 
 
 def backward_block(f: dict[str, Any]) -> str:

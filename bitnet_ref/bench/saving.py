@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.saving --preset nano --every 100 --rounds 5
 What checkpoints cost: the seconds of one beside those of the steps between two, and the bytes written. Steps
 and checkpoints are the trainer's own, taken by turns, so that a busy minute touches both; the file system is
 that of --folder. Exit code 1 if they take 2 % of the run or more.
-Read after: bench/training. Read next: bench/startup.
+Read after: bench/training. Read next: bench/stability.
 """
 
 import sys

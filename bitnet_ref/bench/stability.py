@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.stability --output runs/stability --root .
 What the guard is worth: runs with trouble on purpose, with the guard and without, beside undisturbed ones;
 and how often it interferes where there is none. Each run is an ordinary folder; what is done is not run
 again. Ends with figures.json and stability.png; with --root, docs/stability.md gets its tables.
-Read after: bench/training. Read next: bench/startup.
+Read after: bench/saving. Read next: bench/startup.
 """
 
 import json

@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.torch_peer --preset tiny --steps 50 --mode bf16
 The same model trained in PyTorch: same initial parameters, batches, schedules and validation text; the layers
 are the official pseudo-code with the detach trick, and autograd. Tells whether a hand-written backward trains
 as well, and how fast each is. With --serve it answers bench, which times its steps. Needs torch (`oracle`).
-Read after: bench/child. Read next: bench/twins.
+Read after: bench/child. Read next: bench/cells.
 """
 
 import json

@@ -1,10 +1,10 @@
 """The state of a run, to disk and back, so that a resumed run equals an uninterrupted one bit for bit.
 
-What that takes: parameters, both moments, the two counters (`step`: updates applied, drives the schedules;
-`cursor`: batches consumed, drives the data), the early-stopping state, and the trits of the last log line and
-of the last ternarisation. Batches and schedules are pure functions of the counters, so there is nothing else
-to remember.
-Read after: train/parallel. Read next: train/start.
+What that takes: parameters, their average if one is kept, both moments, the two counters (`step`: updates
+applied, drives the schedules; `cursor`: batches consumed, drives the data), the early-stopping state, and the
+trits of the last log line and of the last ternarisation. Batches and schedules are pure functions of the
+counters, so there is nothing else to remember.
+Read after: train/parallel. Read next: train/ema.
 """
 
 import os
@@ -28,8 +28,8 @@ from bitnet_ref.train.optim import Adam
 from bitnet_ref.train.parallel import World, here
 from bitnet_ref.train.stability import Guard
 
-PREFIXES = files.PARAM, files.MOMENT1, files.MOMENT2
 SEEN = "seen."                                             # prefix of the trits of the last log line
+EMA = "ema."                                               # prefix of the averaged parameters
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
 
@@ -61,6 +61,7 @@ class Run:
     lock: Lock | None = None                 # of the folder; the caller's, if it is None
     world: World = field(default_factory=here)
     sums: list[Params] = field(default_factory=list)       # of gradients, in progress
+    ema: Params | None = None                # the average of the parameters, with cfg.ema
 
 
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
@@ -68,7 +69,8 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
     params = init_params(model_cfg, cfg.seed)
     model = Transformer(model_cfg, params, ops)
     adam = Adam(params.zeros_like(), params.zeros_like())
-    return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard))
+    return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard),
+               ema=None if cfg.ema is None else params.zeros_like())
 
 
 def save(run: Run) -> Path:
@@ -100,6 +102,7 @@ def write(run: Run) -> Path:
         return run.folder
     tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
                **files.named(files.MOMENT2, run.adam.second)}
+    tensors |= files.named(EMA, run.ema) if run.ema else {}
     tensors |= {SEEN + name: w_q for name, w_q in run.seen.items()}
     if run.cfg.requantize_every > 1:         # otherwise the weights in use are the ternarised parameters
         for name, (w_q, w_scale) in run.model.weights.trits().items():
@@ -156,7 +159,7 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     """
     _check_data(checkpoint, state, cfg, data)
     _check_counters(checkpoint / files.STATE, state, cfg)
-    tensors = _tensors(checkpoint, state)
+    tensors = _tensors(checkpoint, state, cfg)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
     _fill(run, checkpoint, state, tensors)
     run.step, run.cursor, run.stale = state["step"], state["cursor"], state["stale"]
@@ -175,17 +178,21 @@ def load(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
 
     Raises CheckError if the file is damaged.
     """
-    _fill(run, checkpoint, state, _tensors(checkpoint, state))
+    _fill(run, checkpoint, state, _tensors(checkpoint, state, run.cfg))
 
 
-def _tensors(checkpoint: Path, state: dict[str, Any]) -> dict[str, np.ndarray]:
-    return files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], PREFIXES)
+def _prefixes(cfg: TrainConfig) -> tuple[str, ...]:
+    return (files.PARAM, files.MOMENT1, files.MOMENT2, *(() if cfg.ema is None else (EMA,)))
+
+
+def _tensors(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> dict[str, np.ndarray]:
+    return files.read_tensors(checkpoint, state, [SEEN + name for name in state["seen"]], _prefixes(cfg))
 
 
 def _fill(run: Run, checkpoint: Path, state: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     params = run.model.params
     assert params is not None
-    for prefix, part in zip(PREFIXES, (params, run.adam.first, run.adam.second)):
+    for prefix, part in zip(_prefixes(run.cfg), (params, *run.adam, *([run.ema] if run.ema else []))):
         files.fill(part, tensors, prefix)
     run.model.requantise()
     trits = run.model.weights.trits()

@@ -1,8 +1,9 @@
 """What a run writes down: log.jsonl, one JSON object a line, and a progress bar.
 
 Kinds of line: "step" (loss, norm, rates), "layers" (the measures of every matrix), "event" (what the guard
-did), "eval", "final" (all of the validation text). Only `seconds` differs between two runs of one seed. On
-resume, lines after the checkpoint's step are cut: the log then equals that of an uninterrupted run.
+did), "eval", "final" (all of the validation text), "final ema" (the same by the averaged parameters). Only
+`seconds` differs between two runs of one seed. On resume, lines after the checkpoint's step are cut: the log
+then equals that of an uninterrupted run.
 Read after: train/measures. Read next: train/board.
 """
 
@@ -18,6 +19,7 @@ LOG = "log.jsonl"
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
 IF_THERE = {"step": ("norm", "lr", "tokens", "seconds")}                           # and what they may lack
 EVENTS = {"skip": (), "rollback": ("from", "to")}         # what the guard did, and the steps that it names
+ENDS = "final", "final ema"
 FIX = "correct or delete that line, or restore the log from a copy"
 
 
@@ -92,7 +94,7 @@ def _is_number(value: Any) -> bool:
 def cut_after(run: Path, cursor: int, validated: int) -> None:
     """Drop what a run resumed at `cursor` writes again: lines of later batches, the final score, and
     validations of steps after `validated`."""
-    kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] != "final"
+    kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] not in ENDS
             and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
     try:
         with whole_file(run / LOG) as f:

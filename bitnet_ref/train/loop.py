@@ -17,6 +17,7 @@ from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.model.transformer import name_nonfinite
 from bitnet_ref.train import board, inject, log
 from bitnet_ref.train.checkpoint import Run, note_best, save
+from bitnet_ref.train.ema import average_
 from bitnet_ref.train.gradient import gradient
 from bitnet_ref.train.interrupt import Interrupted, deferred
 from bitnet_ref.train.measures import layer_measures
@@ -99,6 +100,8 @@ def update(run: Run) -> tuple[dict[str, float], str | None]:
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named below
         update_(params, run.grads, run.adam, run.step, lr, decay, cfg, ops)
         inject.flip_(run)
+        if run.ema is not None:
+            average_(run.ema, params, run.step, cfg.ema or 0.0)
         if run.step % cfg.requantize_every == 0:
             run.model.requantise()
         total = float(np.sum(params.flat))

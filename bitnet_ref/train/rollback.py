@@ -67,8 +67,8 @@ def _restart(run: Run) -> None:
     params = run.model.params
     assert params is not None
     params.flat[:] = init_params(run.model.cfg, run.cfg.seed).flat
-    for moment in run.adam:
-        moment.flat[:] = 0
+    for table in (*run.adam, *([run.ema] if run.ema else [])):
+        table.flat[:] = 0
     run.model.requantise()
     run.seen, run.step = {}, 0
     run.guard.rewind({"loss": [], "norm": []})

@@ -3,7 +3,7 @@
 "two-stage" is the recipe of the BitNet FAQ (Fig. 1c, 1d): two straight lines that both end at lr_end one
 step after the last. The first would start at lr, the second at lr * lr_stage2; at half way the rate JUMPS
 from the first onto the second, and the weight decay drops to 0. The two peaks are therefore not rates before
-and after the switch: a common misreading.
+and after the switch: a common misreading. "linear" is the first of the two lines alone: single-stage.
 Read after: train. Read next: train/stability.
 """
 
@@ -22,14 +22,17 @@ def lr_at(step: int, cfg: TrainConfig) -> float:
         return cfg.lr
     if cfg.schedule == "cosine":
         return end + (cfg.lr - end) * (1 + math.cos(math.pi * progress)) / 2    # (SC.2)
-    peak = cfg.lr * (1.0 if in_first_half(step, cfg) else cfg.lr_stage2)
+    second = cfg.schedule == "two-stage" and not in_first_half(step, cfg)
+    peak = cfg.lr * (cfg.lr_stage2 if second else 1.0)
     return peak + (end - peak) * progress                                       # (SC.3)
 
 
 def wd_at(step: int, cfg: TrainConfig) -> float:
-    """Weight decay of update number `step`: two-stage drops it to 0 at half way, the others keep it."""
-    decays = cfg.schedule != "two-stage" or in_first_half(step, cfg)
-    return cfg.weight_decay if decays else 0.0                                  # (SC.4)
+    """Weight decay of update number `step`: without decay_until, two-stage drops it to 0 at half way."""
+    until = cfg.decay_until
+    if until is None:
+        until = 0.5 if cfg.schedule == "two-stage" else 1.0
+    return cfg.weight_decay if step < until * cfg.steps else 0.0                # (SC.4)
 
 
 def in_first_half(step: int, cfg: TrainConfig) -> bool:

@@ -21,6 +21,7 @@ from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.train import log, report
 from bitnet_ref.train.checkpoint import Run
+from bitnet_ref.train.ema import ema_score
 from bitnet_ref.train.loop import final_score
 from bitnet_ref.train.measures import speed
 from bitnet_ref.train.plots import draw
@@ -33,7 +34,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
 
     `peak`: measures the float32 operations per second of that many threads; without it none is given.
     """
-    result = final_score(run, data)
+    result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
     model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
@@ -48,6 +49,9 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
+    if averaged is not None:
+        summary["averaged weights"] = {"validation loss": averaged.loss,
+                                       "bits per byte": averaged.bits_per_byte}
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
         folder = run.folder / "pictures"
@@ -74,14 +78,15 @@ def machine() -> dict[str, Any]:
 def page(run: Run, summary: dict[str, Any]) -> str:
     """The summary as text for the terminal."""
     others = summary["others, bits per byte"]
-    perplexity = summary["perplexity"]
+    perplexity, averaged = summary["perplexity"], summary.get("averaged weights")
+    also = f" (with its averaged weights {averaged['bits per byte']:.3f})" if averaged else ""
     return f"""
 {report.printable(summary["sample"])}
 
 validation loss   {summary["validation loss"]:.4f} nats per token over \
 {summary["validation tokens"]:,} tokens, {summary["validation bytes"]:,} bytes
 perplexity        {"none: worse than guessing" if perplexity is None else f"{perplexity:.2f}"}
-bits per byte     {summary["bits per byte"]:.3f}   this model
+bits per byte     {summary["bits per byte"]:.3f}   this model{also}
                   {others["gzip -9"]:.3f}   gzip -9, given the training text first \
 (it sees the last 32 KiB of it)
                   {others["xz -9"]:.3f}   xz -9, given the training text first (it sees all of it)

@@ -30,6 +30,8 @@ CASES = {
     "in the warm-up": ({"warmup": 15}, 3),
     "documents packed": ({"packing": "documents"}, 10),
     "cosine": ({"schedule": "cosine"}, 11),
+    "linear, decay for a while": ({"schedule": "linear", "decay_until": 0.6}, 11),
+    "an average": ({"ema": 0.8}, 7),
     "gains and a ternary head": ({"norm": "inner", "inner_gain": True, "head": "ternary",
                                   "requantize_every": 2, "tied_embeddings": False}, 7),
     "first step": ({}, 1),

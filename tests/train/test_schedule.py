@@ -1,6 +1,7 @@
 """train/schedule: the numbers of the BitNet FAQ, the ends of every curve, a jump only where it is meant."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from bitnet_ref.config import TrainConfig
 from bitnet_ref.train.schedule import in_first_half, lr_at, wd_at
 
 FAQ = TrainConfig(lr=1.5e-3, lr_stage2=2 / 3, lr_end=1 / 50, warmup=375, steps=100_000, weight_decay=0.1)
-NAMES = ("two-stage", "cosine", "constant")
+NAMES = ("two-stage", "linear", "cosine", "constant")
 
 
 @st.composite
@@ -77,13 +78,13 @@ def test_the_rate_is_continuous_but_for_the_switch(cfg):
             assert abs(lr_at(step, cfg) - lr_at(step - 1, cfg)) <= steepest
 
 
-@given(cfg=schedules(("two-stage", "cosine")))
+@given(cfg=schedules(("two-stage", "linear", "cosine")))
 def test_one_step_after_the_last_the_rate_would_be_the_end(cfg):
     assert lr_at(cfg.steps, cfg) == pytest.approx(cfg.lr * cfg.lr_end, abs=cfg.lr * 1e-12)
     assert lr_at(cfg.steps - 1, cfg) >= cfg.lr * cfg.lr_end * (1 - 1e-9)
 
 
-@given(cfg=schedules(("two-stage", "cosine")))
+@given(cfg=schedules(("two-stage", "linear", "cosine")))
 def test_after_the_warm_up_the_rate_only_falls(cfg):
     rates = [lr_at(step, cfg) for step in range(cfg.warmup, cfg.steps)]
     assert rates == sorted(rates, reverse=True)
@@ -100,6 +101,23 @@ def test_cosine_is_half_way_down_in_the_middle_and_keeps_the_decay(cfg):
     middle = (cfg.warmup + cfg.steps) / 2
     assert lr_at(middle, cfg) == pytest.approx(cfg.lr * (1 + cfg.lr_end) / 2)
     assert {wd_at(step, cfg) for step in range(cfg.steps)} == {cfg.weight_decay}
+
+
+@given(cfg=schedules(("linear",)))
+def test_linear_is_the_first_line_of_two_stage_to_the_end_and_keeps_the_decay(cfg):
+    two = replace(cfg, schedule="two-stage")
+    for step in range(cfg.steps):
+        if in_first_half(step, cfg):
+            assert lr_at(step, cfg) == lr_at(step, two)
+        assert wd_at(step, cfg) == cfg.weight_decay
+        assert lr_at(step, cfg) == lr_at(step, replace(two, lr_stage2=1.0))
+
+
+@given(cfg=schedules(), until=st.floats(0, 1))
+def test_the_decay_may_stop_elsewhere(cfg, until):
+    on = [wd_at(step, replace(cfg, decay_until=until)) > 0 for step in range(cfg.steps)]
+    assert on == sorted(on, reverse=True)
+    assert sum(on) == math.ceil(until * cfg.steps)
 
 
 @given(cfg=schedules(("two-stage",)))
