@@ -83,8 +83,8 @@ def run_cells(preset: str, cells: list[Cell], folder: Path, jobs: int,
     """The figures of every cell, in order; `jobs` processes of so many threads. The data are made before."""
     texts = {(how.corpus, how.tokenizer, model.vocab_size, how.val_fraction, how.val)
              for _, model, how in cells}
-    for *data, val in texts:
-        start.prepare(*data, val=val)
+    for corpus, tokenizer, vocab_size, val_fraction, val in texts:
+        start.prepare(corpus, tokenizer, vocab_size, val_fraction, val=val)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return [f.result() for f in [pool.submit(run_cell, preset, c, folder, threads) for c in cells]]
 

@@ -62,8 +62,8 @@ def cells(variant: Variant, model_cfg: ModelConfig, cfg: TrainConfig, seeds: int
     model = {k: v for k, v in variant.changes.items() if k in ModelConfig.__dataclass_fields__}
     how = {k: v for k, v in variant.changes.items() if k not in model}
     slug = "-".join(f"{variant.factor} {variant.name}".replace(",", "").split())
-    return [Cell(f"{slug}-seed-{seed}", replace(model_cfg, **model), replace(cfg, **how, seed=seed, guard=False))
-            for seed in range(seeds)]
+    return [Cell(f"{slug}-seed-{seed}", replace(model_cfg, **model),
+                 replace(cfg, **how, seed=seed, guard=False)) for seed in range(seeds)]
 
 
 def compared(found: list[tuple[Variant, list[dict[str, Any]]]]) -> list[dict[str, Any]]:

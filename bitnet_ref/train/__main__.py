@@ -24,8 +24,7 @@ def main(argv: list[str]) -> int:
                         help="a TOML file, or a run's config.json, over the preset")
     parser.add_argument("--output", type=text, metavar="DIR",
                         help="folder of the run (default: the next free runs/<preset>-NNN)")
-    parser.add_argument("--resume", type=text, metavar="RUN",
-                        help="go on with a run from its newest checkpoint")
+    parser.add_argument("--resume", type=text, metavar="RUN", help="go on from a run's newest checkpoint")
     add_args(parser, TrainConfig, "training")
     add_args(parser, ModelConfig, "model")
     args = parser.parse_args(argv)

@@ -55,14 +55,18 @@ def train(run: Run, data: Dataset) -> None:
                 tell(run, bar, outcome)
                 follow()
             stop = run.world.any(interrupted())
-            applied = outcome.verdict is Verdict.APPLY
-            good = due(run.step, cfg.save_every) and run.guard.calm()
-            if (applied and (good or run.step == cfg.steps)) or stop:
+            if stop or to_save(run, outcome.verdict):
                 save(run)
             if stop:
                 run.world.meet()                           # the first has saved
                 raise Interrupted(f"interrupted at step {run.step}; saved; go on with:\n"
                                   f"    python -m bitnet_ref.train --resume {run.folder}")
+
+
+def to_save(run: Run, verdict: Verdict) -> bool:
+    """Whether the step just done is one to go back to: due and not of a damaged model, or the last."""
+    good = due(run.step, run.cfg.save_every) and run.guard.calm()
+    return verdict is Verdict.APPLY and (good or run.step == run.cfg.steps)
 
 
 class Outcome(NamedTuple):

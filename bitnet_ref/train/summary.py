@@ -43,15 +43,14 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
+        "averaged weights": averaged and {"validation loss": averaged.loss,
+                                          "bits per byte": averaged.bits_per_byte},
         "perplexity": result.perplexity, "validation tokens": result.tokens, "validation bytes": result.bytes,
         "others, bits per byte": compressed_bits_per_byte(train_text, val_text),
         "batches skipped": events.count("skip"), "rollbacks": events.count("rollback"),
         "sample": prompt + model.generate(prompt, tokens=120, temperature=0.5),
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
-    if averaged is not None:
-        summary["averaged weights"] = {"validation loss": averaged.loss,
-                                       "bits per byte": averaged.bits_per_byte}
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
         folder = run.folder / "pictures"
