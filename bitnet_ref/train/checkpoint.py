@@ -7,7 +7,6 @@ counters, so there is nothing else to remember.
 Read after: train/parallel. Read next: train/ema.
 """
 
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -111,8 +110,7 @@ def write(run: Run) -> Path:
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
              "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
              "computed with": computed_with(run.cfg.backend), **run.data}
-    with suppress(FileNotFoundError), open(run.folder / log.LOG, "r+b") as f:
-        os.fsync(f.fileno())
+    log.sync(run.folder)
     return files.write_checkpoint(run.folder, run.step, tensors, state)
 
 
@@ -155,9 +153,8 @@ def train_config(state: dict[str, Any]) -> TrainConfig:
 def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
     """The run as it was when `checkpoint` was written.
 
-    Raises CheckError if the file is damaged or the data differ.
+    Raises CheckError if the file is damaged.
     """
-    _check_data(checkpoint, state, cfg, data)
     _check_counters(checkpoint / files.STATE, state, cfg)
     tensors = _tensors(checkpoint, state, cfg)
     run = new_run(checkpoint.parent, files.model_config(state), cfg, data, ops)
@@ -202,15 +199,6 @@ def _fill(run: Run, checkpoint: Path, state: dict[str, Any], tensors: dict[str, 
         run.model.use(Weights({**run.model.weights,
                                **{n: Trits(_trits(kept, WORKING + n, t), _scale(kept, SCALE + n))
                                   for n, t in trits.items()}}))
-
-
-def _check_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dict[str, str]) -> None:
-    for name, value in data.items():
-        of, fix = ((f"of {cfg.corpus}", "put that text back, name its place with --corpus, or start anew")
-                   if name != "tokenizer" else ("of the run", f"put back {checkpoint.parent}/tokenizer.json"))
-        check(state.get(name) == value,
-              f"a resumed run must see the same data: the checksum of the {name} {of}",
-              f"{value[:12]}, trained on {str(state.get(name))[:12]}", fix)
 
 
 def _check_counters(file: Path, state: dict[str, Any], cfg: TrainConfig) -> None:

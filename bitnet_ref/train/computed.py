@@ -14,6 +14,7 @@ from typing import Any
 
 from bitnet_ref import __version__, kernels
 
+ROOT = Path(__file__).parents[1]
 # What a parameter is computed by, of the package's own sources.
 SOURCES = ("quant.py", "layers", "kernels", "model", "data", "train")
 LIBRARIES = "numpy", "numba", "llvmlite"
@@ -30,13 +31,12 @@ def computed_with(backend: str) -> dict[str, Any]:
 @cache
 def sources() -> str:
     """16 hex digits of the SHA-256 of the sources that compute a run, names and line ends included."""
-    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted(f for name in SOURCES for f in (root / name, *(root / name).rglob("*.py"))):
+    for file in sorted(f for name in SOURCES for f in (ROOT / name, *(ROOT / name).rglob("*.py"))):
         if not file.is_file():
             continue
         text = file.read_bytes().replace(b"\r\n", b"\n")
-        digest.update(f"{file.relative_to(root).as_posix()} {len(text)}\n".encode() + text)
+        digest.update(f"{file.relative_to(ROOT).as_posix()} {len(text)}\n".encode() + text)
     return digest.hexdigest()[:16]
 
 

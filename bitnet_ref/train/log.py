@@ -8,7 +8,9 @@ Read after: train/measures. Read next: train/board.
 """
 
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
     try:
         with open(run / LOG, "a", encoding="utf-8") as f:
             f.write(json.dumps({"kind": kind, "step": step, "cursor": cursor, **values}) + "\n")
+    except OSError as e:
+        raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
+
+
+def sync(run: Path) -> None:
+    """Wait until the log is on the disk. Raises CheckError when the disk refuses."""
+    try:
+        with suppress(FileNotFoundError), open(run / LOG, "r+b") as f:
+            os.fsync(f.fileno())
     except OSError as e:
         raise CheckError(f"the log must be writable; got {e}; make room in {run} and resume") from None
 

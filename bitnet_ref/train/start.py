@@ -175,10 +175,11 @@ def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dat
         began = (run / CONFIG if (run / CONFIG).exists() else checkpoint).stat().st_mtime_ns
         texts = [cfg.corpus] if cfg.val is None else [cfg.corpus, cfg.val]
         changed = [file for text in texts for file in changed_since(text, began)]
+        back = f"put back {run / TOKENIZER}" if "tokenizer" in other else "put the text back as it was"
         raise CheckError("a resumed run must see the same data: the corpus that it was started with; "
                          f"got other {', '.join(other)} from {' and '.join(texts)}, of which "
                          f"{', '.join(changed[:9]) or 'no file'} changed since the run began; "
-                         f"put the text back as it was{_also(state)}")
+                         f"{back}{_also(state)}")
     return data
 
 

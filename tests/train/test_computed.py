@@ -20,8 +20,6 @@ def test_it_is_json_with_code_libraries_and_processor():
 
 
 def test_the_digest_changes_with_the_code_that_computes_and_no_other(tmp_path, monkeypatch):
-    import bitnet_ref
-
     def digest_of(**changed):
         for name in ("__init__.py", "quant.py", "chat.py", "model/block.py", "data/batches.py"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -29,7 +27,7 @@ def test_the_digest_changes_with_the_code_that_computes_and_no_other(tmp_path, m
         sources.cache_clear()
         return sources()
 
-    monkeypatch.setattr(bitnet_ref, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(computed, "ROOT", tmp_path)
     try:
         plain = digest_of()
         assert digest_of(chat=b"b") == digest_of(quant=b"a = 1\r\n") == plain

@@ -91,6 +91,6 @@ def test_a_checkpoint_without_the_average_is_refused(tmp_path):
     save_file(tensors, path / TENSORS)
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     state["sha256"] = hashlib.sha256((path / TENSORS).read_bytes()).hexdigest()
-    (path / STATE).write_text(json.dumps(state), encoding="utf-8")
+    tiny.put_state(path, state)
     with tiny.refusal("must hold every tensor", "no ema.final_norm"):
         start.resume(str(run.folder), {})

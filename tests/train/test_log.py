@@ -35,7 +35,7 @@ def test_each_step_has_its_line_with_the_rates_of_the_schedule():
     assert [line["decay"] for line in steps] == [wd_at(s, cfg) for s in range(20)] == [0.1] * 10 + [0.0] * 10
     assert {line["tokens"] for line in steps} == {4 * 32}
     assert all(line["seconds"] > 0 for line in steps)
-    assert sorted({line["step"] for line in log.read(tiny.trained(), "eval")}) == [0, 5, 10, 15]
+    assert sorted({line["step"] for line in log.read(tiny.trained(), "eval")}) == [0, 5, 10, 15, 20]
 
 
 def test_the_first_loss_and_norm_are_those_of_the_first_batch(tmp_path):

@@ -173,7 +173,7 @@ def test_the_pictures_of_the_measures_are_the_log(run, tmp_path, axes):
     assert curves["drift"]["ffn.w_up"][-1] == pytest.approx(grown)
     assert curves["drift"]["ffn.w_up"][0] == 0
     peak = max(line["lr"] for line in steps)
-    assert curves["rates"][f"learning rate, of {peak:.2g}"] == [line["lr"] / peak for line in steps]
+    assert list(curves["rates"][f"learning rate, of {peak:.2g}"]) == [line["lr"] / peak for line in steps]
     grid = axes["ratio"][0].collections[0].get_array()
     assert grid.shape == (14, 10)                                # 7 matrices of 2 layers, 10 lines
     assert 10 ** grid[-1, -1] == pytest.approx(last["layers.1.ffn.w_down"]["grad_to_weight"])

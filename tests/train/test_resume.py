@@ -259,5 +259,4 @@ def test_control_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path):
     result = tiny.command(*again, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     whole = tiny.train(tmp_path / "whole", **given)
-    resumed, _ = start.resume(str(tmp_path / "run"), {})
-    tiny.assert_same_runs(resumed, whole)
+    tiny.assert_same_runs(tiny.resume(tmp_path / "run"), whole)

@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-from pathlib import Path
 
 import pytest
 import tiny
 from tiny import own_cache  # noqa: F401
 
+from bitnet_ref.data import atomic
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.generate.language_model import load
@@ -99,6 +99,6 @@ def test_a_full_disk_is_a_refusal(what, resumed, monkeypatch):
     if what == "the pictures":
         monkeypatch.setattr(summary, "draw", no_space)
     else:
-        monkeypatch.setattr(Path, "write_text", no_space)
+        monkeypatch.setattr(atomic.os, "replace", no_space)
     with tiny.refusal("must be writable", "No space left"):
         summary.finish(*resumed)
