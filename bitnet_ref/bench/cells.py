@@ -54,8 +54,8 @@ def run_cell(preset: str, cell: Cell, folder: Path, threads: int) -> dict[str, A
         with whole_file(done) as f:
             f.write(json.dumps(figures).encode())
     del figures["asked"]
-    return {"name": cell.name, **figures, "curve": [(line["step"], line["loss"]) for line in log.read(place)
-                                                    if line["kind"] in ("eval", "final")]}
+    curve = {line["step"]: line["loss"] for line in log.read(place) if line["kind"] in ("eval", "final")}
+    return {"name": cell.name, **figures, "curve": list(curve.items())}
 
 
 def _trained(preset: str, cell: Cell, place: Path, threads: int) -> dict[str, Any]:

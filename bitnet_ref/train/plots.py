@@ -67,7 +67,8 @@ def draw(run: Path, params: Params, ternary: bool) -> dict[str, str]:
 def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
     """{name: function that draws it on an axis}, in the order of a page."""
     lines = {kind: log.read(run, kind) for kind in ("step", "eval", "final", "layers", "event")}
-    steps, layers, scores = lines["step"], lines["layers"], lines["eval"] + lines["final"][-1:]
+    steps, layers = lines["step"], lines["layers"]
+    scores = list({line["step"]: line for line in lines["eval"] + lines["final"]}.values())
     pictures: dict[str, Picture] = {"loss": lambda ax: _loss(ax, steps, scores, lines["event"])}
     if ternary:
         pictures |= {"weights": lambda ax: _weights(ax, params), "trits": lambda ax: _trits(ax, layers),

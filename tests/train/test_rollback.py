@@ -281,7 +281,8 @@ def test_killed_in_a_rollback_the_run_ends_equal(owner, name, n, when, tmp_path)
     (files, "write_checkpoint", 1, "before"), (files, "write_checkpoint", 1, "after"),
     (Path, "rename", 1, "before"), (Path, "rename", 1, "after"), (Path, "rename", 2, "before"),
     (Path, "rename", 2, "after")])
-def test_killed_while_it_goes_back_to_the_beginning_the_run_ends_equal(owner, name, n, when, tmp_path, monkeypatch):
+def test_killed_while_it_goes_back_to_the_beginning_the_run_ends_equal(owner, name, n, when, tmp_path,
+                                                                       monkeypatch):
     """One checkpoint is kept (not even the best), and it is of the damaged model: at every moment one of the
     two is there."""
     monkeypatch.setattr(loop, "note_best", lambda run, loss: None)
