@@ -29,7 +29,7 @@ FORMAT, VERSION = "bitnet_ref checkpoint", 2
 TENSORS, STATE, MARK = "tensors.safetensors", "state.json", "DONE"
 BEST, BEST_FILE = "best", "best.json"       # RUN/best names the checkpoint whose step stands in RUN/best.json
 NAME = re.compile(r"step-(\d{8,16})")
-LEFTOVER = re.compile(r"\.step-\d{8,16}\.(partial|removed|replaced)|\..+\.([0-9a-f]{8}\.part|partial)")
+LEFTOVER = re.compile(r"\.step-\d{8,16}\.(partial|removed|replaced)|\..+\.[0-9a-f]{8}\.part")
 PARAM, MOMENT1, MOMENT2 = "param.", "moment1.", "moment2."       # prefixes of the tensors' names
 DTYPES = {"F64": "float64", "F32": "float32", "I8": "int8"}       # as the file's header spells them
 RESTORE = "check its rights, or restore it from a copy"
@@ -104,7 +104,7 @@ def tidy(run: Path) -> None:
         final = run / hidden.name[1:].removesuffix(".replaced")
         if not final.exists():
             hidden.rename(final)
-    for left in [p for p in run.rglob(".*") if LEFTOVER.fullmatch(p.name)]:
+    for left in [p for p in (*run.glob(".*"), *run.glob("*/.*")) if LEFTOVER.fullmatch(p.name)]:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.checks import check
+from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.formats import checkpoint as files
 from bitnet_ref.model import Params, Transformer
@@ -28,6 +28,7 @@ from bitnet_ref.train.parallel import World, here
 from bitnet_ref.train.stability import Guard
 
 SEEN = "seen."                                             # prefix of the trits of the last log line
+SCHEDULED = "scheduled"                                    # in the state
 EMA = "ema."                                               # prefix of the averaged parameters
 WORKING, SCALE = "working.", "working_scale."              # prefixes of those of the last ternarisation
 
@@ -72,25 +73,13 @@ def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[s
                ema=None if cfg.ema is None else params.zeros_like())
 
 
-def save(run: Run) -> Path:
-    """Write a checkpoint and remove those that need not be kept. Returns its folder."""
-    path = write(run)
-    if run.world.rank == 0:
-        _prune(run)
-    return path
+def save(run: Run, on_schedule: bool = True) -> Path:
+    """Write a checkpoint and remove those that need not be kept. Returns its folder.
 
-
-def scheduled(run: Run, checkpoint: Path) -> bool:
-    """Whether `checkpoint` is of a multiple of save_every. One of Ctrl-C is there to resume from, gone with
-    the next, so that a rollback goes where it would have gone without."""
-    return files.step_of(checkpoint) % run.cfg.save_every == 0
-
-
-def write(run: Run) -> Path:
-    """Write a checkpoint and remove none. Returns its folder.
-
-    The log is on the disk before it: a power cut leaves no checkpoint that knows more than the log. Of a job,
-    the first rank writes. Raises CheckError if the replicas have come apart.
+    One that is not on the schedule, of Ctrl-C, is there to resume from and goes with the next, so that a
+    rollback goes where it would have gone without. The log is on the disk before it: a power cut leaves no
+    checkpoint that knows more than the log. Of a job, the first rank writes. Raises CheckError if the
+    replicas have come apart, or the disk refuses.
     """
     params = run.model.params
     assert params is not None
@@ -109,17 +98,28 @@ def write(run: Run) -> Path:
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
              "validated": run.validated, "guard": run.guard.state(), "seen": sorted(run.seen),
-             "computed with": computed_with(run.cfg.backend), **run.data}
+             SCHEDULED: on_schedule, "computed with": computed_with(run.cfg.backend), **run.data}
     log.sync(run.folder)
-    return files.write_checkpoint(run.folder, run.step, tensors, state)
+    path = files.write_checkpoint(run.folder, run.step, tensors, state)
+    _prune(run)
+    return path
+
+
+def regular(checkpoint: Path) -> bool:
+    """Whether `checkpoint` is one of the schedule; one that does not say, or is damaged, counts as such."""
+    try:
+        return files.read_state(checkpoint).get(SCHEDULED) is not False
+    except CheckError:
+        return True
 
 
 def _prune(run: Run) -> None:
-    """Remove all checkpoints but the newest, the last `keep` of the schedule, and the best."""
+    """Remove all checkpoints but the newest, the last `keep` of the schedule (for the guard's sake, two at
+    least), and the best."""
     *older, newest = files.checkpoints(run.folder)
-    passing = run.step < run.cfg.steps and not scheduled(run, newest)
-    regular = [c for c in older if scheduled(run, c)]
-    kept = regular[max(0, len(regular) + 1 - passing - run.cfg.keep):]
+    keep = max(run.cfg.keep, 2 if run.cfg.guard else 1) - regular(newest)
+    scheduled = [c for c in older if regular(c)]
+    kept = scheduled[max(0, len(scheduled) - keep):]
     for old in older:
         if old not in kept and (run.best_saved is None or files.step_of(old) != run.best_saved.step):
             with suppress(OSError):          # one too many is no reason to stop

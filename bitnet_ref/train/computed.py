@@ -16,7 +16,9 @@ from bitnet_ref import __version__, kernels
 
 ROOT = Path(__file__).parents[1]
 # What a parameter is computed by, of the package's own sources.
-SOURCES = ("quant.py", "layers", "kernels", "model", "data", "train")
+SOURCES = ("config.py", "quant.py", "layers", "kernels", "model", "data", "evaluate/perplexity.py",
+           *(f"train/{name}.py" for name in ("schedule", "stability", "optim", "parallel", "checkpoint",
+                                             "ema", "gradient", "rollback", "inject", "loop")))
 LIBRARIES = "numpy", "numba", "llvmlite"
 FREE = "threads", "sources"                  # the first changes no bit; the second is told in words
 

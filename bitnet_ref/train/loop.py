@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from bitnet_ref.checks import NonFiniteError
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
-from bitnet_ref.model.transformer import name_nonfinite
 from bitnet_ref.train import board, inject, log
 from bitnet_ref.train.checkpoint import Run, note_best, save
 from bitnet_ref.train.ema import average_
@@ -55,8 +55,9 @@ def train(run: Run, data: Dataset) -> None:
                 tell(run, bar, outcome)
                 follow()
             stop = run.world.any(interrupted())
-            if stop or to_save(run, outcome.verdict):
-                save(run)
+            good = to_save(run, outcome.verdict)
+            if good or stop:
+                save(run, good)
             if stop:
                 run.world.meet()                           # the first has saved
                 raise Interrupted(f"interrupted at step {run.step}; saved; go on with:\n"
@@ -109,9 +110,11 @@ def update(run: Run) -> tuple[dict[str, float], str | None]:
         if run.step % cfg.requantize_every == 0:
             run.model.requantise()
         total = float(np.sum(params.flat))
-        bad = None if np.isfinite(total) else (
-            f"the sum of the parameters after step {run.step} must be finite; got {total}, first in "
-            f"{name_nonfinite(run.model, np.zeros((1, 1), np.int64))}")
+    bad = None
+    if not np.isfinite(total):
+        name = next((n for n, w in params.view.items() if not np.all(np.isfinite(w))), "none alone")
+        bad = (f"the sum of the parameters after step {run.step} must be finite; got {total}, first in the "
+               f"weight {name}")
     return {"lr": lr, "decay": decay}, bad
 
 
@@ -121,19 +124,33 @@ def due(step: int, every: int) -> bool:
 
 
 def validate(run: Run, data: Dataset, bar: Any) -> None:
-    """Score part of the validation text, log it, and count since when it has not improved."""
-    assert data.val is not None
-    val, step = data.val, run.step
-    result = run.world.told(lambda: score(run.model, val.tokens, data.tokenizer.token_bytes,
-                                          run.cfg.eval_windows, what=f"the validation loss of step {step}"))
+    """Score part of the validation text, log it, and count since when it has not improved.
+
+    A loss that is not finite is no improvement; with the guard on, the next step's verdict deals with it.
+    Raises NonFiniteError for it when the guard is off.
+    """
+    result = run.world.told(lambda: _part_score(run, data))
     run.validated = run.step
-    if run.world.rank == 0:
-        log.append(run.folder, "eval", run.step, run.cursor, loss=result.loss,
-                   bits_per_byte=result.bits_per_byte)
-        note_best(run, result.loss)
+    improved = result is not None and result.loss < run.best
+    run.best, run.stale = (result.loss, 0) if improved else (run.best, run.stale + 1)
+    if run.world.rank or result is None:
+        return
+    log.append(run.folder, "eval", run.step, run.cursor, loss=result.loss, bits_per_byte=result.bits_per_byte)
+    note_best(run, result.loss)
     bar.write(f"step {run.step:6d}   validation loss {result.loss:.4f}   "
               f"{result.bits_per_byte:.4f} bits per byte", file=sys.stderr)
-    run.best, run.stale = (result.loss, 0) if result.loss < run.best else (run.best, run.stale + 1)
+
+
+def _part_score(run: Run, data: Dataset) -> Score | None:
+    assert data.val is not None
+    try:
+        return score(run.model, data.val.tokens, data.tokenizer.token_bytes, run.cfg.eval_windows,
+                     what=f"the validation loss of step {run.step}")
+    except NonFiniteError as e:
+        if not run.cfg.guard:
+            raise
+        print(e, file=sys.stderr)
+        return None
 
 
 def final_score(run: Run, data: Dataset) -> Score:

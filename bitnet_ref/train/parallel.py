@@ -146,14 +146,15 @@ def as_one(run: Callable[[Callable[[list[str]], int]], int], main: Callable[[lis
             if code == 0:
                 here().meet()                              # the first may still be writing
             return code
-        except BaseException:
-            _speak(rank, spoken)
+        except BaseException as e:
+            if not isinstance(e, SystemExit):              # of --help
+                _speak(rank, spoken)
             raise
 
     try:
         code = run(guarded)
-    except BaseException:
-        if not joined or joined[0].size == 1:
+    except BaseException as e:
+        if isinstance(e, SystemExit) or not joined or joined[0].size == 1:
             raise
         traceback.print_exc()                              # as Python would, and then the others must end
         code = 1

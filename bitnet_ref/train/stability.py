@@ -87,7 +87,8 @@ class Guard:
         if not self.on:
             self._refuse(report.bad)
             return Verdict.APPLY
-        self.since = step if self.calm() else self.since
+        if self.calm():
+            self.since = step if self.moved else step + 1      # right after a rollback the model is good
         self.bad = self.bad + 1 if bad else 0
         self.raised = self.raised + raised if bad or raised else 0
         self.why = bad or ""
@@ -127,8 +128,13 @@ class Guard:
                 "furthest": self.furthest, "moved": self.moved}
 
     def restore(self, state: Any) -> None:
-        """Become the guard that `state` was written of. Raises CheckError for anything else."""
+        """Become the guard that `state` was written of; of a run older than its windows, a new one.
+
+        Raises CheckError for anything else.
+        """
         check(isinstance(state, dict), "a checkpoint must hold the state of the guard", repr(state), _FIX)
+        if state.keys() == {"factor"}:
+            return
         self.rewind(state)
         for name in ("raised", "bad", "since", "tries", "furthest"):
             value = state.get(name)
@@ -147,7 +153,7 @@ class Guard:
         Raises CheckError unless they are at most WINDOW finite numbers each.
         """
         for name, score in (("loss", self.loss), ("norm", self.norm)):
-            values: Any = state.get(name)
+            values: Any = state.get(name, [])
             check(isinstance(values, list) and len(values) <= WINDOW
                   and all(type(v) is float and abs(v) <= sys.float_info.max for v in values),
                   f"the guard's window of the {name} must be at most {WINDOW} finite numbers",

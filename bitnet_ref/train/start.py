@@ -53,7 +53,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     if model_cfg.vocab_size != data.tokenizer.vocab_size:
         print(f"the vocabulary is the tokenizer's: {data.tokenizer.vocab_size:,} entries", file=sys.stderr)
     model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
-    feed = open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing)
+    feed = world.in_turn(lambda: open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing))
     if cfg.epochs is not None:
         cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * feed.windows / (cfg.batch * cfg.accumulate))))
     data = data._replace(feed=feed)
@@ -96,7 +96,8 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     """
     place = Path(path)
     folder = place.parent if files.is_best(place) or (place / files.MARK).is_file() else place
-    check(folder.is_dir(), "a model must be the folder of a training run", place,
+    begun = folder.is_dir() and ((folder / CONFIG).is_file() or any(folder.glob("*step-*")))
+    check(begun, "a model must be the folder of a training run", place,
           "give the folder that training printed")
     locks: list[Lock] = []                                 # of the first rank alone
     checkpoint, state = parallel.here().told(lambda: _secured(place, folder, locks))
@@ -197,9 +198,9 @@ def _checksums(data: Dataset) -> dict[str, str]:
 
 
 def _is_free(folder: Path) -> bool:
-    """New or empty: what stands in a folder may be somebody's, even a run that has not saved yet."""
+    """New, empty, or of a run that ended before its first step: what else stands there may be somebody's."""
     try:
-        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        return not folder.exists() or (folder.is_dir() and not _others(folder))
     except OSError as e:
         raise unreadable(folder, e, "give another --output") from None
 
@@ -213,12 +214,18 @@ def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
           "use a smaller --batch or --context (more with --accumulate), or a smaller model")
 
 
+def _others(folder: Path) -> list[str]:
+    """What is in a folder besides the beginnings of a run."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG, TOKENIZER)
+                  and not files.LEFTOVER.fullmatch(p.name))
+
+
 def _claim(folder: Path) -> tuple[Path, Lock]:
     """Make the folder of a new run, and lock it. Of two that begin in the same one, the second is refused."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = hold(folder)
-        others = [p.name for p in folder.iterdir() if p.name != LOCK]
+        others = _others(folder)
     except OSError as e:
         raise CheckError(f"the run folder must be writable; got {e}; give another --output") from None
     check(not others, "a new run needs a new or empty folder", f"{others[0]} in {folder}" if others else "",

@@ -149,7 +149,7 @@ def no_space(*args, **kwargs):
 def test_a_disk_that_fills_up_loses_no_checkpoint(run, tmp_path, monkeypatch):
     """Full from step 8 on: what was saved at 5 stays, and with room again the run goes on and ends equal."""
     real = loop.save
-    monkeypatch.setattr(loop, "save", lambda r: real(r) if r.step < 8 else full(r))
+    monkeypatch.setattr(loop, "save", lambda r, *given: real(r, *given) if r.step < 8 else full(r))
 
     def full(r):
         with monkeypatch.context() as patch:
@@ -185,7 +185,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(run, tmp_path, monkeypatc
 
     monkeypatch.setattr(start, "start", poisoned)
     result = run("--output", tmp_path / "run", *tiny.flags())
-    refused(result, "the validation loss of step 0", "the weight layers.1.attn.wv")
+    refused(result, "a rollback needs a checkpoint", "the weight layers.1.attn.wv")
 
 
 def test_control_c_is_code_130_with_the_command_to_go_on(run, tmp_path, monkeypatch):

@@ -111,12 +111,16 @@ def test_killed_at_more_random_instants_the_run_goes_on_and_ends_equal(seed, who
     killed_at_random(seed, whole, tmp_path)
 
 
-def test_killed_before_its_first_checkpoint_a_run_leaves_nothing_to_resume_and_is_not_written_over(
-        whole, tmp_path):
+def test_killed_before_its_first_checkpoint_a_run_is_begun_again_in_its_folder(whole, tmp_path):
     """The first is that of step 0, which every run begins with."""
     run, _ = tiny.begin(tmp_path / "run", **GIVEN)
-    with tiny.refusal("must hold a complete checkpoint"):
+    with tiny.refusal("must hold a complete checkpoint", "start it again"):
         tiny.resume(run.folder)
+    tiny.assert_same_runs(tiny.train(run.folder, **GIVEN), whole)
+
+
+def test_a_folder_with_a_log_is_not_written_over(tmp_path):
+    run, _ = tiny.begin(tmp_path / "run", **GIVEN)
+    log.append(run.folder, "step", 1, 1, loss=9.0)
     with tiny.refusal("a new run needs a new or empty folder"):
         tiny.begin(run.folder, **GIVEN)
-    tiny.assert_same_runs(tiny.train(tmp_path / "again", **GIVEN), whole)

@@ -118,7 +118,7 @@ def test_a_run_that_is_trained_elsewhere_is_neither_resumed_nor_started(holder, 
     assert {p: p.read_bytes() for p in before} == before
     (tmp_path / "new").mkdir()
     os.link(tmp_path / LOCK, tmp_path / "new" / LOCK)
-    with tiny.refusal("new or empty folder"):
+    with tiny.refusal("one trainer at a time", str(holder.pid)):
         tiny.begin(tmp_path / "new")
 
 

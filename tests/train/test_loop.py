@@ -69,10 +69,15 @@ def test_checkpoints_come_at_the_start_when_due_and_at_the_end(save_every, saved
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_last_checkpoints_are_kept(keep, tmp_path):
-    run = tiny.train(tmp_path / "run", save_every=3, keep=keep)
+    run = tiny.train(tmp_path / "run", save_every=3, keep=keep, guard=False)
     assert [p.name for p in checkpoints(run.folder)] == [f"step-{s:08d}" for s in (15, 18, 20)[-keep:]]
     hidden = [p.name for p in run.folder.iterdir() if p.name.startswith(".") and p.name != ".lock"]
     assert hidden == []
+
+
+def test_the_guard_keeps_two_at_least(tmp_path):
+    run = tiny.train(tmp_path / "run", save_every=3, keep=1)
+    assert [p.name for p in checkpoints(run.folder)] == ["step-00000018", "step-00000020"]
 
 
 # --- what is not finite, without the guard ----------------------------------------------------------------
