@@ -72,25 +72,22 @@ def draw_schedules(rows: list[dict[str, Any]], cfg: TrainConfig, path: Path) -> 
     import matplotlib.pyplot as plt
 
     shown = [row for row in rows if row["factor"] in ("", "schedule", "weight decay")]
-    fig, (rates, losses, apart) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    fig, (rates, apart) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
     base = _curves(shown[0])
     for row, color in zip(shown, COLORS):
         name, how = _name(row), replace(cfg, **row["changes"])
         if row["factor"] != "weight decay":
             rates.plot([lr_at(step, how) for step in range(cfg.steps)], color=color, lw=1.8, label=name)
         curves = _curves(row)
-        if curves is None or base is None:
-            continue
-        losses.plot(curves[0], curves[1].mean(axis=0), color=color, lw=1.6, label=name)
-        if row["factor"]:
+        if row["factor"] and curves is not None and base is not None:
             away = curves[1] - base[1]
             apart.plot(curves[0], away.mean(axis=0), "o-", ms=3, color=color, lw=1.6, label=name)
             apart.fill_between(curves[0], away.min(axis=0), away.max(axis=0), color=color, alpha=0.12, lw=0)
     apart.axhline(0, color=INK, lw=1)
     rates.set(title="Learning rate", xlabel="optimiser step")
-    losses.set(title="Validation loss, mean of the seeds", xlabel="optimiser step", ylabel="nats per token")
-    apart.set(title="Above the base (band: its seeds)", xlabel="optimiser step", ylabel="nats per token")
-    finish(fig, (rates, losses, apart), path)
+    apart.set(title="Validation loss above the base of the same seed: mean, and all seeds",
+              xlabel="optimiser step", ylabel="nats per token")
+    finish(fig, (rates, apart), path)
     plt.close(fig)
 
 
