@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from bitnet_ref.data.dataset import unchanged
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.model.transformer import name_nonfinite
@@ -124,6 +125,7 @@ def validate(run: Run, data: Dataset, bar: Any) -> None:
     """Score part of the validation text, log it, and count since when it has not improved."""
     assert data.val is not None
     val, step = data.val, run.step
+    unchanged(data)
     result = run.world.told(lambda: score(run.model, val.tokens, data.tokenizer.token_bytes,
                                           run.cfg.eval_windows, what=f"the validation loss of step {step}"))
     run.validated = run.step
@@ -139,6 +141,7 @@ def validate(run: Run, data: Dataset, bar: Any) -> None:
 def final_score(run: Run, data: Dataset) -> Score:
     """Score of the whole validation text, also logged, by the model that loading the run would give."""
     assert data.val is not None
+    unchanged(data)
     run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
     log.append(run.folder, "final", run.step, run.cursor, loss=result.loss,
