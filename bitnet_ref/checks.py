@@ -37,6 +37,10 @@ class NonFiniteError(CheckError):
     """A weight, activation, gradient or loss is NaN or infinite."""
 
 
+class GaveUp(CheckError):
+    """A training run went back again and again and did not get past its trouble."""
+
+
 def check(holds: bool, rule: str, got: object, fix: str, error: type[CheckError] = CheckError) -> None:
     """Raise `error` with "rule; got ...; fix" unless `holds`."""
     if not holds:

@@ -61,12 +61,16 @@ def text(value: str) -> str:
     return value
 
 
-def add_args(parser: argparse.ArgumentParser, config: type, title: str) -> None:
-    """One flag per field of the dataclass `config`. A flag that is not typed leaves no attribute behind."""
+def add_args(parser: argparse.ArgumentParser, config: type, title: str,
+             usual: dict[str, Any] | None = None) -> None:
+    """One flag per field of the dataclass `config`. A flag that is not typed leaves no attribute behind.
+
+    usual: {field: what the command takes instead of the default of `config`}, for the help.
+    """
     group = parser.add_argument_group(title)
     for f in fields(config):
         kind = value_type(f.type)
-        default = "none" if f.default is None else f.default
+        default = (usual or {}).get(f.name, "none" if f.default is None else f.default)
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
         how: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if kind is bool

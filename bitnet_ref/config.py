@@ -87,7 +87,8 @@ class TrainConfig:
 
     corpus: str = _opt("python-docs", "a named corpus, or a file, folder or glob of .txt / .jsonl; several: "
                                       "NAME=WEIGHT,NAME=WEIGHT", free=True)
-    packing: str = _opt("stream", "documents: in an order that cuts fewer of them at the ends of windows",
+    packing: str = _opt("stream", "order of the documents: as they stand in the corpus, or one that cuts "
+                                  "fewer of them at the ends of windows",
                         choices=("stream", "documents"))
     tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus")
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
@@ -110,11 +111,12 @@ class TrainConfig:
     adam_eps: float = _opt(1e-8, "AdamW: added to the root of the second moment")
     max_norm: float = _opt(1.0, "gradient norm above which the gradient is scaled down")
     requantize_every: int = _opt(1, "steps between ternarisations of the weights; above 1 is an experiment")
-    ema: float | None = _opt(None, "keep an average of the parameters too, the old part weighing this much, "
-                                   "and score it at the end")
+    ema: float | None = _opt(None, "keep an exponential average of the parameters too, with this decay, "
+                                   "as in 0.99, and score it at the end")
     patience: int | None = _opt(None, "stop after this many validations without improvement")
     guard: bool = _opt(True, "skip bad batches, go back when the model is damaged (docs/stability.md)")
-    inject: str | None = _opt(None, "laboratory: induce trouble, as in spike@200,nan@350 (docs/stability.md)")
+    inject: str | None = _opt(None, "laboratory: trouble (nan, spike, lr, flip) at the batch of that number, "
+                                      "as in spike@200,nan@350 (docs/stability.md)")
     val_fraction: float = _opt(0.05, "share of the documents held out for validation")
     val: str | None = _opt(None, "a text or a named corpus to validate on, instead of documents held out",
                            free=True)

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitnet_ref.checks import NonFiniteError, check
+from bitnet_ref.checks import GaveUp, NonFiniteError, check
 from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train import log, loop, start
@@ -35,15 +35,16 @@ class Cell(NamedTuple):
     train: TrainConfig
 
 
-def run_cell(preset: str, cell: Cell, folder: Path, threads: int) -> dict[str, Any]:
-    """Train `cell` in its folder, or read its figures if that was done before. Diverged: its loss is None.
+def run_cell(preset: str, cell: Cell, folder: Path, threads: int | None) -> dict[str, Any]:
+    """Train `cell` in its folder, or read its figures if that was done before. Diverged, or given up by the
+    guard: its loss is None. Whatever else ends a run is an error, and no figure.
 
     With an average of the weights (cfg.ema) "loss" and "bits per byte" are of the average, "raw" of the rest.
     """
     place, done = folder / cell.name, folder / cell.name / FIGURES
     if done.exists():
         figures = json.loads(done.read_text(encoding="utf-8"))
-        check(_is_of(figures["asked"], cell), f"{place} must have these options", "others",
+        check(_is_of(figures.get("asked", {}), cell), f"{place} must have these options", "others",
               "give another --output, or delete it")
     else:
         check(not place.exists() or (place / start.CONFIG).is_file(), f"{place} must be new or a run's",
@@ -58,11 +59,11 @@ def run_cell(preset: str, cell: Cell, folder: Path, threads: int) -> dict[str, A
     return {"name": cell.name, **figures, "curve": list(curve.items())}
 
 
-def _trained(preset: str, cell: Cell, place: Path, threads: int) -> dict[str, Any]:
+def _trained(preset: str, cell: Cell, place: Path, threads: int | None) -> dict[str, Any]:
     figures: dict[str, Any] = {"loss": None, "bits per byte": None}
     began, how = time.process_time(), cell.train
     run, data = start.start(preset, cell.model, replace(how, threads=how.threads or threads), str(place))
-    with suppress(NonFiniteError):
+    with suppress(NonFiniteError, GaveUp):
         loop.train(run, data)
         raw = final = loop.final_score(run, data)
         if run.ema is not None:
@@ -73,9 +74,12 @@ def _trained(preset: str, cell: Cell, place: Path, threads: int) -> dict[str, An
 
 
 def _is_of(asked: dict[str, Any], cell: Cell) -> bool:
-    """Whether a cell was asked for with this config; fields that are younger than it have their default."""
+    """Whether a cell was asked for with this config; fields that are younger than it have their default, but
+    for the guard: what is older than that had none."""
+    if not asked:
+        return False
     return (from_dict(ModelConfig, asked["model"], "model") == cell.model
-            and from_dict(TrainConfig, asked["train"], "train") == cell.train)
+            and from_dict(TrainConfig, {"guard": False, **asked["train"]}, "train") == cell.train)
 
 
 def run_cells(preset: str, cells: list[Cell], folder: Path, jobs: int,

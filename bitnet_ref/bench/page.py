@@ -21,6 +21,7 @@ from bitnet_ref.train import log
 from bitnet_ref.train.summary import SUMMARY
 
 FIGURES = "benchmarks/figures.json"
+KEY = "kind", "recipe", "lr", "seed"       # what tells one cell of the twins from another
 
 
 def run_figures(run: Path) -> dict[str, Any]:
@@ -103,12 +104,14 @@ def gap_block(f: dict[str, Any], steps: int) -> str:
 def twins_block(f: dict[str, Any]) -> str:
     """BitNet beside its full-precision twin: the gap, then every cell."""
     text = "\n\n![BitNet and its full-precision twin](../pictures/twins.png)\n\n"
-    text += gap_block(f["gap"], f["steps"]) if f["gap"] else ""
+    text += gap_block(f["gap"], f["steps"]) if f.get("gap") else ""
     rows = ["| model | recipe | learning rate | seed | loss, nats per token | bits per byte | |",
             "| --- | --- | --- | --- | --- | --- | --- |"]
-    tops = [top["name"] for top in f["best"].values()]
-    rows += [f"| {c['kind']} | {c['recipe']} | {c['lr']:g} | {c['seed']} | {_figure(c['loss'])} | "
-             f"{_figure(c['bits per byte'])} | {'best' if c['name'] in tops else ''} |" for c in f["cells"]]
+    tops = [[top.get(key) for key in KEY] for top in f["best"].values()]
+    for c in f["cells"]:                                   # older figures name neither recipe nor seed
+        top = "best" if [c.get(key) for key in KEY] in tops else ""
+        rows.append(f"| {c['kind']} | {c.get('recipe', 'as given')} | {c['lr']:g} | {c.get('seed', 0)} | "
+                    f"{_figure(c['loss'])} | {_figure(c['bits per byte'])} | {top} |")
     return text + "\n".join(rows)
 
 

@@ -28,6 +28,8 @@ PICTURES = "recipe.png", "schedules.png"
 # What a command line that says nothing else runs: nano in batches so small that all of it is an hour.
 DEFAULTS = {"corpus": "wikitext-2", "steps": 300, "batch": 4, "context": 128, "eval_every": 30,
             "save_every": 1_000_000, "keep": 1}
+# What the bench decides itself: seeds are --seeds, the guard is off, and all runs have equal, known steps.
+OWN = "seed", "guard", "patience", "epochs"
 
 
 class Variant(NamedTuple):
@@ -135,10 +137,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (default: 3)")
     parser.add_argument("--root", metavar="DIR", help="also write the page and pictures of the clone there")
-    add_args(parser, TrainConfig, "training")
-    add_args(parser, ModelConfig, "model")
-    parser.set_defaults(**DEFAULTS)
-    args = parser.parse_args(argv)
+    add_args(parser, TrainConfig, "training", DEFAULTS)
+    add_args(parser, ModelConfig, "model", DEFAULTS)
+    args = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
+    given = [f"--{name}" for name in OWN if hasattr(args, name)]
+    check(not given, "variants are compared over --seeds seeds, without the guard, after equal --steps",
+          ", ".join(given), "leave it out")
     check(args.jobs > 0, "--jobs must be greater than 0", args.jobs, "use 1")
     check(args.seeds in T95, f"--seeds must be {min(T95)} to {max(T95)}", args.seeds, "use 3")
     return args

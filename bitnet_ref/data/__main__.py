@@ -26,7 +26,8 @@ def parser() -> Parser:
     which.add_argument("--tokenizer", type=text, metavar="FILE", help="a tokenizer.json to use instead")
     p.add_argument("--val-fraction", type=float, default=default["val_fraction"], metavar="F",
                    help="share of the documents held out for validation (default: %(default)s)")
-    p.add_argument("--val", type=text, metavar="CORPUS", help="a text to validate on instead")
+    p.add_argument("--val", type=text, metavar="CORPUS",
+                   help="a text or a named corpus to validate on, instead of documents held out")
     p.add_argument("--seed", type=int, default=default["seed"], metavar="N",
                    help="which documents are held out (default: %(default)s)")
     p.add_argument("--progress", action=BooleanOptionalAction, default=True, help="bars on stderr")

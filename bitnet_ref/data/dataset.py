@@ -93,16 +93,6 @@ def open_dataset(folder: str | Path, verify: bool = False, progress: bool = Fals
     return Dataset(folder, train, val, own, report)
 
 
-def validation_parts(data: Dataset) -> dict[str, np.ndarray]:
-    """{corpus: its validation tokens, EOS doc ... EOS} of a mixture; of another dataset nothing."""
-    found, first = {}, 0
-    for entry in data.report.get("mixture", ()):
-        if data.val is not None and entry["val_tokens"]:
-            found[entry["corpus"]] = data.val.tokens[first:first + entry["val_tokens"] + 1]
-            first += entry["val_tokens"]
-    return found
-
-
 def unchanged(data: Dataset) -> None:
     """Raise CheckError if a shard on the disk is no longer the one that was opened. Quick: call it often."""
     for shard in (data.train, data.val):

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bitnet_ref.checks import check
+from bitnet_ref.data.corpus import CORPORA
 
-ENTRY = re.compile(r"(.+?)=(\d{1,9}(?:\.\d{1,9})?)(?:,|$)", re.DOTALL)
+ENTRY = re.compile(r"([^=,]+)=(\d{1,9}(?:\.\d{1,9})?)(?:,|$)", re.DOTALL)
 MOST = 1 << 30                  # of all weights together, as integers without a common divisor
 FIX = 'write NAME=WEIGHT,NAME=WEIGHT with weights such as 0.7 or 3, as "wikitext-2=0.7,tinystories=0.3"'
 
@@ -33,22 +34,21 @@ class Part(NamedTuple):
 def parts(corpus: str) -> list[Part]:
     """The corpora in `corpus` and their weights; alone, with weight 1, if it is one.
 
-    What exists as a path, or matches as a glob, is one corpus, though it have a "="; so may a name in a
-    mixture that exists. Raises CheckError: not a mixture, weights that are not positive or have too many
-    digits, a corpus named twice.
+    What exists as a path, or matches as a glob, is one corpus, though it have a "="; a name in a mixture has
+    neither "=" nor ",". Raises CheckError: not a mixture, weights that are not positive or have too many
+    digits, a corpus named twice, also as two spellings of one path.
     """
     if "=" not in corpus or _exists(corpus):
         return [Part(corpus, 1)]
     found = list(ENTRY.finditer(corpus))
     whole = sum(len(m[0]) for m in found) == len(corpus) and not corpus.endswith(",")
-    plain = all(_exists(m[1]) for m in found if "=" in m[1] or "," in m[1])
-    check(whole and plain and len(found) > 1, "a corpus with a = in its name must exist, or be a mixture",
-          repr(corpus), FIX)
+    check(whole and len(found) > 1, "a corpus with a = in its name must exist, or be a mixture of names "
+          "without = and ,", repr(corpus), FIX)
     exact = [Fraction(m[2]) for m in found]
     check(all(w > 0 for w in exact), "each weight of a mixture must be greater than 0", repr(corpus),
           "leave out what shall have none")
     names = [m[1] for m in found]
-    check(len({*names}) == len(names), "a mixture must name each corpus once", repr(corpus),
+    check(len({*map(_place, names)}) == len(names), "a mixture must name each corpus once", repr(corpus),
           "add up its weights")
     scale = math.lcm(*(w.denominator for w in exact))
     weights = [int(w * scale) for w in exact]
@@ -56,6 +56,11 @@ def parts(corpus: str) -> list[Part]:
     check(sum(weights) <= MOST, f"the weights of a mixture must be integers to one another, below {MOST}",
           repr(corpus), "give them fewer digits")
     return [Part(name, w) for name, w in zip(names, weights)]
+
+
+def _place(name: str) -> str:
+    """What a corpus is, however it is spelt: one of the named, or a path."""
+    return name if name in CORPORA else os.path.realpath(name)
 
 
 def _exists(corpus: str) -> bool:

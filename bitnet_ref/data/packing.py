@@ -89,14 +89,6 @@ def reordered(docs: Iterable[tuple[int, int]], T: int, pool: int = POOL) -> Iter
         room = (room - length) % T or T
 
 
-def cut_share(docs: Iterable[tuple[int, int]], T: int) -> float:
-    """Share, in [0, 1], of the documents of at most T tokens that lie across the end of a window."""
-    lengths = np.array([length for _, length in docs], np.int64)
-    ends = np.cumsum(lengths)
-    cut = (ends - lengths) // T != (ends - 1) // T
-    return float(cut[lengths <= T].mean()) if np.any(lengths <= T) else 0.0
-
-
 # ---- the file: a header as the shards', all of `at`, all of `start` ----
 
 def _written(path: Path, about: dict[str, Any], tokens: np.ndarray, eos: int, T: int) -> Packing:

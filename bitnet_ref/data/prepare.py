@@ -83,11 +83,13 @@ def identity(corpus: str) -> list[Any]:
 
 # ---- what has changed ----
 
-def kept(train_sha256: str) -> Path | None:
-    """The folder in the cache whose training tokens have this checksum, if there is one."""
+def kept(train_sha256: str, val_sha256: str, tokenizer_sha256: str) -> Path | None:
+    """The folder in the cache with these checksums of both sides' tokens and of the tokenizer, if any."""
+    wanted = [(train_sha256, tokenizer_sha256), (val_sha256, tokenizer_sha256)]
     for folder in sorted((cache_dir() / "datasets").glob("*")):
         with suppress(CheckError):
-            if is_dataset(folder) and open_shard(folder / "train.bin").header.payload_sha256 == train_sha256:
+            sides = [open_shard(folder / f"{side}.bin").header for side in ("train", "val")]
+            if is_dataset(folder) and [(h.payload_sha256, h.tokenizer_sha256) for h in sides] == wanted:
                 return folder
     return None
 

@@ -122,8 +122,9 @@ def open_shard(path: str | Path, verify: bool = False, progress: bool = False) -
 
 
 def stamp_of(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file: bytes, time of change, device and inode."""
-    return stat.st_size, stat.st_mtime_ns, stat.st_dev, stat.st_ino
+    """What changes with a file: bytes; time of its content and of its entry, of which no program can put
+    back the second; device and inode."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino
 
 
 def unchanged(shard: Shard) -> None:
@@ -137,7 +138,7 @@ def unchanged(shard: Shard) -> None:
     except OSError as e:
         now, what = (), e.strerror or str(e)
     if now:
-        what = ("" if now == shard.stamp else "another file in its place" if now[2:] != shard.stamp[2:]
+        what = ("" if now == shard.stamp else "another file in its place" if now[3:] != shard.stamp[3:]
                 else f"{now[0]:,} bytes, changed since it was opened with {shard.stamp[0]:,}")
     check(not what, f"{shard.path} must stay as it is while a run reads it", what,
           "put the file back as it was, then go on from the last checkpoint with --resume")

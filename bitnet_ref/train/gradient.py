@@ -45,6 +45,7 @@ def gradient(run: Run, data: Dataset) -> Report:
 
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named
         tree_sum(cfg.accumulate, fill, lambda i: partial_sum(run, i).flat, run.world)
+        unchanged(data)                                    # nor while its batches were read
         losses = run.world.added(losses)
         loss = inject.loss_(run, float(np.cumsum(losses)[-1]))             # one after the other, in order
         norm = clip_(run.grads.flat, cfg.max_norm, run.model.plan.ops)

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import NonFiniteError
+from bitnet_ref.data.dataset import unchanged
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.train import board, inject, log
@@ -129,6 +130,7 @@ def validate(run: Run, data: Dataset, bar: Any) -> None:
     A loss that is not finite is no improvement; with the guard on, the next step's verdict deals with it.
     Raises NonFiniteError for it when the guard is off.
     """
+    unchanged(data)
     result = run.world.told(lambda: _part_score(run, data))
     run.validated = run.step
     improved = result is not None and result.loss < run.best
@@ -156,6 +158,7 @@ def _part_score(run: Run, data: Dataset) -> Score | None:
 def final_score(run: Run, data: Dataset) -> Score:
     """Score of the whole validation text, also logged, by the model that loading the run would give."""
     assert data.val is not None
+    unchanged(data)
     run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
     log.append(run.folder, "final", run.step, run.cursor, loss=result.loss,

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import CheckError, NonFiniteError, check
+from bitnet_ref.checks import GaveUp, NonFiniteError, check
 
 WINDOW = 64              # applied steps that a new value is compared with
 LEAST = 32               # of them, before there is a z-score: the first steps fall too fast to mean anything
 LOSS_SPREAD = 0.02       # nats: least spread of the loss, so that large, quiet batches raise no alarm
 NORM_SPREAD = 0.1        # least spread of the logarithm of the norm: a tenth of the norm
-SKIP_LOSS = 6.0          # z above which a batch is bad; undisturbed runs reach 4 (docs/stability.md)
-SKIP_NORM = 30.0         # the same of the norm, whose tail is heavy: undisturbed runs reach 19, and clipping
-                         # makes them harmless
+SKIP_LOSS = 6.0          # z above which a batch is bad; undisturbed runs reached 3.9 (docs/stability.md)
+SKIP_NORM = 30.0         # the same of the norm, whose tail is heavy: undisturbed runs reached 8.3, and
+                         # clipping makes such batches harmless
 RAISED = 2.0             # z of a loss that is no reason to skip, but no accident when it stays
-RAISED_STEPS = 8         # so many applied in a row: the model is damaged; undisturbed runs reach 3
+RAISED_STEPS = 8         # so many applied in a row: the model is damaged
 BAD_STEPS = 32           # so many skipped in a row: it is not the batches, it is the model
 STUCK_STEPS = 128        # the same right after a rollback: that model was good, so now it is the data
 BACKOFF = 0.5            # what a rollback multiplies the rate with
@@ -79,7 +79,7 @@ class Guard:
     def judge(self, report: Any, step: int) -> Verdict:
         """The verdict on the batch of `report`, seen by the parameters after `step` updates.
 
-        Raises NonFiniteError or CheckError, naming what is wrong, when nothing helps; when off, for every
+        Raises NonFiniteError or GaveUp, naming what is wrong, when nothing helps; when off, for every
         loss or gradient that is not finite.
         """
         bad = self._fault(report)
@@ -180,7 +180,7 @@ class Guard:
         self.why, self.tries = why, self.tries + 1
         self.furthest = max(self.furthest, self.since)
         if self.tries > ROLLBACKS:
-            error = NonFiniteError if bad else CheckError
+            error = NonFiniteError if bad else GaveUp
             raise error(f"{bad or f'a run must get past step {self.since}; got {why}'}, after {ROLLBACKS} "
                         f"rollbacks that did not help; {GUIDE}")
         self.factor *= BACKOFF                                                  # (ST.6)

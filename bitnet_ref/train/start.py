@@ -179,14 +179,15 @@ def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dat
         back = f"put back {run / TOKENIZER}" if "tokenizer" in other else "put the text back as it was"
         raise CheckError("a resumed run must see the same data: the corpus that it was started with; "
                          f"got other {', '.join(other)} from {' and '.join(texts)}, of which "
-                         f"{', '.join(changed[:9]) or 'no file'} changed since the run began; "
+                         f"{', '.join(changed[:9]) or 'none by its time'} changed since the run began; "
                          f"{back}{_also(state)}")
     return data
 
 
 def _also(state: dict[str, Any]) -> str:
     """The way out where the cache still has what the run was trained on."""
-    folder = kept(str(state.get("training tokens")))
+    sums = (str(state.get(name)) for name in ("training tokens", "validation tokens", "tokenizer"))
+    folder = kept(*sums)
     return f", or give --corpus {folder}, where it is kept as it was" if folder else ""
 
 

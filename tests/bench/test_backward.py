@@ -39,6 +39,11 @@ def test_every_run_is_made_once_and_drawn(tmp_path, capsys):
     tiny.assert_three_parts(capsys.readouterr().err, "new folder", folder)
 
 
+def test_no_run_has_a_guard(tmp_path):
+    backward.curve("float32", "tiny", *tiny.configs(steps=1), tmp_path)
+    assert not json.loads((tmp_path / "float32" / "config.json").read_text())["train"]["guard"]
+
+
 def test_noise_changes_the_weights_in_the_last_digits(tmp_path):
     runs = {name: backward.curve(name, "tiny", *tiny.configs(steps=8, linear="full"), tmp_path)
             for name in ("float32", "noise 1", "noise 2")}

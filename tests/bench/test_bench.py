@@ -96,6 +96,12 @@ def test_bytes_of_a_token():
     assert inference.token_bytes(BLOCKS, "b3") == pytest.approx(b3)
 
 
+def test_no_timed_step_can_be_a_rollback(monkeypatch):
+    """It would go back to checkpoints in the current folder, and remove what comes after them."""
+    monkeypatch.setattr(training, "optimise", lambda run, data: run.guard.on)
+    assert training.stepper(tiny.configs()[0], 1, "numpy")() is False
+
+
 def test_the_models_are_those_of_the_issue():
     assert (BLOCKS.d_model, BLOCKS.d_ff, BLOCKS.n_layers, BLOCKS.vocab_size) == (2560, 6912, 8, 32000)
     assert (SIX.d_model, SIX.n_layers, SIX.d_ff, SIX.context) == (768, 6, 2048, 256)

@@ -63,6 +63,17 @@ def test_a_cell_of_before_an_option_was_there_has_its_default(tmp_path):
         cells.run_cell("tiny", cell(ema=0.5), tmp_path, 1)
 
 
+def test_a_cell_of_before_there_was_a_guard_had_none(tmp_path):
+    first = cells.run_cell("tiny", cell(guard=False), tmp_path, 1)
+    file = tmp_path / "a" / cells.FIGURES
+    figures = json.loads(file.read_text())
+    del figures["asked"]["train"]["guard"]
+    file.write_text(json.dumps(figures))
+    assert cells.run_cell("tiny", cell(guard=False), tmp_path, 1)["loss"] == first["loss"]
+    with tiny.refusal("must have these options"):
+        cells.run_cell("tiny", cell(), tmp_path, 1)
+
+
 def test_what_is_no_run_is_not_removed(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "letter.txt").write_text("mine")

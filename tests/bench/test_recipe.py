@@ -118,9 +118,23 @@ def test_a_base_that_diverges_leaves_nothing_to_compare_with(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--seeds", "1"], ["--seeds", "9"],
-                                       ["--preset", "huge"]])
+                                       ["--preset", "huge"], ["--epochs", "1"], ["--seed", "3"],
+                                       ["--guard"], ["--patience", "2"]])
 def test_what_is_wrong_is_refused(arguments, run, tmp_path):
     code, _, err = run("--output", tmp_path / "runs", *arguments)
     assert code == 2
     tiny.assert_three_parts(err.splitlines()[-1])
+    if arguments[0] in ("--epochs", "--seed", "--guard", "--patience"):
+        assert f"got {arguments[0]};" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_help_has_the_benchs_own_defaults(capsys):
+    with pytest.raises(SystemExit):
+        recipe.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("optimiser steps (default: 300)", "micro-batch (default: 4)",
+                  "peak learning rate of stage 1 (or of the only stage) (default: 0.01)"):
+        assert words in said
+    args = recipe.parse(["--output", "x", "--batch", "2"])
+    assert (args.steps, args.batch, args.context, args.corpus) == (300, 2, 128, "wikitext-2")

@@ -96,6 +96,10 @@ def test_a_root_without_the_page_is_refused(tmp_path):
         scaling.main(["--rounds", "0", "--root", str(tmp_path)])
 
 
+def test_no_timed_step_can_be_a_rollback():
+    assert not rank.begun(rank.SMALL, World(), 1)[0].guard.on
+
+
 @pytest.mark.slow
 def test_a_rank_alone_measures_all_but_messages():
     found = rank.measure(World(), 1)

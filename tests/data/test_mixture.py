@@ -28,7 +28,7 @@ def test_names_and_weights(text, expected):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("a=0.7,b", "must exist, or be a mixture; got 'a=0.7,b'; write NAME=WEIGHT,NAME=WEIGHT"),
+    ("a=0.7,b", "must exist, or be a mixture of names without = and ,; got 'a=0.7,b'; write NAME=WEIGHT,N"),
     ("a=", "must exist, or be a mixture"), ("=1", "must exist, or be a mixture"),
     ("a=1,", "must exist, or be a mixture"), ("a=x,b=1", "must exist, or be a mixture"),
     ("a=1", "must exist, or be a mixture"), ("a=-1,b=1", "must exist, or be a mixture"),
@@ -53,7 +53,19 @@ def test_what_exists_is_one_corpus(tmp_path, monkeypatch):
     assert parts("./a=1,b=1") == [Part("./a", 1), Part("b", 1)]
     for name in ("x=y.txt", "e,f.txt"):
         (tmp_path / name).write_text("text")
-    assert parts("x=y.txt=3,e,f.txt=1") == [Part("x=y.txt", 3), Part("e,f.txt", 1)]
+        assert parts(name) == [Part(name, 1)]
+        for text in (f"{name}=3,b=1", f"b=1,{name}=3"):    # of which no reading is the only one
+            with pytest.raises(CheckError, match=r"a mixture of names without = and ,; got"):
+                parts(text)
+
+
+def test_one_corpus_under_two_spellings_is_named_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.txt").write_text("text")
+    for text in ("b.txt=1,./b.txt=1", f"b.txt=1,{tmp_path / 'b.txt'}=2", "x/../b.txt=1,b.txt=1"):
+        with pytest.raises(CheckError, match="must name each corpus once"):
+            parts(text)
+    assert len(parts("tinystories=1,./tinystories=1")) == 2          # a name wins over a path
 
 
 # ---- the schedule ----

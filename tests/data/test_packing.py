@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data import packing as module
 from bitnet_ref.data.atomic import unwritable
-from bitnet_ref.data.packing import cut_share, documents, packed, read, reordered
+from bitnet_ref.data.packing import documents, packed, read, reordered
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.shards import HEADER
 
@@ -40,6 +40,14 @@ def stream(lengths):
 def whole(tokens, packing):
     """The stream in its new order."""
     return read(tokens, packing, np.arange(len(tokens)))
+
+
+def cut_share(docs, T):
+    """Share, in [0, 1], of the documents of at most T tokens that lie across the end of a window."""
+    lengths = np.array([length for _, length in docs], np.int64)
+    ends = np.cumsum(lengths)
+    cut = (ends - lengths) // T != (ends - 1) // T
+    return float(cut[lengths <= T].mean()) if np.any(lengths <= T) else 0.0
 
 
 # ---- golden ----

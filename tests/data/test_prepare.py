@@ -110,13 +110,14 @@ def test_what_has_changed_is_named(corpus, tmp_path):
 
 
 def test_what_the_cache_keeps(corpus, cache):
-    assert kept("ab" * 32) is None
     data = again(corpus)
+    sums = [data.train.header.payload_sha256, data.val.header.payload_sha256, data.tokenizer.checksum]
     (cache / "datasets/other").mkdir()
     (cache / "datasets/broken").mkdir()
     (cache / "datasets/broken/dataset.json").write_text("{}")
-    assert kept(data.train.header.payload_sha256) == data.folder
-    assert kept("ab" * 32) is None
+    assert kept(*sums) == data.folder
+    for i in range(len(sums)):
+        assert kept(*sums[:i], "ab" * 32, *sums[i + 1:]) is None
 
 
 def test_layout_and_rules_are_part_of_the_key(corpus, monkeypatch):

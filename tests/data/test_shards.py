@@ -202,6 +202,13 @@ def in_place(path):
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
 
 
+def overwritten_and_its_time_put_back(path):
+    before = path.stat().st_mtime_ns
+    in_place(path)
+    os.utime(path, ns=(before, before))
+    assert path.stat().st_mtime_ns == before
+
+
 def replaced(path):
     path.with_name("new").write_bytes(path.read_bytes())
     os.replace(path.with_name("new"), path)
@@ -210,6 +217,7 @@ def replaced(path):
 @pytest.mark.parametrize(("how", "message"), [
     (lambda p: os.truncate(p, HEADER + 2), r"got 1,026 bytes, changed since it was opened with 1,032;"),
     (in_place, r"got 1,032 bytes, changed since it was opened with 1,032; put the file back"),
+    (overwritten_and_its_time_put_back, r"got 1,032 bytes, changed since it was opened with 1,032"),
     (lambda p: p.write_bytes(p.read_bytes() + b"\0\0"), "got 1,034 bytes, changed"),
     (replaced, r"got another file in its place; put the file back as it was, then go on .* with --resume"),
     (lambda p: p.unlink(), "got No such file or directory; put the file back"),

@@ -124,7 +124,7 @@ def outcome(run):
     best = (run / "best.json").read_text()
     kept = [c.name for c in checkpoints(run)]
     return {"tensors": tensors, "state": state, "log": lines, "best": best, "kept": kept,
-            "summary": {k: v for k, v in summary.items() if k not in ("machine", "pictures")}}
+            "summary": {k: v for k, v in summary.items() if k not in ("machine", "pictures", "speed")}}
 
 
 def tensor_names(checkpoint):

@@ -1,6 +1,7 @@
 """train/loop: the step is the specification written out; what is not finite ends a run before it harms it."""
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,36 @@ def test_training_is_its_definition(given, tmp_path):
     for name, (w_q, w_scale) in model.weights.trits().items():
         np.testing.assert_array_equal(run.model.weights[name].w_q, w_q)
         assert run.model.weights[name].w_scale == w_scale
+
+
+@pytest.mark.parametrize(("side", "when"), [("train", "gradient"), ("val", "validation"), ("val", "final")])
+def test_a_shard_that_changes_meanwhile_ends_the_run_before_anything_comes_of_it(side, when, tmp_path,
+                                                                                monkeypatch):
+    """Also while a step is computed, and before the validation text is read. Its times are put back."""
+    data_folder = tiny.begin(tmp_path / "first", steps=2)[1].folder
+    folder = tiny.copy(data_folder, tmp_path / "data")
+    run, data = tiny.begin(tmp_path / "run", corpus=str(folder), steps=2, eval_every=1)
+    before, scored = run.model.params.flat.copy(), []
+    monkeypatch.setattr(loop, "score", lambda *_, **__: scored.append(1))
+
+    def change():
+        path = folder / f"{side}.bin"
+        time = path.stat().st_mtime_ns
+        with open(path, "r+b") as f:
+            f.seek(2048)
+            f.write(b"\1\0\1\0")
+        os.utime(path, ns=(time, time))
+
+    real = gradient.tree_sum
+    if when == "gradient":
+        monkeypatch.setattr(gradient, "tree_sum", lambda *args: (real(*args), change()))
+    else:
+        change()
+    with tiny.refusal(f"{side}.bin must stay as it is while a run reads it"):
+        {"gradient": lambda: loop.optimise(run, data), "final": lambda: loop.final_score(run, data),
+         "validation": lambda: loop.validate(run, data, None)}[when]()
+    np.testing.assert_array_equal(run.model.params.flat, before)
+    assert not scored
 
 
 def test_validation_scores_evenly_spaced_windows_and_the_final_score_all(tmp_path):

@@ -203,11 +203,27 @@ def test_a_corpus_that_changed_since_is_named_with_the_way_out(tmp_path):
         start.resume(str(run.folder), {})
 
 
+def test_of_two_that_are_kept_the_way_out_has_the_runs_own_validation_text(tmp_path):
+    """An edited --val leaves the training tokens as they were: the cache then has them twice."""
+    val = tmp_path / "val.txt"
+    begun = []
+    for seed in (50, 51, 52):                              # the last stays in the file
+        val.write_text(tiny.text(60, seed), encoding="utf-8")
+        begun.append(tiny.begin(tmp_path / f"run-{seed}", val=str(val)))
+    assert len({data.train.header for _, data in begun}) == 1
+    run, data = max(begun[:2], key=lambda b: b[1].folder.name)       # the other comes first by name
+    save(run)
+    with tiny.refusal("got other validation tokens", f"or give --corpus {data.folder}"):
+        start.resume(str(run.folder), {})
+    again = start.resume(str(run.folder), {"corpus": str(data.folder)})[1]
+    assert again.val.header == data.val.header
+
+
 def test_other_weights_and_another_order_are_refused(tmp_path, monkeypatch):
     more = tiny.corpus(seed=3)
     run, _ = tiny.begin(tmp_path / "run", corpus=f"{tiny.corpus()}=2,{more}=1", packing="documents")
     save(run)
-    with tiny.refusal("got other weights from", "no file changed since"):
+    with tiny.refusal("got other weights from", "none by its time changed since"):
         start.resume(str(run.folder), {"corpus": f"{tiny.corpus()}=1,{more}=1"})
     with tiny.refusal("a resumed run must keep its config", "packing: documents -> stream"):
         start.resume(str(run.folder), {"packing": "stream"})
