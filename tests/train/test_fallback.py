@@ -318,8 +318,14 @@ def failing(monkeypatch, name, code):
     monkeypatch.setattr(os, "replace", lambda a, b: refuse(b) if name in str(b) else real_replace(a, b))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
-@pytest.mark.parametrize("name", ["log.jsonl", TENSORS, STATE, MARK, BEST_FILE, "summary.json", "loss.png"])
+REFUSALS = [pytest.param(name, code, id=f"{name}-{what}",
+                         marks=[] if (name, what) in ((TENSORS, "full"), ("log.jsonl", "read-only")) else
+                         pytest.mark.slow)
+            for name in ("log.jsonl", TENSORS, STATE, MARK, BEST_FILE, "summary.json", "loss.png")
+            for code, what in ((errno.ENOSPC, "full"), (errno.EROFS, "read-only"))]
+
+
+@pytest.mark.parametrize(("name", "code"), REFUSALS)
 def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(name, code, tmp_path, monkeypatch):
     tiny.interrupt(tmp_path / "run", 12, monkeypatch)
     with monkeypatch.context() as patch:
