@@ -142,7 +142,8 @@ def begin_again(path):
 
 
 def interrupt(path, step, monkeypatch, **given):
-    """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end."""
+    """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end. Its folder is free
+    for another process, as it is when a command has ended."""
     run, data = begin(path, **given)
     update = loop.update_
 
@@ -155,6 +156,7 @@ def interrupt(path, step, monkeypatch, **given):
         patch.setattr(loop, "update_", interrupted)
         with pytest.raises(loop.Interrupted, match=f"interrupted at step {step}; saved; go on with"):
             loop.train(run, data)
+    run.lock.release()
     return run
 
 

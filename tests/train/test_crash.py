@@ -58,7 +58,7 @@ def assert_goes_on(path, whole):
 
 def kill_inside(path, owner, name, n, when, monkeypatch):
     """Start the run, stop it at step 4, resume it in a process that dies at the n-th call of owner.name."""
-    tiny.interrupt(path, 4, monkeypatch, **GIVEN).lock.release()
+    tiny.interrupt(path, 4, monkeypatch, **GIVEN)
     result = subprocess.run([sys.executable, "-c", KILLER, owner, name, str(n), when, str(path)],
                             env=tiny.environment(), capture_output=True, encoding="utf-8", timeout=120)
     assert result.returncode == -signal.SIGKILL, result.stderr
