@@ -142,8 +142,10 @@ def begin_again(path):
 
 
 def interrupt(path, step, monkeypatch, **given):
-    """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end. Its folder is free
-    for another process, as it is when a command has ended."""
+    """A run that gets Ctrl-C during update number `step` (from 1), and is saved at its end.
+
+    Its folder is free for another process, as it is when a command has ended.
+    """
     run, data = begin(path, **given)
     update = loop.update_
 
