@@ -34,6 +34,7 @@ def tail(n_tokens: int, T: int) -> int:
 def batch(tokens: np.ndarray, index: int, B: int, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Micro-batch number `index`.   tokens unsigned (n,)  ->  inputs, targets int64 (B, T).
 
+    The definition, for one stream; a run calls `data.feed.micro_batch`, which must equal it to the bit.
     targets[:, t] is the token after inputs[:, t]. Row r of batch i is window number i * B + r of an endless
     run of epochs; in each, every window comes exactly once; a batch may lie across two. Raises CheckError:
     fewer than T + 1 tokens, index or seed negative.

@@ -1,9 +1,9 @@
 """The state of a run, to disk and back, so that a resumed run equals an uninterrupted one bit for bit.
 
 What that takes: parameters, their average if one is kept, both moments, the two counters (`step`: updates
-applied, drives the schedules; `cursor`: batches consumed, drives the data), the early-stopping state, and the
-trits of the last log line and of the last ternarisation. Batches and schedules are pure functions of the
-counters, so there is nothing else to remember.
+applied, drives the schedules; `cursor`: batches consumed, drives the data), the guard, the early-stopping
+state, and the trits of the last log line and of the last ternarisation. Batches and schedules are pure
+functions of the counters, so there is nothing else to remember.
 Read after: train/parallel. Read next: train/ema.
 """
 

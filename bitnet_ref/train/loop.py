@@ -56,7 +56,7 @@ def train(run: Run, data: Dataset) -> None:
                 tell(run, bar, outcome)
                 follow()
             stop = run.world.any(interrupted())
-            good = to_save(run, outcome.verdict)
+            good = worth_saving(run, outcome.verdict)
             if good or stop:
                 save(run, good)
             if stop:
@@ -65,7 +65,7 @@ def train(run: Run, data: Dataset) -> None:
                                   f"    python -m bitnet_ref.train --resume {run.folder}")
 
 
-def to_save(run: Run, verdict: Verdict) -> bool:
+def worth_saving(run: Run, verdict: Verdict) -> bool:
     """Whether the step just done is one to go back to: due and not of a damaged model, or the last."""
     good = due(run.step, run.cfg.save_every) and run.guard.calm()
     return verdict is Verdict.APPLY and (good or run.step == run.cfg.steps)
@@ -113,9 +113,9 @@ def update(run: Run) -> tuple[dict[str, float], str | None]:
         total = float(np.sum(params.flat))
     bad = None
     if not np.isfinite(total):
-        name = next((n for n, w in params.view.items() if not np.all(np.isfinite(w))), "none alone")
-        bad = (f"the sum of the parameters after step {run.step} must be finite; got {total}, first in the "
-               f"weight {name}")
+        first = next((f"the weight {n}" for n, w in params.view.items() if not np.all(np.isfinite(w))),
+                     "their sum alone")
+        bad = f"the sum of the parameters after step {run.step} must be finite; got {total}, first in {first}"
     return {"lr": lr, "decay": decay}, bad
 
 
