@@ -1,0 +1,152 @@
+"""Several tokens from one call of the model: a drafter guesses what comes next, and the model says how far.
+
+The last token and the guess go through the model together; after each of them it draws its own token, with
+the random number that plain decoding draws with there, and goes on as long as that is what was guessed. So a
+text is the plain text, token for token, greedy or sampled, whatever the drafter says. How much is guessed
+follows from what guesses were worth and from what calls took (docs/speculative.md).
+Read after: generate/decode. Read next: generate/text.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from bitnet_ref.chain.draft import NOTHING, REACH, Draft, Drafter
+from bitnet_ref.generate.decode import Step, check_tokens, drawn
+from bitnet_ref.generate.sampling import GREEDY, Sampling, logprob
+from bitnet_ref.generate.window import Window
+
+BINS = 8                         # of stated chances, each with what became of them
+TRUST = 4.0                      # guesses that a drafter's own word counts for
+FORGET = 64                      # guesses after which what was seen counts half as much, about
+OLD = 256                        # calls after which a time is no longer believed
+SMOOTH = 8                       # calls that a time is an average of, about
+
+
+class Pace:
+    """How long a guess should be. Learns from every call: `observe` what was guessed, drawn, and its time.
+
+    For reports: `calls` of the model, tokens `drafted` in them and `accepted`, tokens `made`. `fixed`: always
+    guess that much, or as much as there is.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.fixed = fixed
+        self.calls = self.drafted = self.accepted = self.made = 0
+        self.right, self.tried = [0.0] * BINS, [0.0] * BINS
+        self.seconds, self.when, self.warm = [0.0] * (REACH + 2), [-OLD] * (REACH + 2), [False] * (REACH + 2)
+
+    def length(self, draft: Draft, room: int) -> int:
+        """How many of the draft's tokens to have verified, at most `room`: as many as make the most of time."""
+        most = min(len(draft.tokens), room, REACH)
+        if self.fixed is not None or most <= 0:
+            return max(0, most if self.fixed is None else min(most, self.fixed))
+        best, length, tokens, sure = 1.0 / self.cost(1), 0, 1.0, 1.0
+        for k in range(1, most + 1):
+            sure *= self.chance(draft.chances[k - 1])                                       # (SP.1)
+            tokens += sure                                                                  # (SP.2)
+            rate = tokens / self.cost(k + 1)                                                # (SP.3)
+            if rate > best:
+                best, length = rate, k
+        return length
+
+    def chance(self, stated: float) -> float:
+        """How often guesses that were stated to be so sure were right."""
+        at = min(BINS - 1, int(BINS * stated))
+        return (self.right[at] + TRUST * stated) / (self.tried[at] + TRUST)                 # (SP.4)
+
+    def cost(self, n: int) -> float:
+        """Seconds of a call of n tokens; of one not (or not lately) made, by those next to it.
+
+        Nothing larger known: as the largest known, for trying is how it becomes known.
+        """
+        known = [m for m in range(1, REACH + 2) if self.calls - self.when[m] < OLD]
+        below = max((m for m in known if m <= n), default=0)
+        above = min((m for m in known if m >= n), default=0)
+        if not below or not above:
+            return self.seconds[below or above] if known else 1.0
+        share = (n - below) / (above - below) if above > below else 0.0
+        return self.seconds[below] + share * (self.seconds[above] - self.seconds[below])
+
+    def observe(self, draft: Draft, length: int, drawn: Sequence[int], seconds: float) -> None:
+        """A call verified `length` tokens of the draft, after which `drawn` are the text's; it took seconds."""
+        for guess, chance, token in zip(draft.tokens, draft.chances, drawn):
+            at = min(BINS - 1, int(BINS * chance))
+            keep = 1 - 1 / FORGET
+            self.right[at] = keep * self.right[at] + (guess == token)
+            self.tried[at] = keep * self.tried[at] + 1
+            if guess != token:
+                break
+        n = length + 1
+        if self.warm[n]:                                   # the first of a length makes its buffers
+            known = self.calls - self.when[n] < OLD
+            before = self.seconds[n] if known else seconds
+            self.seconds[n] = before + (min(seconds, 2 * before) - before) / SMOOTH
+            self.when[n] = self.calls
+        self.warm[n] = True
+        self.calls += 1
+        self.drafted += length
+        self.accepted += len(drawn) - 1
+        self.made += len(drawn)
+
+
+def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Drafter, how: Sampling = GREEDY,
+              stop: Collection[int] = (), logprobs: bool = False, pace: Pace | None = None,
+              clock: Callable[[], float] = time.perf_counter) -> Iterator[Step]:
+    """The steps of decode.decode, the same ones, in fewer calls of the window's model.
+
+    Raises CheckError as decode does, at once. `pace`: to go on with what was learnt, or to be read afterwards.
+    """
+    check_tokens(tokens)
+    text = [int(i) for i in prompt]
+    window.check(text)
+    return _speculated(window, text, tokens, drafter, how, stop, logprobs, pace or Pace(), clock)
+
+
+def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, how: Sampling,
+                stop: Collection[int], logprobs: bool, pace: Pace,
+                clock: Callable[[], float]) -> Iterator[Step]:
+    left, context, vocab = tokens, window.model.cfg.context, window.model.cfg.vocab_size
+    if left > 0:
+        rows = [window.read(text)]
+    while left > 0:
+        if left < tokens:
+            room = min(context - len(window.ids), left) - 1
+            draft = _possible(drafter(text), vocab) if room > 0 else NOTHING
+            length, start = pace.length(draft, room), clock()
+            rows = (window.push_all([text[-1], *draft.tokens[:length]]) if length
+                    else [window.push(text[-1])])
+            taken = clock() - start
+            new = _drawn(window, rows, draft.tokens[:length], how, len(text), stop)
+            pace.observe(draft, length, new, taken)
+        else:
+            new = _drawn(window, rows, (), how, len(text), stop)
+        for token, logits in zip(new, rows):
+            text.append(token)
+            yield Step(token, logprob(logits, token) if logprobs else None)
+        left -= len(new)
+        if new[-1] in stop:
+            return
+
+
+def _possible(draft: Draft, vocab: int) -> Draft:
+    """What of a draft can be tokens of the model at all."""
+    n = next((n for n, token in enumerate(draft.tokens) if not 0 <= token < vocab), len(draft.tokens))
+    return draft if n == len(draft.tokens) else Draft(draft.tokens[:n], draft.chances[:n])
+
+
+def _drawn(window: Window, rows: Sequence[np.ndarray], guess: Sequence[int], how: Sampling, position: int,
+           stop: Collection[int]) -> list[int]:
+    """The text's next tokens, from logits (V,) after the last one and after each of `guess`: as long as those
+    are drawn, and one more. The window goes back to where the last of them was drawn."""
+    ids, tokens = window.ids, list[int]()
+    for n, logits in enumerate(rows):
+        end = len(ids) - len(guess) + n
+        seen = ids if how.repetition_penalty == 1 or n == len(guess) else ids[:end]
+        tokens.append(drawn(window, logits, how, position + n, seen))
+        if n == len(guess) or tokens[-1] != guess[n] or tokens[-1] in stop:
+            if n < len(guess):
+                window.back(end, logits)
+            break
+    return tokens
