@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     check_name(args.template)
     check_text(args.system)
     stdin()
-    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
+    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s,
+                 args.chain)
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
     how = model.sampling_with(given)
     ends = model.ends_with(args.stop_id, args.ends)

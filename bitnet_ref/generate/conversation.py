@@ -87,7 +87,8 @@ class Conversation:
         self.messages = [*system, *rest[2 * drop:]]
         self.forgotten += 2 * drop
         tokens = min(self.tokens, self.model.cfg.context - len(prompt))
-        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop)
+        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop,
+                            drafter=self.model.drafter(self.how), pace=self.model.pace)
 
     def answered(self, reply: Continuation) -> None:
         """Keep what was asked and answered; the ids too, where they spell the text, to read nothing twice."""

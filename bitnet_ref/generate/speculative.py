@@ -8,6 +8,7 @@ Read after: generate/decode. Read next: generate/text.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
@@ -19,9 +20,11 @@ from bitnet_ref.generate.window import Window
 
 BINS = 8                         # of stated chances, each with what became of them
 TRUST = 4.0                      # guesses that a drafter's own word counts for
-FORGET = 64                      # guesses after which what was seen counts half as much, about
-OLD = 256                        # calls after which a time is no longer believed
-SMOOTH = 8                       # calls that a time is an average of, about
+KEEP = 1 - 1 / 64                # of what was seen of a bin, at each new guess in it
+LATEST = 5                       # times of a length of call, whose median counts: a disturbance does not
+OLD = 256                        # calls after which such a time is no longer believed
+FRESH = 16                       # calls between looks at the times
+LENGTHS = range(1, REACH + 2)    # tokens of a call
 
 
 class Pace:
@@ -35,18 +38,25 @@ class Pace:
         self.fixed = fixed
         self.calls = self.drafted = self.accepted = self.made = 0
         self.right, self.tried = [0.0] * BINS, [0.0] * BINS
-        self.seconds, self.when, self.warm = [0.0] * (REACH + 2), [-OLD] * (REACH + 2), [False] * (REACH + 2)
+        self.times = {n: deque[float](maxlen=LATEST) for n in LENGTHS}
+        self.when = dict.fromkeys(LENGTHS, 0)
+        self.costs = [1.0] * (REACH + 2)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Calls so far, tokens guessed in them, guesses that were right, tokens made."""
+        return {"calls": self.calls, "drafted": self.drafted, "accepted": self.accepted, "made": self.made}
 
     def length(self, draft: Draft, room: int) -> int:
         """How many of the draft's tokens to have verified, at most `room`: as many as make the most of time."""
         most = min(len(draft.tokens), room, REACH)
         if self.fixed is not None or most <= 0:
             return max(0, most if self.fixed is None else min(most, self.fixed))
-        best, length, tokens, sure = 1.0 / self.cost(1), 0, 1.0, 1.0
+        best, length, tokens, sure = 1.0 / self.costs[1], 0, 1.0, 1.0
         for k in range(1, most + 1):
             sure *= self.chance(draft.chances[k - 1])                                       # (SP.1)
             tokens += sure                                                                  # (SP.2)
-            rate = tokens / self.cost(k + 1)                                                # (SP.3)
+            rate = tokens / self.costs[k + 1]                                               # (SP.3)
             if rate > best:
                 best, length = rate, k
         return length
@@ -56,39 +66,33 @@ class Pace:
         at = min(BINS - 1, int(BINS * stated))
         return (self.right[at] + TRUST * stated) / (self.tried[at] + TRUST)                 # (SP.4)
 
-    def cost(self, n: int) -> float:
-        """Seconds of a call of n tokens; of one not (or not lately) made, by those next to it.
-
-        Nothing larger known: as the largest known, for trying is how it becomes known.
-        """
-        known = [m for m in range(1, REACH + 2) if self.calls - self.when[m] < OLD]
-        below = max((m for m in known if m <= n), default=0)
-        above = min((m for m in known if m >= n), default=0)
-        if not below or not above:
-            return self.seconds[below or above] if known else 1.0
-        share = (n - below) / (above - below) if above > below else 0.0
-        return self.seconds[below] + share * (self.seconds[above] - self.seconds[below])
-
     def observe(self, draft: Draft, length: int, drawn: Sequence[int], seconds: float) -> None:
         """A call verified `length` tokens of the draft, after which `drawn` are the text's; it took seconds."""
         for guess, chance, token in zip(draft.tokens, draft.chances, drawn):
             at = min(BINS - 1, int(BINS * chance))
-            keep = 1 - 1 / FORGET
-            self.right[at] = keep * self.right[at] + (guess == token)
-            self.tried[at] = keep * self.tried[at] + 1
+            self.right[at] = KEEP * self.right[at] + (guess == token)
+            self.tried[at] = KEEP * self.tried[at] + 1
             if guess != token:
                 break
         n = length + 1
-        if self.warm[n]:                                   # the first of a length makes its buffers
-            known = self.calls - self.when[n] < OLD
-            before = self.seconds[n] if known else seconds
-            self.seconds[n] = before + (min(seconds, 2 * before) - before) / SMOOTH
-            self.when[n] = self.calls
-        self.warm[n] = True
         self.calls += 1
         self.drafted += length
         self.accepted += len(drawn) - 1
         self.made += len(drawn)
+        self.times[n].append(seconds)
+        self.when[n] = self.calls
+        if self.calls % FRESH == 0 or len(self.times[n]) < LATEST:
+            self._look()
+
+    def _look(self) -> None:
+        """Seconds of a call of n tokens; of one not made lately by those next to it. Nothing larger known:
+        that of the largest known, for trying is how it becomes known. (So is the first, which makes buffers,
+        not believed.)"""
+        known = {n: sorted(self.times[n])[len(self.times[n]) // 2 - (len(self.times[n]) == 2)] for n in LENGTHS
+                 if len(self.times[n]) > 1 and self.calls - self.when[n] < OLD}
+        if known:
+            at = sorted(known)
+            self.costs[1:] = np.interp(LENGTHS, at, [known[n] for n in at]).tolist()
 
 
 def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Drafter, how: Sampling = GREEDY,

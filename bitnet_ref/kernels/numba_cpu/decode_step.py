@@ -6,6 +6,7 @@ since is refused. Texts of a batch may differ in length: a row of a call knows i
 Read after: kernels/numba_cpu/whole. Read next: model.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
-MOST_CALLS = 8               # kinds of call whose buffers are kept
+MOST_CALLS = 16              # kinds of call whose buffers are kept: a draft may have any length
 Counts = tuple[int, ...]     # new tokens of each text
 
 
@@ -211,7 +212,7 @@ def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call
     M, widest = sum(counts), padded(program.widest + 32, 64)
 
     def floats(*shape: int) -> np.ndarray:
-        return aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+        return aligned(4 * math.prod(shape)).view(np.float32).reshape(shape)
 
     codes = aligned(M * widest).view(np.int8).reshape(M, widest)
     slot, ends = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts)
