@@ -99,14 +99,21 @@ class Refreshed:
         self._read(text)
         end, tokens, chances = tuple(text[-LOOKED_FOR:]), list[int](), list[float]()
         while len(tokens) < REACH:
-            counts = next((c for n in range(len(end)) if (c := self.follows.get(end[n:]))), {})
-            best = max(counts, key=counts.__getitem__, default=-1)
-            if best < 0 or counts[best] < 2:
+            best, times, of = next((f for n in range(len(end)) if (f := self._best(end[n:]))[1] > 1), (0, 0, 0))
+            if not times:
                 break
             tokens.append(best)
-            chances.append(counts[best] / (sum(counts.values()) + 1))
+            chances.append(times / (of + 1))
             end = (*end, best)[-LOOKED_FOR:]
         return max(Draft(tuple(tokens), tuple(chances)), self.of_table(text), key=lambda found: found.worth)
+
+    def _best(self, gram: tuple[int, ...]) -> tuple[int, int, int]:
+        """What followed most often, how often it did, and how often anything did."""
+        counts = self.follows.get(gram)
+        if not counts:
+            return 0, 0, 0
+        best = max(counts, key=counts.__getitem__)
+        return best, counts[best], sum(counts.values())
 
     def _read(self, text: Sequence[int]) -> None:
         if not goes_on(text, self.text):

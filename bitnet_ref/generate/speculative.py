@@ -22,8 +22,9 @@ BINS = 8                         # of stated chances, each with what became of t
 TRUST = 4.0                      # guesses that a drafter's own word counts for
 KEEP = 1 - 1 / 64                # of what was seen of a bin, at each new guess in it
 LATEST = 5                       # times of a length of call, whose median counts: a disturbance does not
-OLD = 256                        # calls after which such a time is no longer believed
+OLD = 1024                       # calls after which such a time is no longer believed
 FRESH = 16                       # calls between looks at the times
+UNKNOWN = 0.0                    # seconds
 LENGTHS = range(1, REACH + 2)    # tokens of a call
 
 
@@ -40,7 +41,7 @@ class Pace:
         self.right, self.tried = [0.0] * BINS, [0.0] * BINS
         self.times = {n: deque[float](maxlen=LATEST) for n in LENGTHS}
         self.when = dict.fromkeys(LENGTHS, 0)
-        self.costs = [1.0] * (REACH + 2)
+        self.costs = [UNKNOWN] * (REACH + 2)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,9 +50,11 @@ class Pace:
 
     def length(self, draft: Draft, room: int) -> int:
         """How many of the draft's tokens to have verified, at most `room`: as many as make the most of time."""
-        most = min(len(draft.tokens), room, REACH)
-        if self.fixed is not None or most <= 0:
-            return max(0, most if self.fixed is None else min(most, self.fixed))
+        most = max(0, min(len(draft.tokens), room, REACH))
+        if self.fixed is not None:
+            return min(most, self.fixed)
+        if most == 0 or self.costs[1] == UNKNOWN:          # what one token costs comes first
+            return 0
         best, length, tokens, sure = 1.0 / self.costs[1], 0, 1.0, 1.0
         for k in range(1, most + 1):
             sure *= self.chance(draft.chances[k - 1])                                       # (SP.1)
@@ -85,14 +88,15 @@ class Pace:
             self._look()
 
     def _look(self) -> None:
-        """Seconds of a call of n tokens; of one not made lately by those next to it. Nothing larger known:
-        that of the largest known, for trying is how it becomes known. (So is the first, which makes buffers,
-        not believed.)"""
-        known = {n: sorted(self.times[n])[len(self.times[n]) // 2 - (len(self.times[n]) == 2)] for n in LENGTHS
-                 if len(self.times[n]) > 1 and self.calls - self.when[n] < OLD}
-        if known:
-            at = sorted(known)
-            self.costs[1:] = np.interp(LENGTHS, at, [known[n] for n in at]).tolist()
+        """Seconds of a call of n tokens: the median of its latest. The first, which makes buffers, is not
+        believed alone. Of a length not made lately: those of the next shorter one, for trying is how they
+        become known."""
+        for n in LENGTHS:
+            times = sorted(self.times[n])
+            if len(times) > 1 and self.calls - self.when[n] < OLD:
+                self.costs[n] = times[(len(times) - 1) // 2]
+            else:
+                self.costs[n] = self.costs[n - 1]
 
 
 def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Drafter, how: Sampling = GREEDY,
