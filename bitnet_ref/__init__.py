@@ -7,8 +7,7 @@ The map, in reading order (each name imports only from names before it):
     layers/                THE REFERENCE: every op forward and backward, NumPy only
     kernels/               backends: overlays on layers/, injected by load(name)
     model/                 parameters, blocks, the transformer, its cost formulas
-    cli data/              a dataclass as a command line; corpora, tokenizer, shards, batches
-    chain/                 frequent chains of tokens, as guesses of what comes next
+    cli data/ chain/       a dataclass as a command line; corpora, tokenizer, shards, batches; frequent chains
     formats/ convert info  files on disk, from any format to any; the command that describes a model
     generate/ chat evaluate/   text from a model; perplexity and bits per byte
     train/ bench/          the trainer; measurements

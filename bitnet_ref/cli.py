@@ -113,6 +113,11 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
                         help="keep keys and values in float16: half the memory, a little rounded")
 
 
+def loading(args: argparse.Namespace) -> tuple[Any, ...]:
+    """What add_generation's flags say to generate.language_model.load, in its order."""
+    return args.backend, args.threads, args.int8_head, args.half_cache, args.i2s, args.chain
+
+
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that stand on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}

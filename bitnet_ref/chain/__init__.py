@@ -1,4 +1,4 @@
-"""Chains of tokens that often come as one: a table of at most 256, mined from a corpus, and drafts made of it.
+"""Chains of tokens that often come as one: a table of at most 256, mined from a corpus, and drafts of it.
 
     table    what a table is, as a value and as a file
     count    n-grams of a token stream, in memory that does not grow with it

@@ -47,7 +47,7 @@ def parsed(argv: list[str]) -> Any:
     mine.add_argument("--size", type=int, default=MOST, metavar="N", help=f"chains at most ({MOST})")
     shown = commands.add_parser("show", description="Print a table, and draw what it covers.")
     shown.add_argument("--table", type=text, required=True, metavar="FILE", help="a table of chains")
-    shown.add_argument("--tokenizer", type=text, metavar="FILE", help="its tokenizer.json (default: beside it)")
+    shown.add_argument("--tokenizer", type=text, metavar="FILE", help="its tokenizer (default: beside it)")
     shown.add_argument("--picture", type=text, metavar="FILE", help="draw the coverage (PNG)")
     return parser.parse_args(argv)
 

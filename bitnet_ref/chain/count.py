@@ -30,7 +30,7 @@ class Tally(NamedTuple):
 
 
 def blocks(tokens: np.ndarray, eos: int, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
-    """(first place, ids int64 (n + LONGEST - 1,)): n starts, and what follows the last of them, at the end EOS."""
+    """(first place, ids int64 (n + LONGEST - 1,)): n starts, and what follows them; in the end EOS."""
     for at in range(0, len(tokens), BLOCK):
         ids = np.asarray(tokens[at:at + BLOCK + LONGEST - 1], np.int64)
         starts = min(BLOCK, len(tokens) - at)

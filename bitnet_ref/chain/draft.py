@@ -1,4 +1,4 @@
-"""Drafters: from the text so far to a guess of the tokens that come next, each with its chance of being right.
+"""Drafters: from the text so far to a guess of the tokens that come next, each with its chance to be right.
 
 A drafter is a function of the ids so far. What it says can be wrong without harm: generate/speculative has
 the model confirm it. So there may be many: the chains of a table, what followed the same words earlier in
@@ -13,7 +13,7 @@ from bitnet_ref.chain.table import LONGEST, Table
 
 REACH = LONGEST - 1              # tokens of a draft at most: a call of eight, with the one before them
 LOOKED_FOR = 3                   # tokens at the end of a text that prompt lookup looks for
-SURE = (0.35, 0.6, 0.8)          # chance that what followed 1, 2, 3 of them before follows again; measured as it goes
+SURE = (0.35, 0.6, 0.8)          # chance that what followed 1, 2, 3 of them follows again, to begin with
 
 
 class Draft(NamedTuple):
@@ -99,7 +99,8 @@ class Refreshed:
         self._read(text)
         end, tokens, chances = tuple(text[-LOOKED_FOR:]), list[int](), list[float]()
         while len(tokens) < REACH:
-            best, times, of = next((f for n in range(len(end)) if (f := self._best(end[n:]))[1] > 1), (0, 0, 0))
+            found = (self._best(end[n:]) for n in range(len(end)))
+            best, times, of = next((f for f in found if f[1] > 1), (0, 0, 0))
             if not times:
                 break
             tokens.append(best)

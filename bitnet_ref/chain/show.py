@@ -24,13 +24,14 @@ def coverage(table: Table) -> list[float]:
 def page(table: Table, tokenizer: Tokenizer) -> str:
     """The table as text: a chain's parts, how often it stands in the corpus, and how sure each part is."""
     shares = coverage(table)
+    head = "chain, each part with its chance after those before"
     lines = [f"{len(table.chains)} chains of {table.corpus}, which cover {shares[-1]:.1%} of "
              f"{table.tokens:,} tokens; tokenizer {table.tokenizer_sha256[:12]}", "",
-             f"{'':>4} {'count':>8} {'covered so far':>15}  chain, and how likely each part is after those before"]
+             f"{'':>4} {'times':>8} {'covered so far':>15}  {head}"]
     for n, (chain, share) in enumerate(zip(table.chains, shares[1:])):
         parts = [repr(tokenizer.piece(i).decode("utf-8", "replace"))[1:-1] for i in chain.ids]
         said = parts[0] + "".join(f" |{p:.0%}| {part}" for p, part in zip(chain.confidence, parts[1:]))
-        lines.append(f"{n:>4} {chain.count:>8,} {share:>15.2%}  {said}")
+        lines.append(f"{n:>4} {chain.times:>8,} {share:>15.2%}  {said}")
     return "\n".join(lines)
 
 

@@ -26,12 +26,12 @@ FIX = "make it with python -m bitnet_ref.chain mine"
 class Chain(NamedTuple):
     """Tokens in a row. `confidence`, one fewer: how likely each is after those before it in the chain.
 
-    `count`: how often it stands in the corpus; `covers`: tokens of the corpus that it would have drafted and
+    `times`: how often it stands in the corpus; `covers`: tokens of the corpus that it would have drafted and
     that no earlier chain of the table would have.
     """
 
     ids: tuple[int, ...]
-    count: int
+    times: int
     covers: int
     confidence: tuple[float, ...]
 
@@ -90,7 +90,8 @@ def _table(record: Any, where: str) -> Table:
         check(type(record.get(name)) is kind, f"{name} of {where} must be of type {kind.__name__}",
               repr(record.get(name))[:50], FIX)
     vocab, tokens, rows = record["vocab_size"], record["tokens"], record["chains"]
-    check(0 < vocab <= 1 << 32 and 0 <= tokens < 1 << 48, f"vocab_size and tokens of {where} must be possible",
+    check(0 < vocab <= 1 << 32 and 0 <= tokens < 1 << 48,
+          f"the vocab_size and tokens of {where} must be possible",
           f"{vocab} and {tokens}", FIX)
     check(len(rows) <= MOST, f"a table must have at most {MOST} chains", f"{len(rows)} in {where}", FIX)
     chains = tuple(_chain(row, vocab, tokens, f"chain {n} of {where}") for n, row in enumerate(rows))
@@ -110,8 +111,9 @@ def _chain(row: Any, vocab: int, tokens: int, where: str) -> Chain:
           repr(ids)[:80], FIX)
     check(isinstance(confidence, list) and len(confidence) == len(ids) - 1
           and all(type(p) in (int, float) and 0 < p <= 1 and math.isfinite(p) for p in confidence),
-          f"{where} must have a confidence in (0, 1] for each token but the first", repr(confidence)[:80], FIX)
-    check(all(type(row[name]) is int and 0 <= row[name] < 1 << 48 for name in ("count", "covers")),
-          f"count and covers of {where} must be integers of 0 or more", repr(row)[:80], FIX)
+          f"{where} must have a confidence in (0, 1] for each token but the first", repr(confidence)[:80],
+          FIX)
+    check(all(type(row[name]) is int and 0 <= row[name] < 1 << 48 for name in ("times", "covers")),
+          f"times and covers of {where} must be integers of 0 or more", repr(row)[:80], FIX)
     check(row["covers"] <= tokens, f"{where} must cover no more than there is", row["covers"], FIX)
     return Chain(tuple(ids), row["count"], row["covers"], tuple(map(float, confidence)))

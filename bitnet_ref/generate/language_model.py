@@ -161,9 +161,9 @@ def load(path: str | Path, backend: str = "numba", threads: int | None = None, i
     """The model of a run, a Hugging Face folder, a name on a hub, a .bitnet or a .gguf file; with tokenizer.
 
     `int8_head`: a full-precision output projection as int8 rows, which decodes faster. `half_cache`: keys and
-    values kept in float16. `i2s`: as formats.opened.open_model. `chain`: as LanguageModel.drafter. A run's model can be trained on; others hold
-    what a backend needs to run them, and no more. Raises CheckError if it is missing, damaged or not
-    supported.
+    values kept in float16. `i2s`: as formats.opened.open_model. `chain`: as LanguageModel.drafter.
+    A run's model can be trained on; others hold what a backend needs to run them, and no more. Raises
+    CheckError if it is missing, damaged or not supported.
     """
     ops, place = kernels.load(backend, threads), folder_of(path)
     if kind_of(place) == "run":

@@ -49,7 +49,7 @@ class Pace:
         return {"calls": self.calls, "drafted": self.drafted, "accepted": self.accepted, "made": self.made}
 
     def length(self, draft: Draft, room: int) -> int:
-        """How many of the draft's tokens to have verified, at most `room`: as many as make the most of time."""
+        """How many of the draft's tokens to have verified, at most `room`: what makes the most of time."""
         most = max(0, min(len(draft.tokens), room, REACH))
         if self.fixed is not None:
             return min(most, self.fixed)
@@ -70,7 +70,7 @@ class Pace:
         return (self.right[at] + TRUST * stated) / (self.tried[at] + TRUST)                 # (SP.4)
 
     def observe(self, draft: Draft, length: int, drawn: Sequence[int], seconds: float) -> None:
-        """A call verified `length` tokens of the draft, after which `drawn` are the text's; it took seconds."""
+        """A call verified `length` tokens of the draft and took `seconds`; `drawn` came of it."""
         for guess, chance, token in zip(draft.tokens, draft.chances, drawn):
             at = min(BINS - 1, int(BINS * chance))
             self.right[at] = KEEP * self.right[at] + (guess == token)
@@ -104,7 +104,7 @@ def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Draft
               clock: Callable[[], float] = time.perf_counter) -> Iterator[Step]:
     """The steps of decode.decode, the same ones, in fewer calls of the window's model.
 
-    Raises CheckError as decode does, at once. `pace`: to go on with what was learnt, or to be read afterwards.
+    Raises CheckError as decode does, at once. `pace`: what was learnt, to go on from and to be read.
     """
     check_tokens(tokens)
     text = [int(i) for i in prompt]
@@ -116,14 +116,13 @@ def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, 
                 stop: Collection[int], logprobs: bool, pace: Pace,
                 clock: Callable[[], float]) -> Iterator[Step]:
     left, context, vocab = tokens, window.model.cfg.context, window.model.cfg.vocab_size
-    if left > 0:
-        rows = [window.read(text)]
+    rows = [window.read(text)] if left > 0 else []
     while left > 0:
         if left < tokens:
             room = min(context - len(window.ids), left) - 1
             draft = _possible(drafter(text), vocab) if room > 0 else NOTHING
             length, start = pace.length(draft, room), clock()
-            rows = (window.push_all([text[-1], *draft.tokens[:length]]) if length
+            rows = (list(window.push_all([text[-1], *draft.tokens[:length]])) if length
                     else [window.push(text[-1])])
             taken = clock() - start
             new = _drawn(window, rows, draft.tokens[:length], how, len(text), stop)

@@ -7,8 +7,8 @@ from bitnet_ref.chain.draft import NOTHING, REACH, Draft, Lookup, Refreshed, cha
 from bitnet_ref.chain.table import Chain, Table
 
 TABLE = Table("", 99, "", 9, (
-    Chain((1, 2, 3), 9, 9, (0.5, 0.9)), Chain((1, 2, 4, 5), 9, 9, (0.5, 0.1, 1.0)), Chain((2, 9), 9, 9, (0.3,)),
-    Chain((7, 8), 9, 9, (1.0,))))
+    Chain((1, 2, 3), 9, 9, (0.5, 0.9)), Chain((1, 2, 4, 5), 9, 9, (0.5, 0.1, 1.0)),
+    Chain((2, 9), 9, 9, (0.3,)), Chain((7, 8), 9, 9, (1.0,))))
 texts = st.lists(st.integers(0, 4), max_size=60)
 
 
@@ -64,7 +64,7 @@ def test_the_oracle_knows():
 
 @given(text=texts, steps=st.lists(st.integers(0, 60), max_size=6))
 def test_drafts_are_in_order_whatever_the_text(text, steps):
-    """Lengths agree, chances are chances, and a drafter that has seen other texts says what a new one says."""
+    """Lengths agree, chances are chances, and one that has seen the beginning says what a new one says."""
     for make in (lambda: chains(TABLE), Lookup, Refreshed, lambda: Refreshed(TABLE)):
         used = make()
         for n in steps:

@@ -17,7 +17,8 @@ from bitnet_ref.chain.table import CHAINS, LONGEST, read_table
 from bitnet_ref.data.prepare import prepare
 
 EOS = 0
-texts = st.lists(st.integers(0, 3), min_size=1, max_size=120).map(lambda t: np.array([EOS, *t, EOS], np.uint16))
+texts = st.lists(st.integers(0, 3), min_size=1, max_size=120).map(
+    lambda t: np.array([EOS, *t, EOS], np.uint16))
 
 
 def by_hand(tokens, n):
@@ -62,7 +63,7 @@ def test_what_was_dropped_is_counted_exactly_in_the_end(monkeypatch, small_block
     monkeypatch.setattr(count, "KEPT", 9)
     for chain in mine.mine(tokens, EOS):
         n = len(chain.ids)
-        assert chain.count == by_hand(tokens, n)[chain.ids]
+        assert chain.times == by_hand(tokens, n)[chain.ids]
         for m in range(1, n):
             want = by_hand(tokens, m + 1)[chain.ids[:m + 1]] / by_hand(tokens, m)[chain.ids[:m]]
             assert chain.confidence[m - 1] == max(1e-4, round(want, 4))
@@ -74,7 +75,7 @@ def test_any_text_has_a_table(tokens):
     assert len({c.ids for c in chains}) == len(chains) <= 256
     for c in chains:
         assert EOS not in c.ids
-        assert c.count >= LEAST
+        assert c.times >= LEAST
         assert c.covers > 0
         assert all(0 < p <= 1 for p in c.confidence)
     assert sum(c.covers for c in chains) <= len(tokens)
@@ -93,8 +94,8 @@ def test_the_choice_is_the_greedy_one(tokens, size):
     grams = {g: c for n in range(2, LONGEST + 1) for g, c in by_hand(tokens, n).items() if c >= LEAST}
     begins = {g: c for n in range(1, LONGEST + 1) for g, c in by_hand(tokens, n).items()}
     listed = tokens.tolist()
-    trigger = {g: max(range(1, min(TRIGGER, len(g) - 1) + 1), key=lambda m: ((len(g) - m) / begins[g[:m]], -m))
-               for g in grams}
+    trigger = {g: max(range(1, min(TRIGGER, len(g) - 1) + 1),
+                      key=lambda m: ((len(g) - m) / begins[g[:m]], -m)) for g in grams}
     covered, gains = set(), []
     for _ in range(size):
         worth = {g: c / begins[g[:trigger[g]]] * len(drafted(listed, g, trigger[g]) - covered)
@@ -131,7 +132,7 @@ def test_a_dataset_has_its_table(tmp_path):
     assert table.tokens == len(data.train.tokens)
     stream = data.train.tokens
     for chain in table.chains[:5]:
-        assert chain.count == by_hand(np.asarray(stream, np.int64), len(chain.ids))[chain.ids]
+        assert chain.times == by_hand(np.asarray(stream, np.int64), len(chain.ids))[chain.ids]
 
 
 @pytest.mark.slow

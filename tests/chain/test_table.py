@@ -12,8 +12,8 @@ from bitnet_ref.data.tokenizer import train_bpe
 
 VOCAB = 300
 chains = st.lists(st.integers(0, VOCAB - 1), min_size=SHORTEST, max_size=LONGEST).flatmap(
-    lambda ids: st.builds(Chain, st.just(tuple(ids)), st.integers(0, 1 << 40), st.integers(0, 1000), st.tuples(
-        *[st.floats(1e-4, 1).map(lambda p: round(p, 4))] * (len(ids) - 1))))
+    lambda ids: st.builds(Chain, st.just(tuple(ids)), st.integers(0, 1 << 40), st.integers(0, 1000),
+                          st.tuples(*[st.floats(1e-4, 1).map(lambda p: round(p, 4))] * (len(ids) - 1))))
 tables = st.lists(chains, max_size=20, unique_by=lambda c: c.ids).map(
     lambda found: Table("ab" * 32, VOCAB, "corpus", 1000, tuple(found)))
 
@@ -46,7 +46,7 @@ def test_a_table_of_another_tokenizer_is_refused(tmp_path):
 
 
 def chain(**given):
-    return {"ids": [1, 2], "count": 3, "covers": 2, "confidence": [0.5], **given}
+    return {"ids": [1, 2], "times": 3, "covers": 2, "confidence": [0.5], **given}
 
 
 @pytest.mark.parametrize(("given", "words"), [
@@ -59,7 +59,7 @@ def chain(**given):
     ({"chains": {}}, ["chains", "list"]),
     ({"chains": [chain()] * 257}, ["at most 256 chains", "257"]),
     ({"chains": [chain(), chain()]}, ["there once"]),
-    ({"chains": [3]}, ["chain 0", "must have ids, count, covers, confidence"]),
+    ({"chains": [3]}, ["chain 0", "must have ids, times, covers, confidence"]),
     ({"chains": [{**chain(), "more": 1}]}, ["must have ids"]),
     ({"chains": [chain(), chain(ids=[1])]}, ["chain 1", "2 to 8 tokens"]),
     ({"chains": [chain(ids=list(range(9)))]}, ["2 to 8 tokens"]),
@@ -70,7 +70,7 @@ def chain(**given):
     ({"chains": [chain(confidence=[0])]}, ["confidence in (0, 1]"]),
     ({"chains": [chain(confidence=[1.5])]}, ["confidence in (0, 1]"]),
     ({"chains": [chain(confidence=[float("nan")])]}, ["confidence in (0, 1]"]),
-    ({"chains": [chain(count=-1)]}, ["integers of 0 or more"]),
+    ({"chains": [chain(times=-1)]}, ["integers of 0 or more"]),
     ({"chains": [chain(covers=1 << 60)]}, ["integers of 0 or more"]),
     ({"chains": [chain(covers=10)]}, ["no more than there is"]),
 ])

@@ -9,7 +9,7 @@ from strategies import NORMS, seeds, small_config, small_params
 from tiny import own_cache, refusal  # noqa: F401
 
 import bitnet_ref as br
-from bitnet_ref.chain.draft import NOTHING, REACH, Draft, Lookup, Refreshed, chains, either, oracle
+from bitnet_ref.chain.draft import REACH, Draft, Lookup, Refreshed, chains, either, oracle
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, Chain, Table, write_table
 from bitnet_ref.checks import CheckError
@@ -73,12 +73,13 @@ def test_every_kind_of_model_and_every_length_of_draft(variant, options):
     text = [1, 2, 3, *tokens_of(plain)]
     for wrong in (0, 2, 3, 5):
         for fixed in (1, 2, 3, REACH):
-            got = speculate(Window(model), [1, 2, 3], 60, guess_of(text, wrong), GREEDY, (), True, Pace(fixed))
-            assert list(got) == plain
+            guess, window = guess_of(text, wrong), Window(model)
+            assert list(speculate(window, [1, 2, 3], 60, guess, GREEDY, (), True, Pace(fixed))) == plain
 
 
 @settings(max_examples=15)
-@given(seed=seeds, start=st.integers(1, 30), k=st.integers(2, 8), options=st.sampled_from([(), (False, True)]))
+@given(seed=seeds, start=st.integers(1, 30), k=st.integers(2, 8),
+       options=st.sampled_from([(), (False, True)]))
 def test_tokens_at_once_are_tokens_one_by_one_bit_for_bit(seed, start, k, options):
     """What all of this rests on (docs/decisions/020)."""
     model, rng = small_model(seed=seed % 5, context=40, options=options), np.random.default_rng(seed)
@@ -100,7 +101,8 @@ def test_a_text_that_runs_over_the_context_many_times():
     for how in (GREEDY, Sampling(1.0)):
         plain = tokens_of(decode(model, [1], 300, how))
         pace = Pace(REACH)
-        assert tokens_of(speculate(Window(model), [1], 300, guess_of([1, *plain], 4), how, pace=pace)) == plain
+        made = speculate(Window(model), [1], 300, guess_of([1, *plain], 4), how, pace=pace)
+        assert tokens_of(made) == plain
         assert pace.calls < 150                            # and it did guess
         assert pace.made == 299
 
@@ -148,11 +150,12 @@ def test_numpy_300_tokens_where_the_best_is_clear():
 def test_what_is_drawn_under_guesses_has_the_model_s_distribution(likely):
     """Over 3,000 texts of three tokens: the frequencies of the second, of which a guess is verified, and of
     the third, which may come of the same call, against their probabilities summed over all texts before:
-    chi-square (12 degrees) below what chance exceeds once in 10,000 times. A guess x is accepted with p(x), as
-    under the rejection rule."""
+    chi-square (12 degrees) below what chance exceeds once in 10,000 times. A guess x is accepted with p(x),
+    as under the rejection rule."""
     model, how, texts = small_model(context=8, n_layers=1), Sampling(1.0, None), 3000
     before = np.array([[1, 2, a, b] for a in range(V) for b in range(V)])
-    p = np.array([[candidates(row, how)[1] for row in text[1:]] for text in model(before)[0]]).reshape(V, V, 3, V)
+    p = np.array([[candidates(row, how)[1] for row in text[1:]] for text in model(before)[0]])
+    p = p.reshape(V, V, 3, V)
     first = p[0, 0, 0]
     second = first @ p[:, 0, 1]
     third = np.einsum("a,ab,abc->c", first, p[:, 0, 1], p[:, :, 2])
@@ -227,7 +230,8 @@ def test_counts_add_up():
     list(speculate(Window(model), [1, 2], 50, guess_of([1, 2, *plain], 5), pace=pace))
     assert pace.made == 49 == pace.accepted + pace.calls
     assert pace.accepted < pace.drafted
-    assert pace.counts == {"calls": pace.calls, "drafted": pace.drafted, "accepted": pace.accepted, "made": 49}
+    assert pace.counts == {"calls": pace.calls, "drafted": pace.drafted, "accepted": pace.accepted,
+                           "made": 49}
 
 
 # --- wiring ----------------------------------------------------------------------------------------------
