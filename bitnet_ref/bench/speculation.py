@@ -187,9 +187,9 @@ def _table(run: dict[str, Any], way: str) -> list[str]:
     t, drafters = run["ways"][way]["texts"], run["ways"][way]["drafters"]
     loops = ": **it loops, so it does not count**" if t["distinct 4-grams"] < LOOPS else ""
     return ["", f"**{run['corpus']}, {way}**: {t['prompts']} held-out prompts, {t['tokens']} tokens each; "
-            f"plain {t['plain tokens per second']:,.0f} tokens/s; {t['equal tokens']:,} tokens equal to plain; "
-            f"distinct 4-grams {t['distinct 4-grams']:.2f}{loops}; the table covers {run['coverage']:.1%} of "
-            "the corpus.", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS),
+            f"plain {t['plain tokens per second']:,.0f} tokens/s; {t['equal tokens']:,} tokens are the same; "
+            f"distinct 4-grams {t['distinct 4-grams']:.2f}{loops}; the table covers {run['coverage']:.1%} "
+            "of the corpus.", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS),
             *(f"| {name} | {d['speed-up']:.2f} x | {d['formula']:.2f} x | {_share(d['acceptance'])} | "
               f"{_share(d['human'])} | {d['calls per token']:.2f} | {_share(d['share'])} |"
               for name, d in drafters.items())]
