@@ -116,4 +116,4 @@ def _chain(row: Any, vocab: int, tokens: int, where: str) -> Chain:
     check(all(type(row[name]) is int and 0 <= row[name] < 1 << 48 for name in ("times", "covers")),
           f"times and covers of {where} must be integers of 0 or more", repr(row)[:80], FIX)
     check(row["covers"] <= tokens, f"{where} must cover no more than there is", row["covers"], FIX)
-    return Chain(tuple(ids), row["count"], row["covers"], tuple(map(float, confidence)))
+    return Chain(tuple(ids), row["times"], row["covers"], tuple(map(float, confidence)))

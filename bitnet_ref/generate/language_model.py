@@ -52,6 +52,8 @@ class LanguageModel:
         self.ends = tuple(dict.fromkeys([*tokenizer.ends, *about.eos]))
         self.sampling = from_settings(about.settings)
         self.chain, self.place, self.pace = chain, place, Pace()
+        if chain not in ("auto", "off"):
+            self.drafter(self.sampling)                    # what is wrong with a table is said at once
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
         """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token.
@@ -93,6 +95,9 @@ class LanguageModel:
         """The table of chains at the path that `chain` is, or the run's own, or None."""
         own = None if self.place is None else self.place / CHAINS
         path = own if self.chain in DRAFTERS else Path(self.chain)
+        check(path is own or Path(self.chain).is_file(),
+              f"chain must be one of {', '.join(DRAFTERS)}, or the path of a table", repr(self.chain),
+              "correct it")
         if path is None or (path == own and not path.is_file()):
             return None
         return read_table(path, self.tokenizer)

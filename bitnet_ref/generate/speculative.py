@@ -150,6 +150,9 @@ def _drawn(window: Window, rows: Sequence[np.ndarray], guess: Sequence[int], how
     ids, tokens = window.ids, list[int]()
     for n, logits in enumerate(rows):
         end = len(ids) - len(guess) + n
+        if n > 0 and not np.isfinite(np.max(logits)):      # what was drawn goes out first, as in decode
+            window.back(end - 1, rows[n - 1])
+            break
         seen = ids if how.repetition_penalty == 1 or n == len(guess) else ids[:end]
         tokens.append(drawn(window, logits, how, position + n, seen))
         if n == len(guess) or tokens[-1] != guess[n] or tokens[-1] in stop:

@@ -12,7 +12,7 @@ import bitnet_ref as br
 from bitnet_ref.chain.draft import REACH, Draft, Lookup, Refreshed, chains, either, oracle
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, Chain, Table, write_table
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, NonFiniteError
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.sampling import GREEDY, Sampling, candidates
@@ -272,13 +272,13 @@ def test_tables_that_are_none(with_table, tmp_path):
         br.load(run).generate("Ba", 3, 0.0)
     write_table(run / CHAINS, Table("ab" * 32, 300, "", 0, ()))
     with refusal("must be of the model's tokenizer"):
-        br.load(run, chain="table").generate("Ba", 3)
+        br.load(run, chain="table")
     (run / CHAINS).unlink()
     assert br.load(run).generate("Ba", 3, 0.0)
     with refusal("must have a table of chains beside it"):
-        br.load(run, chain="table").generate("Ba", 3)
-    with refusal("readable file", "nowhere.json"):
-        br.load(run, chain="nowhere.json").generate("Ba", 3)
+        br.load(run, chain="table")
+    with refusal("one of auto, off, table, lookup, refreshed, or the path of a table", "nowhere.json"):
+        br.load(run, chain="nowhere.json")
 
 
 def test_bad_options_are_refused_as_in_decode():
@@ -289,6 +289,30 @@ def test_bad_options_are_refused_as_in_decode():
         with pytest.raises(CheckError) as theirs:
             decode(model, prompt, tokens)
         assert str(ours.value) == str(theirs.value)
+
+
+def until_error(stream):
+    """What comes, and what is said then."""
+    made = []
+    try:
+        for step in stream:
+            made.append(step)
+    except NonFiniteError as e:
+        return made, str(e)
+    raise AssertionError("no error")
+
+
+def test_a_damaged_model_says_what_it_can_and_then_the_same():
+    """NaN comes after a token that is guessed: what was drawn before goes out, the error is decode's."""
+    model, options = small_model(context=40, tied_embeddings=False), (GREEDY, (), True)
+    text = [1, 2, *tokens_of(decode(model, [1, 2], 30))]
+    bad = next(n for n, t in enumerate(text) if n > 4 and t not in text[:n])
+    model.params["embedding"][text[bad]] = np.nan
+    model.requantise()
+    said = [until_error(decode(model, [1, 2], 30, *options)),
+            until_error(speculate(Window(model), [1, 2], 30, oracle(text), *options, Pace(6)))]
+    assert said[0] == said[1]
+    assert [step.token for step in said[0][0]] == text[2:bad + 1]
 
 
 def test_a_text_that_is_left_early_leaves_a_window_that_can_be_used():
