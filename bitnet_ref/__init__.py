@@ -7,7 +7,7 @@ The map, in reading order (each name imports only from names before it):
     layers/                THE REFERENCE: every op forward and backward, NumPy only
     kernels/               backends: overlays on layers/, injected by load(name)
     model/                 parameters, blocks, the transformer, its cost formulas
-    cli data/              a dataclass as a command line; corpora, tokenizer, shards, batches
+    cli data/ chain/       a dataclass as a command line; corpora, tokenizer, shards, batches; frequent chains
     formats/ convert info  files on disk, from any format to any; the command that describes a model
     generate/ chat evaluate/   text from a model; perplexity and bits per byte
     train/ bench/          the trainer; measurements
@@ -31,13 +31,14 @@ DIMS = {
 
 
 def load(path: str, backend: str = "numba", threads: int | None = None, int8_head: bool = False,
-         half_cache: bool = False, i2s: str | None = None) -> "LanguageModel":
+         half_cache: bool = False, i2s: str | None = None, chain: str = "auto") -> "LanguageModel":
     """The model in `path`: a run's folder, a Hugging Face folder or name, a .bitnet or a .gguf file.
 
     It is ready for `logits, loss = model(ids, targets)` and `model.generate("...")`. `int8_head` and
-    `half_cache`: faster, a little rounded (docs/generation.md); `i2s`: the layout of a GGUF's I2_S. Raises
-    CheckError for what is missing, damaged or not supported.
+    `half_cache`: faster, a little rounded (docs/generation.md); `i2s`: the layout of a GGUF's I2_S; `chain`:
+    who guesses tokens ahead (docs/speculative.md). Raises CheckError for what is missing, damaged or not
+    supported.
     """
     from bitnet_ref.generate.language_model import load
 
-    return load(path, backend, threads, int8_head, half_cache, i2s)
+    return load(path, backend, threads, int8_head, half_cache, i2s, chain)

@@ -9,7 +9,7 @@ Read after: generate/repl. Read next: evaluate.
 import sys
 from typing import Any
 
-from bitnet_ref.cli import DONE, Parser, add_generation, run_command, text, typed
+from bitnet_ref.cli import DONE, Parser, add_generation, loading, run_command, text, typed
 from bitnet_ref.generate.sampling import Sampling
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     check_name(args.template)
     check_text(args.system)
     stdin()
-    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
+    model = load(args.model, *loading(args))
     template = choose(args.template, model.about.chat_template, model.cfg, model.tokenizer)
     how = model.sampling_with(given)
     ends = model.ends_with(args.stop_id, args.ends)

@@ -108,11 +108,18 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
                         help="end at this token id too; may be given several times")
     parser.add_argument("--no-ends", dest="ends", action="store_false",
                         help="go on at the ids that end a text or a turn by the model's word")
+    parser.add_argument("--chain", type=text, default="auto", metavar="auto|off|table|lookup|refreshed|FILE",
+                        help="who guesses tokens ahead: faster, the same text (docs/speculative.md)")
     add_args(parser, Sampling, "sampling (defaults of its own that a model brings come before these)")
     add_backend(parser)
     add_int8_head(parser)
     parser.add_argument("--half-cache", action="store_true",
                         help="keep keys and values in float16: half the memory, a little rounded")
+
+
+def loading(args: argparse.Namespace) -> tuple[Any, ...]:
+    """What add_generation's flags say to generate.language_model.load, in its order."""
+    return args.backend, args.threads, args.int8_head, args.half_cache, args.i2s, args.chain
 
 
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:

@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.scaling --rounds 0 --root .
 The cost model of training on several nodes, held against this machine: steps of nano at 1 and 2 ranks of one
 thread, predicted from other models' times and from messages. With --root, writes docs/scaling.md: that table,
 and what the model says of other machines, which alone is written anew with --rounds 0.
-Read after: bench/rank. Read next: bench/size.
+Read after: bench/rank. Read next: bench/speculation.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Text -> token shards, for `python -m bitnet_ref.train --corpus SHARDS`. Streams: memory stays flat whatever
 the size of the input. Progress goes to stderr, the summary to stdout.
-Read after: data/prepare. Read next: formats.
+Read after: data/prepare. Read next: chain.
 """
 
 import sys

@@ -10,7 +10,7 @@ import json
 import sys
 from argparse import BooleanOptionalAction
 
-from bitnet_ref.cli import DONE, Parser, add_generation, run_command, text, typed
+from bitnet_ref.cli import DONE, Parser, add_generation, loading, run_command, text, typed
 from bitnet_ref.generate.prompt import read_prompt
 from bitnet_ref.generate.sampling import Sampling
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from bitnet_ref.generate.language_model import check_options, load
     check_options(args.tokens, args.stop, args.stop_id, typed(args, Sampling))
     prompt = read_prompt(args.given, args.prompt, args.prompt_file)
-    model = load(args.model, args.backend, args.threads, args.int8_head, args.half_cache, args.i2s)
+    model = load(args.model, *loading(args))
     made = model.continuation(prompt, args.tokens, model.sampling_with(typed(args, Sampling)), args.stop,
                               args.json, args.stop_id, args.ends)
     first = next(made, "")                                 # what is wrong is said before anything is printed

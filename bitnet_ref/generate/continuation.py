@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bitnet_ref.chain.draft import Drafter
 from bitnet_ref.data.tokenizer import Tokenizer
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.sampling import Sampling
+from bitnet_ref.generate.speculative import Pace, speculate
 from bitnet_ref.generate.text import TextStream
 from bitnet_ref.generate.window import Window
 
@@ -25,12 +27,12 @@ class Continuation:
     `ids` are those of the text, `logprobs` theirs where asked for; `prefilled`: tokens of the prompt that the
     window had not read before. `reason`: LENGTH, END (`stop_id` came),
     STOP_STRING (`stop_string` came), or INTERRUPTED while it is not at its end. The ids of a text that a stop
-    string ended spell all or a part of that string too.
+    string ended spell all or a part of that string too. `drafter`: who guesses ahead; it changes no text.
     """
 
     def __init__(self, window: Window, tokenizer: Tokenizer, prompt: Sequence[int], tokens: int,
                  how: Sampling, ends: Sequence[int] = (), stop: Sequence[str] = (),
-                 logprobs: bool = False) -> None:
+                 logprobs: bool = False, drafter: Drafter | None = None, pace: Pace | None = None) -> None:
         self.prompt, self.how, self.reason = list(prompt), how, INTERRUPTED
         self.stop_id: int | None = None
         self.stop_string: str | None = None
@@ -39,7 +41,11 @@ class Continuation:
         self.prefilled, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
         self._window, self._shown, self._counted = window, list[str](), window.prefilled
         self._ends, self._stream = frozenset(ends), TextStream(tokenizer, stop)
-        self._steps = decode(window.model, self.prompt, tokens, how, self._ends, logprobs, window)
+        self.pace = pace or Pace()
+        self._before = self.pace.counts
+        self._steps = (decode(window.model, self.prompt, tokens, how, self._ends, logprobs, window)
+                       if drafter is None else
+                       speculate(window, self.prompt, tokens, drafter, how, self._ends, logprobs, self.pace))
         self._pieces = self._made()
 
     def __iter__(self) -> Iterator[str]:
@@ -80,6 +86,12 @@ class Continuation:
         self._shown.append(piece)
         return piece
 
+    @property
+    def speculation(self) -> dict[str, int]:
+        """Calls of the model after the first token, tokens guessed in them, guesses that were right."""
+        now = self.pace.counts
+        return {name: n - self._before[name] for name, n in now.items()}
+
     def record(self) -> dict[str, Any]:
         """All that is known of what was made so far, for JSON."""
         made = len(self.ids) + (self.stop_id is not None)
@@ -89,6 +101,7 @@ class Continuation:
             "prefill": _rate(self.prefilled, self.prefill_seconds),
             "decode": _rate(max(0, made - 1), self.decode_seconds),
             "seconds": self.prefill_seconds + self.decode_seconds, "sampling": asdict(self.how),
+            "speculation": self.speculation,
         }
 
 

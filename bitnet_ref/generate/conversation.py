@@ -68,6 +68,7 @@ class Conversation:
         """
         check_text(text)
         check(bool(text.strip()), "a message must have text", repr(text)[:20], "say something")
+        drafter = self.model.drafter(self.how)
         self.asked = Message("user", text.strip())
         system = [m for m in self.messages if m.role == "system"]
         rest = self.messages[len(system):]
@@ -87,7 +88,8 @@ class Conversation:
         self.messages = [*system, *rest[2 * drop:]]
         self.forgotten += 2 * drop
         tokens = min(self.tokens, self.model.cfg.context - len(prompt))
-        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop)
+        return Continuation(self.window, self.model.tokenizer, prompt, tokens, self.how, self.ends, self.stop,
+                            drafter=drafter, pace=self.model.pace)
 
     def answered(self, reply: Continuation) -> None:
         """Keep what was asked and answered; the ids too, where they spell the text, to read nothing twice."""

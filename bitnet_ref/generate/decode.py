@@ -2,7 +2,7 @@
 
 Each token is there before the next is computed. What the text does when it outgrows the context is the
 window's rule, not this loop's.
-Read after: generate/window. Read next: generate/text.
+Read after: generate/window. Read next: generate/speculative.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -50,11 +50,19 @@ def _decoded(window: Window, prompt: list[int], tokens: int, how: Sampling, stop
     token = prompt[-1]
     for n in range(tokens):
         logits = window.push(token) if n else window.read(prompt)
-        largest = float(np.max(logits))                    # NaN if one is; a logit of -inf may be
-        if not np.isfinite(largest):
-            require_finite(largest, f"the largest logit at token {len(prompt) + n}", window.model,
-                           np.array([window.ids]))
-        token = sample(logits, how, len(prompt) + n, window.ids)
+        token = drawn(window, logits, how, len(prompt) + n, window.ids)
         yield Step(token, logprob(logits, token) if logprobs else None)
         if token in stop:
             return
+
+
+def drawn(window: Window, logits: np.ndarray, how: Sampling, position: int, seen: Sequence[int]) -> int:
+    """The token at `position` of a text, from logits (V,) of the window's model after the ids `seen`.
+
+    Raises NonFiniteError that names what is not finite first.
+    """
+    largest = float(np.max(logits))                        # NaN if one is; a logit of -inf may be
+    if not np.isfinite(largest):
+        require_finite(largest, f"the largest logit at token {position}", window.model,
+                       np.array([window.ids]))
+    return sample(logits, how, position, seen)

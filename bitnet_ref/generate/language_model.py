@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref import kernels
+from bitnet_ref.chain.draft import Drafter, Lookup, Refreshed, chains
+from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.data.tokenizer import Tokenizer, from_json
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
@@ -20,6 +22,7 @@ from bitnet_ref.formats.source import About, on_disk, run_tokenizer
 from bitnet_ref.generate.continuation import Continuation
 from bitnet_ref.generate.decode import check_tokens
 from bitnet_ref.generate.sampling import Sampling, from_settings
+from bitnet_ref.generate.speculative import Pace
 from bitnet_ref.generate.text import check_stop_ids, check_stops
 from bitnet_ref.generate.together import together
 from bitnet_ref.generate.window import Window
@@ -27,6 +30,9 @@ from bitnet_ref.model import Transformer
 
 TOKENIZER = "tokenizer.json"     # beside the checkpoints, in the run folder
 NOTHING = About()
+DRAFTERS = ("auto", "off", "table", "lookup", "refreshed")
+NO_TABLE = ("mine one with python -m bitnet_ref.chain mine and give its path, or use --chain lookup, "
+            "which needs none")
 OWN: Any = object()              # an option that is not given: the model's own settings decide
 
 
@@ -34,16 +40,20 @@ class LanguageModel:
     """`logits, loss = model(ids, targets)`, `model.generate("...")`. Holds a Transformer and a Tokenizer.
 
     `first`: the id that every text began with in training; of ours it is EOS. `ends`: the ids that end one.
-    `sampling`: how to draw where nothing else is said, from the settings in `about`.
+    `sampling`: how to draw where nothing else is said, from the settings in `about`. `chain`: who guesses
+    ahead (see `drafter`); the text is the same. `pace`: what is known of such guesses.
     """
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer, first: int | None = None,
-                 about: About = NOTHING) -> None:
+                 about: About = NOTHING, chain: str = "auto", place: Path | None = None) -> None:
         self.transformer, self.tokenizer, self.cfg = transformer, tokenizer, transformer.cfg
         first = about.bos if first is None else first
         self.first, self.about = tokenizer.eos if first is None else first, about
         self.ends = tuple(dict.fromkeys([*tokenizer.ends, *about.eos]))
         self.sampling = from_settings(about.settings)
+        self.chain, self.place, self.pace = chain, place, Pace()
+        if chain not in ("auto", "off"):
+            self.drafter(self.sampling)                    # what is wrong with a table is said at once
 
     def __call__(self, ids: Any, targets: Any = None) -> tuple[np.ndarray, float | None]:
         """ids, targets int (B, T) or (T,)  ->  logits (B, T, V), mean loss in nats per token.
@@ -59,9 +69,38 @@ class LanguageModel:
 
         It ends at the ids of `ends_with`.
         """
+        how = self.sampling if how is None else how
         return Continuation(Window(self.transformer), self.tokenizer, self._ids(prompt), tokens,
-                            self.sampling if how is None else how, self.ends_with(stop_ids, own_ends), stop,
-                            logprobs)
+                            how, self.ends_with(stop_ids, own_ends), stop, logprobs, self.drafter(how),
+                            self.pace)
+
+    def drafter(self, how: Sampling) -> Drafter | None:
+        """Who guesses ahead in a text so drawn: "table", "lookup", "refreshed" as in chain/draft, or the path
+        of a table; "off": nobody. "auto": refreshed, with the table if there is one, where guesses pay: in a
+        greedy text of a backend that keeps a cache. Raises CheckError for a table that cannot be used.
+        """
+        pays = how.temperature == 0 and hasattr(self.transformer.plan.ops, "prefill")
+        if self.chain == "off" or (self.chain == "auto" and not pays):
+            return None
+        if self.chain == "lookup":
+            return Lookup()
+        table = self.table()
+        if self.chain in ("auto", "refreshed"):
+            return Refreshed(table)
+        check(table is not None, "a model must have a table of chains beside it", "none", NO_TABLE)
+        assert table is not None
+        return chains(table)
+
+    def table(self) -> Table | None:
+        """The table of chains at the path that `chain` is, or the run's own, or None."""
+        own = None if self.place is None else self.place / CHAINS
+        path = own if self.chain in DRAFTERS else Path(self.chain)
+        check(path is own or Path(self.chain).is_file(),
+              f"chain must be one of {', '.join(DRAFTERS)}, or the path of a table", repr(self.chain),
+              "correct it")
+        if path is None or (path == own and not path.is_file()):
+            return None
+        return read_table(path, self.tokenizer)
 
     def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:
         """The ids that end a text: `stop_ids`, and those of the model unless `own_ends` is false.
@@ -123,17 +162,17 @@ def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], giv
 
 
 def load(path: str | Path, backend: str = "numba", threads: int | None = None, int8_head: bool = False,
-         half_cache: bool = False, i2s: str | None = None) -> LanguageModel:
+         half_cache: bool = False, i2s: str | None = None, chain: str = "auto") -> LanguageModel:
     """The model of a run, a Hugging Face folder, a name on a hub, a .bitnet or a .gguf file; with tokenizer.
 
     `int8_head`: a full-precision output projection as int8 rows, which decodes faster. `half_cache`: keys and
-    values kept in float16. `i2s`: as formats.opened.open_model. A run's model can be trained on; others hold
-    what a backend needs to run them, and no more. Raises CheckError if it is missing, damaged or not
-    supported.
+    values kept in float16. `i2s`: as formats.opened.open_model. `chain`: as LanguageModel.drafter.
+    A run's model can be trained on; others hold what a backend needs to run them, and no more. Raises
+    CheckError if it is missing, damaged or not supported.
     """
     ops, place = kernels.load(backend, threads), folder_of(path)
     if kind_of(place) == "run":
-        return _load_run(place, ops, int8_head, half_cache)
+        return _load_run(place, ops, int8_head, half_cache, chain)
     source = open_model(place, i2s)
     check(source.tokenizer is not None, f"{path} must hold a tokenizer", "none",
           f"put its {TOKENIZER} into the folder, or convert the model from where it has one")
@@ -142,10 +181,11 @@ def load(path: str | Path, backend: str = "numba", threads: int | None = None, i
           f"the tokenizer must have at most the model's {source.cfg.vocab_size} entries",
           tokenizer.vocab_size, f"put back the {TOKENIZER} that belongs to the model")
     transformer = Transformer(source.cfg, on_disk(source), ops, int8_head, half_cache)
-    return LanguageModel(transformer, tokenizer, about=source.about)
+    folder = place if place.is_dir() else place.parent
+    return LanguageModel(transformer, tokenizer, about=source.about, chain=chain, place=folder)
 
 
-def _load_run(path: str | Path, ops: Any, int8_head: bool, half_cache: bool) -> LanguageModel:
+def _load_run(path: str | Path, ops: Any, int8_head: bool, half_cache: bool, chain: str) -> LanguageModel:
     checkpoint = latest(path)
     state = read_state(checkpoint)
     tokenizer, cfg = run_tokenizer(checkpoint, state), model_config(state)
@@ -153,4 +193,5 @@ def _load_run(path: str | Path, ops: Any, int8_head: bool, half_cache: bool) -> 
           "put back the one that the run was trained with")
     assert tokenizer is not None
     params = read_params(checkpoint, state)
-    return LanguageModel(Transformer(cfg, params, ops, int8_head, half_cache), tokenizer)
+    return LanguageModel(Transformer(cfg, params, ops, int8_head, half_cache), tokenizer, chain=chain,
+                         place=checkpoint.parent)

@@ -3,7 +3,7 @@
 A token may end in the middle of a character, and a stop string may begin in one token and end in another. So
 what is not decided yet is held back, and shown or dropped when it is. Each token costs the same, however long
 the text: bytes go through an incremental UTF-8 decoder, and no text is decoded twice.
-Read after: generate/decode. Read next: generate/continuation.
+Read after: generate/speculative. Read next: generate/continuation.
 """
 
 import codecs

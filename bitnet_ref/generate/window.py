@@ -73,6 +73,19 @@ class Window:
             self._append(ids[after:], after)
         return self.logits
 
+    def push_all(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens, for which there must be room, in one call  ->  logits (n, V) after each of them."""
+        held, self.ids = self.ids, []
+        logits, self._state = self.model.extend(np.array([tokens]), self._state)
+        self.logits = logits[0, -1]
+        self.ids = [*held, *tokens]
+        return logits[0]
+
+    def back(self, length: int, logits: np.ndarray) -> None:
+        """Drop all ids but the first `length`, after which stand these logits (V,)."""
+        self._state, self.logits = self._state.back(length), logits
+        del self.ids[length:]
+
     def _append(self, new: list[int], after: int) -> None:
         """Go back to the first `after` ids, and read `new`."""
         held, self.ids = self.ids, []                      # nothing is held should Ctrl-C come before the end

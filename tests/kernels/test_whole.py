@@ -524,13 +524,14 @@ def test_a_state_that_was_written_over_is_refused():
 
 
 def test_buffers_of_prompts_are_not_kept():
-    model, (ids, _) = small_model(context=200), small_batch(small_config(), B=1, T=9)
-    _, state = model.prefill(np.tile(ids, 12))
+    model, (ids, _) = small_model(context=400), small_batch(small_config(), B=1, T=9)
+    ids = np.tile(ids, 12)
+    _, state = model.prefill(ids)
     assert state.texts.buffers == {}
-    for n in [*range(1, 9), 1, 1]:
+    for n in [*range(1, MOST_CALLS + 1), 1, 1]:
         _, state = model.extend(ids[:, :n], state)
     assert len(state.texts.buffers) == MOST_CALLS
-    _, state = model.extend(np.tile(ids, 2), state)
+    _, state = model.extend(ids[:, :MOST_CALLS + 2], state)
     assert {sum(counts) for counts, *_ in state.texts.buffers} == set(range(1, MOST_CALLS + 1))
 
 

@@ -47,8 +47,8 @@ FEW = 8                      # rows up to which packed panels are walked directl
 MOST_K = {"i2": EXACT_IN_FLOAT32, "b3": 32_760}    # widest rows whose sums are exact
 BLOCK, ROWS = PANEL * TIER.panels, TIER.rows
 NO_GAIN = np.zeros(0, np.float32)
-_packed_i2, _packed_i2_4 = kernel(emit_packed, bits="i2", rows=1), kernel(emit_packed, bits="i2", rows=4)
-_packed_b3, _packed_b3_4 = kernel(emit_packed, bits="b3", rows=1), kernel(emit_packed, bits="b3", rows=4)
+_packed_i2, _packed_i2_2, _packed_i2_4 = (kernel(emit_packed, bits="i2", rows=n) for n in (1, 2, 4))
+_packed_b3, _packed_b3_2, _packed_b3_4 = (kernel(emit_packed, bits="b3", rows=n) for n in (1, 2, 4))
 _unpack_i2, _unpack_b3 = kernel(emit_unpack, bits="i2"), kernel(emit_unpack, bits="b3")
 _tile = kernel(emit_codes, rows=ROWS, panels=TIER.panels)
 _row = kernel(emit_codes, rows=1, panels=TIER.panels)
@@ -211,7 +211,7 @@ def few_rows(packed, groups, panel0, panel1, x, x_scale, w_scale, sums, y, edge)
     n_rows, n_out = y.shape
     whole, m = min(panel1, n_out // PANEL), 0
     while m < n_rows:
-        rows = 4 if n_rows - m >= 4 else 1
+        rows = 4 if n_rows - m >= 4 else 2 if n_rows - m >= 2 else 1
         at = (x.ctypes.data + m * x.shape[1], x.shape[1], x_scale.ctypes.data + 4 * m, w_scale.ctypes.data,
               sums.ctypes.data + 4 * m)
         _walk_panels(rows, packed, groups, panel0, whole, at,
@@ -230,10 +230,14 @@ def _walk_panels(rows, packed, groups, panel0, panel1, at, out, ldy):
     if groups == 4:
         if rows == 4:
             _packed_i2_4(args)
+        elif rows == 2:
+            _packed_i2_2(args)
         else:
             _packed_i2(args)
     elif rows == 4:
         _packed_b3_4(args)
+    elif rows == 2:
+        _packed_b3_2(args)
     else:
         _packed_b3(args)
 

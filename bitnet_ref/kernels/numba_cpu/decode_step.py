@@ -6,6 +6,8 @@ since is refused. Texts of a batch may differ in length: a row of a call knows i
 Read after: kernels/numba_cpu/whole. Read next: model.
 """
 
+import math
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +31,9 @@ from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
-MOST_CALLS = 8               # kinds of call whose buffers are kept
+MOST_CALLS = 16              # kinds of call whose buffers are kept: a draft may have any length
 Counts = tuple[int, ...]     # new tokens of each text
+_numbers = count()           # of caches
 
 
 class Call:
@@ -40,11 +43,14 @@ class Call:
         self.rows, self.offset, self.tiles, self.phases = rows, offset, tiles, phases
         self.framed: tuple[Any, ...] = (None, None)
 
-    def frame(self, program: Program, cache: Cache, scratch: np.ndarray) -> np.ndarray:
-        """Made anew only when cache or scratch are other ones: from token to token they seldom are."""
-        if self.framed[0] is not cache or self.framed[1] is not scratch:
+    def frame(self, program: Program, cache: Cache, number: int, scratch: np.ndarray) -> np.ndarray:
+        """Made anew only when cache or scratch are other ones: from token to token they seldom are.
+
+        A cache is known by its `number`: what is kept here must not keep it alive.
+        """
+        if self.framed[0] != number or self.framed[1] is not scratch:
             made = frame(arrays_of(program.tables, self.rows, cache, self.tiles, self.phases, scratch))
-            self.framed = cache, scratch, made
+            self.framed = number, scratch, made
         return self.framed[2]
 
 
@@ -55,8 +61,8 @@ class Texts:
         self.program, self.cfg, self.n_texts, self.size = program, cfg, n_texts, size
         self.serials: list[list[int]] = [[] for _ in range(n_texts)]    # of the call that wrote each position
         self.calls = 0
-        self.buffers: dict[Any, Call] = {}
-        self.cache = self._room(room)
+        self.buffers: dict[Any, Call] = program.buffers
+        self.cache, self.number = self._room(room), next(_numbers)
 
     def _room(self, room: int) -> Cache:
         L, _, H, KV, Dh = self.program.tables.dims[:5].tolist()
@@ -78,8 +84,8 @@ class Texts:
             for now, before in zip(larger[:2], self.cache[:2]):
                 held = before.reshape(self.heads, -1)      # each head's positions lie in one piece
                 now.reshape(self.heads, -1)[:, :held.shape[1]] = held
-            self.cache = larger                            # whole: Ctrl-C may come before, or behind
-            self.buffers.clear()                           # their frames hold on to the old one
+            self.number = next(_numbers)                   # first: Ctrl-C may come before, or behind
+            self.cache = larger
 
     def call(self, counts: Counts, every: bool, chunks: int) -> Call:
         """The buffers of such a call. Those of the last few kinds are kept; a prompt's are too large."""
@@ -187,7 +193,7 @@ def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, ever
     rows.position[:] = np.array(at)[rows.slot] + call.offset
     rows.counters[:] = 0
     with team(scratch_bytes(program.widest, longest, program.head_dim), pool=not alone) as t:
-        where = call.frame(program, texts.cache, t.scratch)
+        where = call.frame(program, texts.cache, texts.number, t.scratch)
         if alone:
             compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
@@ -211,7 +217,7 @@ def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call
     M, widest = sum(counts), padded(program.widest + 32, 64)
 
     def floats(*shape: int) -> np.ndarray:
-        return aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+        return aligned(4 * math.prod(shape)).view(np.float32).reshape(shape)
 
     codes = aligned(M * widest).view(np.int8).reshape(M, widest)
     slot, ends = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts)

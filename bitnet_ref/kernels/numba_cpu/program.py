@@ -47,6 +47,7 @@ class Program(NamedTuple):
     head_dim: int
     work: int                    # multiply-adds of a row
     floats: bool                 # whether a product is in float32
+    buffers: dict[Any, Any]      # of calls by their kind, whatever the texts
 
 
 def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
@@ -79,7 +80,7 @@ def build(plan: Any, w: dict[str, Any], bits: str | None = None) -> Program:
     return Program(Tables(arena, table, scales, gains, dims,
                           np.full(1, cfg.norm_eps, np.float32)), int(table[:, :, N_IN].max()),
                    cfg.head_dim, int(np.sum(table[:, :, N_OUT] * table[:, :, N_IN])),
-                   bool((table[:, :, KIND] >= FLOAT32).any()))
+                   bool((table[:, :, KIND] >= FLOAT32).any()), {})
 
 
 def _fields(w: Any, bits: str | None) -> tuple[tuple[int, int, int, int], int]:

@@ -125,7 +125,7 @@ def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value
                 bits: str, rows: int) -> None:
     m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
     groups = GROUPS[bits]
-    fractions = bits == "b3" and tier.instruction == "vpdpbusd"     # a dot product that takes codes up to 255
+    fractions = bits == "b3" and tier.instruction == "vpdpbusd" and rows <= 2    # it takes codes up to 255
     chains = 3 if fractions else 4 if rows == 1 else 2      # sums in flight per row hide the latency
     vector = ir.VectorType(I32, lanes)
     zeros = ir.Constant(vector, [0] * lanes)
@@ -192,7 +192,7 @@ def b3_fractions(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
     """The fraction q before each digit and q' after it, instead of the digit: it is (3 q - q') / 256.
 
     Dot products are linear, so that division is done once, on the sums: two additions and one more dot
-    product replace the taking apart.
+    product replace the taking apart. For many rows taking apart is cheaper: it is done once for all.
     """
     q = block
     for _ in range(5):

@@ -62,6 +62,10 @@ from bitnet_ref.kernels.numba_cpu.vectors import softmax_row
 
 _tile, _tile_16, _tile_8, _tile_b = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
                             for kind in STORED)
+_four, _four_16, _four_8, _four_b = (kernel(emit_floats, rows=4, panels=TIER.float_panels, kind=kind)
+                            for kind in STORED)
+_two, _two_16, _two_8, _two_b = (kernel(emit_floats, rows=2, panels=TIER.float_panels, kind=kind)
+                            for kind in STORED)
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
 _row, _row_16, _row_8, _row_b = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024)
                                  for kind in STORED)
@@ -161,34 +165,37 @@ def product(task, l, p, prog, rows, scratch):
 
 @compiled
 def float_product(task, f, arena, x, y, scratch):
-    """The same for GRAIN panels of floats: TILE rows at a time, or single rows over more panels at once."""
+    """The same for GRAIN panels of floats: TILE, 4 or 2 rows at a time, or one over more panels at once."""
     n_rows, n_out = y.shape
     n_in, kind = f[N_IN], f[KIND]
     size = 64 if kind == FLOAT32 else 16 if kind == INT8 else 32           # bytes of sixteen weights
     panels = (n_out + PANEL - 1) // PANEL
     edge = scratch[:4 * TILE * WIDE * PANEL].view(np.float32)
-    for m in range(0, n_rows, TILE):
-        whole = n_rows - m >= TILE
+    m = 0
+    while m < n_rows:
+        left = n_rows - m
+        count = TILE if left >= TILE else 4 if left >= 4 else 2 if left >= 2 else 1
         p = GRAIN * task
         while p < min(GRAIN * task + GRAIN, panels):
-            wide = WIDE // 2 if whole else WIDE
+            wide = WIDE // 2 if count > 1 else WIDE
             together = wide if p + wide <= min(GRAIN * task + GRAIN, n_out // PANEL) else 1
             w = arena.ctypes.data + f[AT] + p * n_in * size
             width = min(together * PANEL, n_out - PANEL * p)
-            tile, aside = whole and together == wide and width >= PANEL, width < PANEL
-            for r in range(m, m + TILE if tile else min(m + TILE, n_rows)):
+            tile, aside = count > 1 and together == wide and width >= PANEL, width < PANEL
+            for r in range(m, m + count):
                 out, ldy = y.ctypes.data + 4 * (r * n_out + PANEL * p), 4 * n_out
                 if aside:
                     out = edge.ctypes.data
                 ldx = 4 * x.shape[1]
                 args = (x.ctypes.data + r * ldx, ldx, 4, w, n_in * size, size, n_in, out, ldy)
                 if tile:
-                    many_floats(kind, args)
+                    many_floats(kind, count, args)
                     break
                 one_float_row(kind, together, args)
                 if aside:
                     y[r, PANEL * p:PANEL * p + width] = edge[:width]
             p += together
+        m += count
     if kind == INT8:
         at = f[AT] + panels * n_in * size
         scales = arena[at:at + 4 * n_out].view(np.float32)
@@ -198,9 +205,11 @@ def float_product(task, f, arena, x, y, scratch):
 
 
 @compiled
-def many_floats(kind, args):
-    """TILE rows over half of WIDE panels."""
-    if kind == FLOAT32:
+def many_floats(kind, rows, args):
+    """TILE, 4 or 2 rows over half of WIDE panels."""
+    if rows != TILE:
+        some_floats(kind, rows, args)
+    elif kind == FLOAT32:
         _tile(args)
     elif kind == FLOAT16:
         _tile_16(args)
@@ -208,6 +217,30 @@ def many_floats(kind, args):
         _tile_8(args)
     else:
         _tile_b(args)
+
+
+@compiled
+def some_floats(kind, rows, args):
+    """The 4 or 2 rows that are left of a prompt, or that verify a draft."""
+    if kind == FLOAT32:
+        if rows == 4:
+            _four(args)
+        else:
+            _two(args)
+    elif kind == FLOAT16:
+        if rows == 4:
+            _four_16(args)
+        else:
+            _two_16(args)
+    elif kind == INT8:
+        if rows == 4:
+            _four_8(args)
+        else:
+            _two_8(args)
+    elif rows == 4:
+        _four_b(args)
+    else:
+        _two_b(args)
 
 
 @compiled

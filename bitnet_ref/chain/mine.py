@@ -1,0 +1,165 @@
+"""From a corpus to its table of chains: two passes over the tokens, then a choice by what each chain adds.
+
+The first pass finds n-grams that are frequent. A candidate's worth is how many tokens it would have drafted,
+times how likely it is to be right: count * (tokens after the trigger) * P(they follow the trigger), where the
+trigger is the first 1 to 3 tokens, whichever is worth most. The second pass counts the best candidates and
+their beginnings exactly and finds where they stand. Then the chain that adds most to what is covered so far
+is taken, again and again: a chain within another, or beside it, adds little.
+Read after: chain/count. Read next: chain/show.
+"""
+
+import heapq
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from bitnet_ref.chain.count import BLOCK, Tally, blocks, key_of, keys_of, tallies
+from bitnet_ref.chain.table import CHAINS, LONGEST, MOST, SHORTEST, Chain, Table, write_table
+from bitnet_ref.checks import check
+from bitnet_ref.data.dataset import Dataset
+
+CANDIDATES = 4096                # n-grams among which the table is chosen
+MEASURED = 8 * CANDIDATES        # of one length, whose worth is looked at
+LEAST = 3                        # times that a chain must stand in the corpus
+TRIGGER = 3                      # tokens at most that are seen before a chain is drafted
+CHOICE = 4 * BLOCK               # tokens, from the first on, in which coverage is counted
+Gram = tuple[int, ...]
+
+
+class Candidate(NamedTuple):
+    """An n-gram with what its choice needs: `trigger` tokens are seen, the rest is drafted, right in `chance`
+    of all cases. `places` int64 (N,): where it stands in the first CHOICE tokens."""
+
+    ids: Gram
+    trigger: int
+    chance: float
+    places: np.ndarray
+
+
+def mine_for(data: Dataset, folder: str | Path | None = None, size: int = MOST,
+             progress: bool = False) -> Table:
+    """The table of a dataset's training side; written to `folder`/chains.json where a folder is given.
+
+    Raises CheckError for a size outside 1..256, and where the disk refuses.
+    """
+    header = data.train.header
+    chains = mine(data.train.tokens, header.eos, size, progress)
+    table = Table(header.tokenizer_sha256, header.vocab_size, ascii(data.report["corpus"])[1:-1][:1000],
+                  min(len(data.train.tokens), CHOICE), chains)
+    if folder is not None:
+        write_table(Path(folder) / CHAINS, table)
+    return table
+
+
+def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False) -> tuple[Chain, ...]:
+    """At most `size` chains of tokens (N,), best first. Memory does not grow with N.
+
+    Raises CheckError for a size outside 1..256.
+    """
+    check(1 <= size <= MOST, f"a table must have 1 to {MOST} chains", size, "choose such a size")
+    with tqdm(total=2 * len(tokens), desc="mining", unit="token", unit_scale=True,
+              disable=not progress) as bar:
+        likely = candidates(tokens, tallies(tokens, eos, bar))
+        counts, places = recount(tokens, eos, likely, bar)
+    weighed = [_weighed(ids, counts, places[ids]) for ids in likely]
+    return choose(weighed, counts, size, min(len(tokens), CHOICE))
+
+
+def candidates(tokens: np.ndarray, found: dict[int, Tally]) -> list[Gram]:
+    """The CANDIDATES n-grams of greatest worth by the counts of the first pass."""
+    worth, grams = [np.zeros(0)], list[Gram]()
+    for n in range(SHORTEST, LONGEST + 1):
+        t = found[n]
+        best = np.flatnonzero(t.counts >= LEAST)
+        if len(best) > MEASURED:
+            best = best[np.argpartition(t.counts[best], -MEASURED)[-MEASURED:]]
+        ids = np.asarray(tokens[t.places[best][:, None] + np.arange(n)], np.int64)
+        chance = np.stack([t.counts[best] / _counts(found[m], key_of(ids[:, :m]), t.counts[best])
+                           for m in range(1, min(TRIGGER, n - 1) + 1)])
+        worth.append(t.counts[best] * (chance * (n - np.arange(1, len(chance) + 1))[:, None]).max(axis=0))
+        grams += map(tuple, ids.tolist())
+    order = np.argsort(-np.concatenate(worth), kind="stable")
+    return [grams[i] for i in order[:CANDIDATES]]
+
+
+def _counts(t: Tally, keys: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """How often the n-grams `keys` stand in the text: `least`, that of a longer one, if they were dropped."""
+    at = np.minimum(np.searchsorted(t.keys, keys), len(t.keys) - 1)
+    return np.maximum(least, np.where(t.keys[at] == keys, t.counts[at], 0))
+
+
+def recount(tokens: np.ndarray, eos: int, likely: list[Gram],
+            bar: tqdm) -> tuple[dict[Gram, int], dict[Gram, np.ndarray]]:
+    """{n-gram: count} of `likely` and all their beginnings; {n-gram of `likely`: its places below CHOICE}."""
+    wanted = {n: sorted({ids[:n] for ids in likely if len(ids) >= n}) for n in range(1, LONGEST + 1)}
+    keys = {n: key_of(np.array(grams, np.int64).reshape(-1, n)) for n, grams in wanted.items()}
+    order = {n: np.argsort(k, kind="stable") for n, k in keys.items()}
+    total = {n: np.zeros(len(k), np.int64) for n, k in keys.items()}
+    places: dict[Gram, list[np.ndarray]] = {ids: [] for ids in likely}
+    for at, ids in blocks(tokens, eos, bar):
+        for n, key, whole in keys_of(ids, eos):
+            if len(wanted[n]) == 0:
+                continue
+            sorted_keys = keys[n][order[n]]
+            near = np.minimum(np.searchsorted(sorted_keys, key), len(sorted_keys) - 1)
+            stands = np.flatnonzero(whole & (sorted_keys[near] == key))
+            which = order[n][near[stands]]
+            total[n] += np.bincount(which, minlength=len(keys[n]))
+            if at < CHOICE:
+                _keep(places, wanted[n], which, stands + at)
+    counts = {gram: int(c) for n, grams in wanted.items() for gram, c in zip(grams, total[n])}
+    empty = np.zeros(0, np.int64)
+    return counts, {ids: np.concatenate([empty, *parts]) for ids, parts in places.items()}
+
+
+def _keep(places: dict[Gram, list[np.ndarray]], grams: list[Gram], which: np.ndarray,
+          stands: np.ndarray) -> None:
+    """Add the places of those `grams` that are candidates; which (N,) says whose place each of stands is."""
+    by = np.argsort(which, kind="stable")
+    ends = np.cumsum(np.bincount(which, minlength=len(grams)))
+    for gram, begin, end in zip(grams, [0, *ends], ends):
+        if gram in places and end > begin:
+            places[gram].append(stands[by[begin:end]])
+
+
+def _weighed(ids: Gram, counts: dict[Gram, int], places: np.ndarray) -> Candidate:
+    """With the trigger that makes it worth most."""
+    chances = [counts[ids] / counts[ids[:m]] for m in range(1, min(TRIGGER, len(ids) - 1) + 1)]
+    worth = [p * (len(ids) - m) for m, p in enumerate(chances, 1)]
+    trigger = 1 + int(np.argmax(worth))
+    return Candidate(ids, trigger, chances[trigger - 1], places)
+
+
+def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: int) -> tuple[Chain, ...]:
+    """At most `size` chains, each the one that adds most worth to those before it.
+
+    What a chain adds can only fall as others are taken, so one whose worth was just found to be above what
+    the next ever had is the best, and the rest need not be looked at.
+    """
+    covered = np.zeros(tokens, bool)
+    tails = [_tail(c, tokens) for c in likely]
+    heap = [(-c.chance * len(tail), n) for n, (c, tail) in enumerate(zip(likely, tails))]
+    heapq.heapify(heap)
+    chains: list[Chain] = []
+    while heap and len(chains) < size:
+        _, n = heapq.heappop(heap)
+        tails[n] = tails[n][~covered[tails[n]]]
+        worth = likely[n].chance * len(tails[n])
+        if worth <= 0:
+            continue
+        if heap and worth < -heap[0][0]:
+            heapq.heappush(heap, (-worth, n))
+            continue
+        covered[tails[n]] = True
+        ids = likely[n].ids
+        sure = tuple(max(1e-4, round(counts[ids[:m + 1]] / counts[ids[:m]], 4)) for m in range(1, len(ids)))
+        chains.append(Chain(ids, counts[ids], len(tails[n]), sure))
+    return tuple(chains)
+
+
+def _tail(c: Candidate, tokens: int) -> np.ndarray:
+    """The places that `c` drafts where it stands, each once: it may overlap itself."""
+    tail = np.unique(c.places[:, None] + np.arange(c.trigger, len(c.ids)))
+    return tail[tail < tokens]

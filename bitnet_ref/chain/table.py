@@ -1,0 +1,119 @@
+"""A table of chains: 2 to 8 tokens each, at most 256 of them, so that one byte names one.
+
+A file of strangers: its size is checked before it is read, each number before it is used. It names the
+tokenizer whose ids it holds, and a table of another is refused: its ids would be other words. As a chain only
+ever makes a guess, no table can change a text (docs/speculative.md).
+Read after: chain. Read next: chain/count.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.data.atomic import unreadable, whole_file
+from bitnet_ref.data.tokenizer import Tokenizer
+
+FORMAT, VERSION = "bitnet_ref.chains", 1
+CHAINS = "chains.json"           # of a run, beside its tokenizer.json
+SHORTEST, LONGEST = 2, 8         # tokens of a chain
+MOST = 256                       # chains of a table
+LARGEST = 50_000                 # bytes of its file
+FIX = "make it with python -m bitnet_ref.chain mine"
+
+
+class Chain(NamedTuple):
+    """Tokens in a row. `confidence`, one fewer: how likely each is after those before it in the chain.
+
+    `times`: how often it stands in the corpus; `covers`: tokens of the corpus that it would have drafted and
+    that no earlier chain of the table would have.
+    """
+
+    ids: tuple[int, ...]
+    times: int
+    covers: int
+    confidence: tuple[float, ...]
+
+
+class Table(NamedTuple):
+    """Chains in the order in which they were chosen, and where they come from."""
+
+    tokenizer_sha256: str
+    vocab_size: int
+    corpus: str
+    tokens: int                  # of the part of the corpus in which `covers` is counted
+    chains: tuple[Chain, ...]
+
+
+def write_table(path: str | Path, table: Table) -> None:
+    """Write JSON, a line for each chain; whole or not at all. Raises CheckError where the disk refuses."""
+    head = {"format": FORMAT, "version": VERSION, **table._asdict()}
+    del head["chains"]
+    rows = ",\n".join("  " + json.dumps(c._asdict(), separators=(",", ":")) for c in table.chains)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "chains": [\n{rows}\n ]\n}}\n'
+    with whole_file(path) as file:
+        file.write(text.encode("ascii"))
+
+
+def read_table(path: str | Path, tokenizer: Tokenizer | None = None) -> Table:
+    """The table in a file; of `tokenizer`, where one is given.
+
+    Raises CheckError: too large, not JSON, not of this version, a number out of range, another tokenizer.
+    """
+    try:
+        size = Path(path).stat().st_size
+        check(size <= LARGEST, f"a table of chains must have at most {LARGEST} bytes", f"{size} in {path}",
+              FIX)
+        record: Any = json.loads(Path(path).read_bytes().decode("ascii"))
+    except OSError as e:
+        raise unreadable(path, e, FIX) from None
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, CheckError):
+            raise
+        raise CheckError(f"{path} must be a table of chains as JSON; got {str(e)[:100]}; {FIX}") from None
+    table = _table(record, str(path))
+    if tokenizer is not None:
+        check((table.tokenizer_sha256, table.vocab_size) == (tokenizer.checksum, tokenizer.vocab_size),
+              f"the chains in {path} must be of the model's tokenizer, {tokenizer.checksum[:12]}",
+              f"{table.tokenizer_sha256[:12]} of {table.vocab_size} entries", FIX)
+    return table
+
+
+def _table(record: Any, where: str) -> Table:
+    check(isinstance(record, dict) and record.get("format") == FORMAT, f"{where} must hold a {FORMAT}",
+          "something else", FIX)
+    check(record.get("version") == VERSION, f"{where} must be of version {VERSION}",
+          repr(record.get("version")), "update bitnet_ref, or mine the table again")
+    for name, kind in (("tokenizer_sha256", str), ("vocab_size", int), ("corpus", str), ("tokens", int),
+                       ("chains", list)):
+        check(type(record.get(name)) is kind, f"{name} of {where} must be of type {kind.__name__}",
+              repr(record.get(name))[:50], FIX)
+    vocab, tokens, rows = record["vocab_size"], record["tokens"], record["chains"]
+    check(0 < vocab <= 1 << 32 and 0 <= tokens < 1 << 48,
+          f"the vocab_size and tokens of {where} must be possible",
+          f"{vocab} and {tokens}", FIX)
+    check(len(rows) <= MOST, f"a table must have at most {MOST} chains", f"{len(rows)} in {where}", FIX)
+    chains = tuple(_chain(row, vocab, tokens, f"chain {n} of {where}") for n, row in enumerate(rows))
+    check(len({c.ids for c in chains}) == len(chains), f"each chain of {where} must be there once",
+          "one that is there twice", FIX)
+    return Table(record["tokenizer_sha256"], vocab, record["corpus"], tokens, chains)
+
+
+def _chain(row: Any, vocab: int, tokens: int, where: str) -> Chain:
+    fields = set(Chain._fields)
+    check(isinstance(row, dict) and set(row) == fields, f"{where} must have {', '.join(Chain._fields)}",
+          repr(row)[:80], FIX)
+    ids, confidence = row["ids"], row["confidence"]
+    check(isinstance(ids, list) and SHORTEST <= len(ids) <= LONGEST,
+          f"{where} must have {SHORTEST} to {LONGEST} tokens", repr(ids)[:80], FIX)
+    check(all(type(i) is int and 0 <= i < vocab for i in ids), f"ids of {where} must lie in 0..{vocab - 1}",
+          repr(ids)[:80], FIX)
+    check(isinstance(confidence, list) and len(confidence) == len(ids) - 1
+          and all(type(p) in (int, float) and 0 < p <= 1 and math.isfinite(p) for p in confidence),
+          f"{where} must have a confidence in (0, 1] for each token but the first", repr(confidence)[:80],
+          FIX)
+    check(all(type(row[name]) is int and 0 <= row[name] < 1 << 48 for name in ("times", "covers")),
+          f"times and covers of {where} must be integers of 0 or more", repr(row)[:80], FIX)
+    check(row["covers"] <= tokens, f"{where} must cover no more than there is", row["covers"], FIX)
+    return Chain(tuple(ids), row["times"], row["covers"], tuple(map(float, confidence)))
