@@ -53,10 +53,11 @@ def median(times: Mapping[str, list[float]]) -> dict[str, float]:
 def best(run: Callable[[], object], rounds: int = 15) -> float:
     """The least seconds per call: for a limit of the machine, which nothing but a disturbance can miss.
 
-    It rests between rounds: all of them fit into the time in which BLAS's threads, idle after what came
-    before, still keep a core.
+    It rests first: all rounds fit into the time in which BLAS's threads, idle after what came before, still
+    keep a core.
     """
-    return min(alternate({"": run}, rounds, REST)[""])
+    time.sleep(REST)
+    return min(alternate({"": run}, rounds)[""])
 
 
 def copies(array: np.ndarray, at_least: int = OUT_OF_CACHE) -> list[np.ndarray]:
