@@ -122,50 +122,60 @@ def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value
                 y: ir.Value, ldy: ir.Value, *, bits: str, rows: int) -> None:
     """Packed panels, one after the other, against `rows` rows: 64 bytes are 16 outputs x 4 x `groups`.
 
-    Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers.
+    Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers. Several
+    rows meet two panels at once where a panel is one register: what is loaded of a row is used twice.
     """
-    with cgutils.for_range(builder, panels) as loop:
-        here = builder.add(w, builder.mul(loop.index, builder.mul(blocks, I64(64))))
-        there = builder.add(y, builder.mul(loop.index, I64(4 * PANEL)))
-        _emit_panel(builder, tier, here, blocks, x, ldx, x_scales, w_scale, x_sums, there, ldy, bits, rows)
+    pair = 2 if rows > 1 and tier.lanes == PANEL else 1
+    even = builder.sub(panels, builder.urem(panels, I64(pair)))
+    for count, first, end in ((pair, I64(0), even), (1, even, panels))[:pair]:
+        with cgutils.for_range_slice(builder, first, end, I64(count)) as (panel, _):
+            here = builder.add(w, builder.mul(panel, builder.mul(blocks, I64(64))))
+            there = builder.add(y, builder.mul(panel, I64(4 * PANEL)))
+            _emit_panels(builder, tier, here, blocks, x, ldx, x_scales, w_scale, x_sums, there, ldy, bits,
+                         rows, count)
 
 
-def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
-                x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value,
-                bits: str, rows: int) -> None:
-    m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
-    groups = GROUPS[bits]
+def _emit_panels(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
+                 x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value,
+                 bits: str, rows: int, panels: int) -> None:
+    m, lanes, groups, size = Memory(builder), tier.lanes, GROUPS[bits], builder.mul(blocks, I64(64))
+    places = [(p, part) for p in range(panels) for part in range(0, PANEL, lanes)]     # of a register
     raised = bits == "b3" and tier.instruction == "vpdpbusd"          # it takes codes up to 255
     fractions = raised and rows == 1
-    room = (20 if lanes == 16 else 12) // (rows * parts * (1 + fractions))    # registers for sums
+    room = (20 if lanes == PANEL else 12) // (rows * len(places) * (1 + fractions))   # registers for sums
     chains = max(1, min(groups, room))                      # sums in flight per row hide the latency
-    vector = ir.VectorType(I32, lanes)
-    zeros = ir.Constant(vector, [0] * lanes)
-    slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in range(parts)]
-    for slot in (s for part in slots for row in part for s in row):
-        builder.store(zeros, slot)                          # a slot is made once, a panel comes often
+    vector, codes_of = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
+    slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in places]
+    for slot in (s for place in slots for row in place for s in row):
+        builder.store(ir.Constant(vector, [0] * lanes), slot)         # made once, but a panel comes often
     steps = (i2_steps if bits == "i2" else b3_fractions if fractions else b3_raised if raised
              else b3_digits)
     with cgutils.for_range(builder, blocks) as loop:
         at = builder.mul(loop.index, I64(64))
         x_at = builder.mul(loop.index, I64(4 * groups))
-        m.prefetch(w, builder.add(at, I64(AHEAD)))
-        for p in range(parts):
-            block = m.load(w, builder.add(at, I64(4 * lanes * p)), ir.VectorType(I8, 4 * lanes))
-            for j, codes in enumerate(steps(builder, tier, block)):
-                for r in range(rows):
-                    here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
-                    four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), block.type)
+        within = builder.icmp_signed("<", builder.add(at, I64(AHEAD)), size)
+        ahead = builder.select(within, I64(AHEAD), builder.add(builder.mul(size, I64(panels - 1)), I64(AHEAD)))
+        decoded = []
+        for p, part in places:
+            here = builder.add(builder.add(at, I64(4 * part)), builder.mul(size, I64(p)))
+            if part == 0:
+                m.prefetch(w, builder.add(here, ahead))
+            decoded.append(steps(builder, tier, m.load(w, here, codes_of)))
+        for j, found in enumerate(zip(*decoded)):
+            for r in range(rows):
+                here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
+                four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), codes_of)
+                for place, codes in zip(slots, found):
                     for i, code in enumerate(codes):
-                        dot_onto(builder, tier, slots[p][r][chains * i + j % chains], code, four)
-    for p in range(parts):
+                        dot_onto(builder, tier, place[r][chains * i + j % chains], code, four)
+    for (p, part), place in zip(places, slots):
         for r in range(rows):
-            totals = [total(builder, slots[p][r][i:i + chains]) for i in range(0, len(slots[p][r]), chains)]
+            totals = [total(builder, place[r][i:i + chains]) for i in range(0, len(place[r]), chains)]
             if fractions:                                   # (3 q - q') / 256, see b3_fractions
                 totals[0] = builder.sub(builder.mul(totals[0], ir.Constant(vector, [3] * lanes)), totals[1])
             if raised:                                      # by 256, or by 64: see b3_raised
                 totals[0] = builder.ashr(totals[0], ir.Constant(vector, [8 if fractions else 6] * lanes))
-            emit_store(builder, tier, totals[0], r, x_scales, w_scale, x_sums, y, ldy, p * lanes,
+            emit_store(builder, tier, totals[0], r, x_scales, w_scale, x_sums, y, ldy, PANEL * p + part,
                        2 if raised and not fractions else 1)
 
 

@@ -285,10 +285,9 @@ def value_at(cache, l, s, g):
 
 @compiled
 def attend(tile, l, rows, cache, scratch):
-    """o of up to TILE queries. A tile is (row, rows from it on, head, heads from it on): one count is 1."""
+    """o of up to TILE queries. A tile is (row, rows from it on, head, heads from it on that share keys)."""
     m, n_rows, h, n_heads = tile
-    n_d, n = 2 * cache.cos.shape[1], max(n_rows, n_heads)
-    step = 1 if n_heads == 1 else 0                        # heads that share keys see the same ones
+    n_d, n = 2 * cache.cos.shape[1], n_rows * n_heads
     g = h // (rows.q.shape[1] // rows.k.shape[1])
     s, wide, n_keys = rows.slot[m], cache.dims[4], padded(rows.position[m] + n_rows, PANEL)
     floats = scratch[:scratch.size // 4 * 4].view(np.float32)
@@ -299,18 +298,18 @@ def attend(tile, l, rows, cache, scratch):
     scores = rest[4 * PANEL:4 * PANEL + TILE * n_keys].reshape(TILE, n_keys)
     scale = np.float32(n_d ** -0.5)
     for r in range(n):
-        row, at = m + r * step, n_d * (h + r * (1 - step))
+        row, at = m + r % n_rows, n_d * (h + r // n_rows)
         for d in range(n_d):
             queries[r, d] = rows.q[row, at + d] * scale
     keys, values = key_at(cache, l, s, g, 0), value_at(cache, l, s, g)
     if cache.dims[5] == 4:
-        weigh(None, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+        weigh(None, n, rows.position[m] + 1, n_rows, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
               scores, lanes, totals, results, lse)
     else:
-        weigh(True, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+        weigh(True, n, rows.position[m] + 1, n_rows, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
               scores, lanes, totals, results, lse)
     for r in range(n):
-        row, at = m + r * step, n_d * (h + r * (1 - step))
+        row, at = m + r % n_rows, n_d * (h + r // n_rows)
         rows.o[row, at:at + n_d] = results[r, :n_d]
 
 
