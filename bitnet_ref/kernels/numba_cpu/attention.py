@@ -109,21 +109,23 @@ def into_panels(rows, panels):
 
 
 @compiled
-def weigh(half, rows, n_first, step, q, ldq, n_d, keys, values, wide, scores, lanes, totals, o, lse):
-    """o and log-sum-exp of up to TILE queries; the first sees n_first keys, each next `step` more.
+def weigh(half, rows, n_first, span, q, ldq, n_d, keys, values, wide, scores, lanes, totals, o, lse):
+    """o and log-sum-exp of up to TILE queries: of one head `span` of them, of which the first sees n_first keys
+    and each next one more, then as many of the next head.
 
     q (rows, n_d), scaled; keys: address of panels (n_d, 16); values: address of rows (wide,), both in float32
     or, as few() says, `half`; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes,
     totals: scratch.
     """
-    n_keys = n_first + step * (rows - 1)
+    n_keys = n_first + span - 1
     panels = (n_keys + PANEL - 1) // PANEL
     lds, size = 4 * scores.shape[1], 4 if half is None else 2
     few(half, rows, panels, q, ldq, 4, keys, size * n_d * PANEL, size * PANEL, n_d, scores.ctypes.data,
         lds)                                                                    # (AT.1)
     for r in range(rows):
-        total, top = softmax_row(scores[r], n_first + step * r, lanes)          # (AT.3)
-        for j in range(padded(n_first + step * r, PANEL), PANEL * panels):
+        seen = n_first + r % span
+        total, top = softmax_row(scores[r], seen, lanes)                        # (AT.3)
+        for j in range(padded(seen, PANEL), PANEL * panels):
             scores[r, j] = 0                                                    # (AT.2)
         totals[r] = total
         lse[r] = np.log(total) + top
@@ -173,7 +175,7 @@ def _forward(q, k, v, o, lse, scratch, threads):
                     for r in range(rows):
                         for d in range(Dh):
                             queries[r, d] = q[b, i + r, h, d] * scale
-                    weigh(None, rows, S - T + i + 1, 1, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
+                    weigh(None, rows, S - T + i + 1, rows, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
                           values.ctypes.data, wide, scores, lanes, totals, results,
                           lse[b, g, h - g * R, i:i + rows, 0])
                     for r in range(rows):

@@ -47,8 +47,8 @@ FEW = 8                      # rows up to which packed panels are walked directl
 MOST_K = {"i2": EXACT_IN_FLOAT32, "b3": 32_760}    # widest rows whose sums are exact
 BLOCK, ROWS = PANEL * TIER.panels, TIER.rows
 NO_GAIN = np.zeros(0, np.float32)
-_packed_i2, _packed_i2_2, _packed_i2_4 = (kernel(emit_packed, bits="i2", rows=n) for n in (1, 2, 4))
-_packed_b3, _packed_b3_2, _packed_b3_4 = (kernel(emit_packed, bits="b3", rows=n) for n in (1, 2, 4))
+TOGETHER = 4                 # rows that share one decoding of the packed panels
+_packed_i2, _packed_b3 = (kernel(emit_packed, bits=bits, rows=(1, 2, 3, TOGETHER)) for bits in ("i2", "b3"))
 _unpack_i2, _unpack_b3 = kernel(emit_unpack, bits="i2"), kernel(emit_unpack, bits="b3")
 _tile = kernel(emit_codes, rows=ROWS, panels=TIER.panels)
 _row = kernel(emit_codes, rows=1, panels=TIER.panels)
@@ -120,8 +120,7 @@ def pack_panels(w_q: np.ndarray, bits: str, out: np.ndarray | None = None) -> np
     """w_q int8 (N, K)  ->  uint8 of packed_shape: what the tiles read.
 
     Byte 4 n + i of block b of panel p has the trits of output 16 p + n, inputs 4 (groups b + j) + i for every
-    j: i2 has code j in bits 2j; b3 has the fraction sum_j code_j 3^-(j+1) of 256, rounded up.
-    What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
+XX    What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
     """
     K = w_q.shape[1]
     check(MOST_K[bits] >= K, f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,
@@ -149,7 +148,7 @@ def _pack_panels(w_q, groups, packed, threads):
                                 code = w_q[PANEL * p + n, k] + 1
                             bad += code < 0 or code > 2
                             value = value | code << 2 * j if groups == 4 else 3 * value + code
-                        packed[p, b, 4 * n + i] = value if groups == 4 else (value * 256 + 242) // 243
+                        packed[p, b, 4 * n + i] = value if groups == 4 else value * 256 // 243 + 1
     return bad
 
 
@@ -211,7 +210,7 @@ def few_rows(packed, groups, panel0, panel1, x, x_scale, w_scale, sums, y, edge)
     n_rows, n_out = y.shape
     whole, m = min(panel1, n_out // PANEL), 0
     while m < n_rows:
-        rows = 4 if n_rows - m >= 4 else 2 if n_rows - m >= 2 else 1
+        rows = next_rows(n_rows - m, TOGETHER)
         at = (x.ctypes.data + m * x.shape[1], x.shape[1], x_scale.ctypes.data + 4 * m, w_scale.ctypes.data,
               sums.ctypes.data + 4 * m)
         _walk_panels(rows, packed, groups, panel0, whole, at,
@@ -224,20 +223,18 @@ def few_rows(packed, groups, panel0, panel1, x, x_scale, w_scale, sums, y, edge)
 
 
 @compiled
+def next_rows(left, most):
+    """How many of the rows that are left come next, so that all turns are about as long: 5 are 3 and 2."""
+    turns = (left + most - 1) // most
+    return (left + turns - 1) // turns
+
+
+@compiled
 def _walk_panels(rows, packed, groups, panel0, panel1, at, out, ldy):
     blocks = packed.shape[1]
-    args = (packed.ctypes.data + panel0 * blocks * 64, panel1 - panel0, blocks, *at, out, ldy)
+    args = (rows, packed.ctypes.data + panel0 * blocks * 64, panel1 - panel0, blocks, *at, out, ldy)
     if groups == 4:
-        if rows == 4:
-            _packed_i2_4(args)
-        elif rows == 2:
-            _packed_i2_2(args)
-        else:
-            _packed_i2(args)
-    elif rows == 4:
-        _packed_b3_4(args)
-    elif rows == 2:
-        _packed_b3_2(args)
+        _packed_i2(args)
     else:
         _packed_b3(args)
 

@@ -203,10 +203,10 @@ def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, ever
 
 def _delivered(logits: np.ndarray, counts: Counts, T: int, every: bool) -> np.ndarray:
     """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros."""
-    if not every and len(logits) == len(counts):
-        return logits.copy()
-    new = np.array(counts)
-    out = np.zeros((len(counts), *((T,) if every else ()), logits.shape[1]), np.float32)
+    shape = (len(counts), *((T,) if every else ()), logits.shape[1])
+    if logits.size == math.prod(shape):
+        return logits.reshape(shape).copy()
+    new, out = np.array(counts), np.zeros(shape, np.float32)
     out[np.arange(T) < new[:, None] if every else new > 0] = logits
     return out
 
@@ -232,12 +232,12 @@ def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call
 
 
 def _tiles(counts: Counts, H: int, KV: int) -> np.ndarray:
-    """int64 (tasks, 4) for whole.attend: several rows of a head, or the heads that share keys for one row."""
-    R = H // KV
-    if max(counts) == 1:
-        found = [(m, 1, g * R + h, min(TILE, R - h))
-                 for m in range(sum(counts)) for g in range(KV) for h in range(0, R, TILE)]
-    else:
-        found = [(end - n + i, min(TILE, n - i), h, 1) for n, end in zip(counts, np.cumsum(counts).tolist())
-                 for h in range(H) for i in range(0, n, TILE)]
-    return np.array(found, np.int64)
+    """int64 (tasks, 4) for whole.attend: up to TILE new tokens, and of the heads that share keys what fits."""
+    R, found = H // KV, []
+    for n, end in zip(counts, np.cumsum(counts).tolist()):
+        for i in range(0, n, TILE):
+            rows = min(TILE, n - i)
+            heads = min(R, TILE // rows)
+            found += [(end - n + i, rows, g * R + h, min(heads, R - h)) for g in range(KV)
+                      for h in range(0, R, heads)]
+    return np.array(found, np.int64).reshape(-1, 4)

@@ -33,14 +33,23 @@ Steps = Iterator[tuple[ir.Value, ...]]
 def kernel(emit: Emit, **fixed: Any) -> Any:
     """What `emit` writes, as a function for compiled code; it takes a tuple of integers.
 
-    They are emit's positional arguments after builder and tier: addresses, counts, strides in bytes.
+    They are emit's positional arguments after builder and tier: addresses, counts, strides in bytes. Where
+    `rows` is a tuple, there is a tile for each of its numbers, and which it shall be is the first integer.
     """
-    n_args = arguments(emit)
+    counts = fixed.pop("rows", None)
+    several = isinstance(counts, tuple)
+    n_args = arguments(emit) + several
 
     @intrinsic
     def call(typingctx: Any, args: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
-            emit(builder, TIER, *cgutils.unpack_tuple(builder, values[0], n_args), **fixed)
+            given = cgutils.unpack_tuple(builder, values[0], n_args)
+            if not several:
+                emit(builder, TIER, *given, **fixed, **({} if counts is None else {"rows": counts}))
+            else:
+                for n in counts:
+                    with builder.if_then(builder.icmp_signed("==", given[0], I64(n))):
+                        emit(builder, TIER, *given[1:], **fixed, rows=n)
             return context.get_dummy_value()
 
         return types.void(types.UniTuple(types.int64, n_args)), codegen
@@ -98,10 +107,11 @@ def dot_onto(builder: ir.IRBuilder, tier: Tier, slot: ir.Value, codes: ir.Value,
 # ---- ternary x int8 ----
 
 def emit_store(builder: ir.IRBuilder, tier: Tier, acc: ir.Value, row: int, x_scales: ir.Value,
-               w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, offset: int) -> None:
-    """y[row, offset...] = (acc - x_sum) * (x_scale * w_scale), a vector: codes are w + 1, hence the x_sum."""
+               w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value, offset: int,
+               above: int = 1) -> None:
+    """y[row, offset...] = (acc - above x_sum) * (x_scale * w_scale), a vector: codes are w + above."""
     m = Memory(builder)
-    x_sum = m.splat(m.load(x_sums, 4 * row, I32), tier.lanes)
+    x_sum = m.splat(builder.mul(m.load(x_sums, 4 * row, I32), I32(above)), tier.lanes)
     scale = m.splat(builder.fmul(m.load(x_scales, 4 * row, F32), m.load(w_scale, 0, F32)), tier.lanes)
     total = builder.sitofp(builder.sub(acc, x_sum), ir.VectorType(F32, tier.lanes))
     m.store(builder.fmul(total, scale), y, builder.add(builder.mul(ldy, I64(row)), I64(4 * offset)))
@@ -112,46 +122,61 @@ def emit_packed(builder: ir.IRBuilder, tier: Tier, w: ir.Value, panels: ir.Value
                 y: ir.Value, ldy: ir.Value, *, bits: str, rows: int) -> None:
     """Packed panels, one after the other, against `rows` rows: 64 bytes are 16 outputs x 4 x `groups`.
 
-    Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers.
+    Each weight byte is read once, asked for AHEAD bytes before its turn, and decoded in registers. Several
+    rows meet two panels at once where a panel is one register: what is loaded of a row is used twice.
     """
-    with cgutils.for_range(builder, panels) as loop:
-        here = builder.add(w, builder.mul(loop.index, builder.mul(blocks, I64(64))))
-        there = builder.add(y, builder.mul(loop.index, I64(4 * PANEL)))
-        _emit_panel(builder, tier, here, blocks, x, ldx, x_scales, w_scale, x_sums, there, ldy, bits, rows)
+    pair = 2 if rows > 1 and tier.lanes == PANEL else 1
+    even = builder.sub(panels, builder.urem(panels, I64(pair)))
+    for count, first, end in ((pair, I64(0), even), (1, even, panels))[:pair]:
+        with cgutils.for_range_slice(builder, first, end, I64(count)) as (panel, _):
+            here = builder.add(w, builder.mul(panel, builder.mul(blocks, I64(64))))
+            there = builder.add(y, builder.mul(panel, I64(4 * PANEL)))
+            _emit_panels(builder, tier, here, blocks, x, ldx, x_scales, w_scale, x_sums, there, ldy, bits,
+                         rows, count)
 
 
-def _emit_panel(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
-                x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value,
-                bits: str, rows: int) -> None:
-    m, lanes, parts = Memory(builder), tier.lanes, PANEL // tier.lanes
-    groups = GROUPS[bits]
-    fractions = bits == "b3" and tier.instruction == "vpdpbusd" and rows <= 2    # it takes codes up to 255
-    chains = 3 if fractions else 4 if rows == 1 else 2      # sums in flight per row hide the latency
-    vector = ir.VectorType(I32, lanes)
-    zeros = ir.Constant(vector, [0] * lanes)
-    slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in range(parts)]
-    for slot in (s for part in slots for row in part for s in row):
-        builder.store(zeros, slot)                          # a slot is made once, a panel comes often
-    steps = i2_steps if bits == "i2" else b3_fractions if fractions else b3_digits
+def _emit_panels(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, x: ir.Value, ldx: ir.Value,
+                 x_scales: ir.Value, w_scale: ir.Value, x_sums: ir.Value, y: ir.Value, ldy: ir.Value,
+                 bits: str, rows: int, panels: int) -> None:
+    m, lanes, groups, size = Memory(builder), tier.lanes, GROUPS[bits], builder.mul(blocks, I64(64))
+    places = [(p, part) for p in range(panels) for part in range(0, PANEL, lanes)]     # of a register
+    raised = bits == "b3" and tier.instruction == "vpdpbusd"          # it takes codes up to 255
+    fractions = raised and rows == 1
+    room = (20 if lanes == PANEL else 12) // (rows * len(places) * (1 + fractions))   # registers for sums
+    chains = max(1, min(groups, room))                      # sums in flight per row hide the latency
+    vector, codes_of = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
+    slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in places]
+    for slot in (s for place in slots for row in place for s in row):
+        builder.store(ir.Constant(vector, [0] * lanes), slot)         # made once, but a panel comes often
+    steps = (i2_steps if bits == "i2" else b3_fractions if fractions else b3_raised if raised
+             else b3_digits)
     with cgutils.for_range(builder, blocks) as loop:
         at = builder.mul(loop.index, I64(64))
         x_at = builder.mul(loop.index, I64(4 * groups))
-        m.prefetch(w, builder.add(at, I64(AHEAD)))
-        for p in range(parts):
-            block = m.load(w, builder.add(at, I64(4 * lanes * p)), ir.VectorType(I8, 4 * lanes))
-            for j, codes in enumerate(steps(builder, tier, block)):
-                for r in range(rows):
-                    here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
-                    four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), block.type)
+        within = builder.icmp_signed("<", builder.add(at, I64(AHEAD)), size)
+        ahead = builder.select(within, I64(AHEAD), builder.add(builder.mul(size, I64(panels - 1)), I64(AHEAD)))
+        decoded = []
+        for p, part in places:
+            here = builder.add(builder.add(at, I64(4 * part)), builder.mul(size, I64(p)))
+            if part == 0:
+                m.prefetch(w, builder.add(here, ahead))
+            decoded.append(steps(builder, tier, m.load(w, here, codes_of)))
+        for j, found in enumerate(zip(*decoded)):
+            for r in range(rows):
+                here = builder.add(builder.add(x_at, I64(4 * j)), builder.mul(ldx, I64(r)))
+                four = builder.bitcast(m.splat(m.load(x, here, I32), lanes), codes_of)
+                for place, codes in zip(slots, found):
                     for i, code in enumerate(codes):
-                        dot_onto(builder, tier, slots[p][r][chains * i + j % chains], code, four)
-    for p in range(parts):
+                        dot_onto(builder, tier, place[r][chains * i + j % chains], code, four)
+    for (p, part), place in zip(places, slots):
         for r in range(rows):
-            totals = [total(builder, slots[p][r][i:i + chains]) for i in range(0, len(slots[p][r]), chains)]
+            totals = [total(builder, place[r][i:i + chains]) for i in range(0, len(place[r]), chains)]
             if fractions:                                   # (3 q - q') / 256, see b3_fractions
                 totals[0] = builder.sub(builder.mul(totals[0], ir.Constant(vector, [3] * lanes)), totals[1])
-                totals[0] = builder.ashr(totals[0], ir.Constant(vector, [8] * lanes))
-            emit_store(builder, tier, totals[0], r, x_scales, w_scale, x_sums, y, ldy, p * lanes)
+            if raised:                                      # by 256, or by 64: see b3_raised
+                totals[0] = builder.ashr(totals[0], ir.Constant(vector, [8 if fractions else 6] * lanes))
+            emit_store(builder, tier, totals[0], r, x_scales, w_scale, x_sums, y, ldy, PANEL * p + part,
+                       2 if raised and not fractions else 1)
 
 
 def total(builder: ir.IRBuilder, slots: list[ir.Value]) -> ir.Value:
@@ -192,13 +217,43 @@ def b3_fractions(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
     """The fraction q before each digit and q' after it, instead of the digit: it is (3 q - q') / 256.
 
     Dot products are linear, so that division is done once, on the sums: two additions and one more dot
-    product replace the taking apart. For many rows taking apart is cheaper: it is done once for all.
+    product replace the taking apart. For several rows taking apart is cheaper: it is done once for all.
     """
     q = block
     for _ in range(5):
-        after = builder.add(builder.add(q, q), q)           # mod 256
+        after = _three_times(builder, q)
         yield q, after
         q = after
+
+
+def b3_raised(builder: ir.IRBuilder, tier: Tier, block: ir.Value) -> Steps:
+    """The digit plus one, times 64: the upper two bits of a quarter of 3 q + 252, without a wider word.
+
+    The instruction for averages, (a + b + 1) / 2 of bytes, keeps the bit that a sum would lose. Twice with
+    q it makes (3 q + 252) / 4, rounded up, which is at least 64 n where 3 q > 256 (n - 1). Since a fraction
+    is never 0, that is one more than the digit; and sums of them are divided by 64 once.
+    """
+    n = block.type.count
+    upper, start = ir.Constant(block.type, [192] * n), ir.Constant(block.type, [252] * n)
+    q = block
+    for _ in range(5):
+        quarter = _average(builder, q, _average(builder, q, start))
+        yield (builder.and_(quarter, upper),)
+        q = _three_times(builder, q)
+
+
+def _three_times(builder: ir.IRBuilder, q: ir.Value) -> ir.Value:
+    """3 q mod 256, two additions. LLVM must not see them: it makes a product of powers, which is slower."""
+    hidden = ir.InlineAsm(ir.FunctionType(q.type, [q.type]), "", "=v,0")
+    return builder.call(hidden, [builder.add(builder.add(q, q), q)])
+
+
+def _average(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """(a + b + 1) / 2 of unsigned bytes; LLVM knows the instruction by this."""
+    words = ir.VectorType(I16, a.type.count)
+    one = ir.Constant(words, [1] * a.type.count)
+    total = builder.add(builder.add(builder.zext(a, words), builder.zext(b, words)), one)
+    return builder.trunc(builder.lshr(total, one), a.type)
 
 
 def emit_unpack(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Value, codes: ir.Value, *,

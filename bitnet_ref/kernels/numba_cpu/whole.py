@@ -16,7 +16,15 @@ from numba import cfunc, types
 from bitnet_ref.kernels.numba_cpu.atomics import fetch_add, wait
 from bitnet_ref.kernels.numba_cpu.attention import TILE, few, padded, weigh
 from bitnet_ref.kernels.numba_cpu.attention import WIDE as PANELS
-from bitnet_ref.kernels.numba_cpu.bitlinear import BLOCK, FEW, few_rows, many_rows, norm_row, unpack_block
+from bitnet_ref.kernels.numba_cpu.bitlinear import (
+    BLOCK,
+    FEW,
+    few_rows,
+    many_rows,
+    next_rows,
+    norm_row,
+    unpack_block,
+)
 from bitnet_ref.kernels.numba_cpu.bitlinear import ROWS as CODE_ROWS
 from bitnet_ref.kernels.numba_cpu.cache import compiled, inlined
 from bitnet_ref.kernels.numba_cpu.frame import (
@@ -60,12 +68,9 @@ from bitnet_ref.kernels.numba_cpu.rmsnorm import norm_floats
 from bitnet_ref.kernels.numba_cpu.tiles import PANEL, STORED, TIER, emit_floats, emit_stored, kernel
 from bitnet_ref.kernels.numba_cpu.vectors import softmax_row
 
-_tile, _tile_16, _tile_8, _tile_b = (kernel(emit_floats, rows=TILE, panels=TIER.float_panels, kind=kind)
-                            for kind in STORED)
-_four, _four_16, _four_8, _four_b = (kernel(emit_floats, rows=4, panels=TIER.float_panels, kind=kind)
-                            for kind in STORED)
-_two, _two_16, _two_8, _two_b = (kernel(emit_floats, rows=2, panels=TIER.float_panels, kind=kind)
-                            for kind in STORED)
+SEVERAL = tuple(range(2, TILE + 1))          # rows of a tile
+_rows, _rows_16, _rows_8, _rows_b = (kernel(emit_floats, rows=SEVERAL, panels=TIER.float_panels, kind=kind,
+                                            ahead=1024) for kind in STORED)
 WIDE = 2 * TIER.float_panels                 # panels of a single row: enough chains to hide the latency
 _row, _row_16, _row_8, _row_b = (kernel(emit_floats, rows=1, panels=WIDE, kind=kind, ahead=1024)
                                  for kind in STORED)
@@ -165,7 +170,7 @@ def product(task, l, p, prog, rows, scratch):
 
 @compiled
 def float_product(task, f, arena, x, y, scratch):
-    """The same for GRAIN panels of floats: TILE, 4 or 2 rows at a time, or one over more panels at once."""
+    """The same for GRAIN panels of floats: up to TILE rows at a time, or one over more panels at once."""
     n_rows, n_out = y.shape
     n_in, kind = f[N_IN], f[KIND]
     size = 64 if kind == FLOAT32 else 16 if kind == INT8 else 32           # bytes of sixteen weights
@@ -173,8 +178,7 @@ def float_product(task, f, arena, x, y, scratch):
     edge = scratch[:4 * TILE * WIDE * PANEL].view(np.float32)
     m = 0
     while m < n_rows:
-        left = n_rows - m
-        count = TILE if left >= TILE else 4 if left >= 4 else 2 if left >= 2 else 1
+        count = next_rows(n_rows - m, TILE)
         p = GRAIN * task
         while p < min(GRAIN * task + GRAIN, panels):
             wide = WIDE // 2 if count > 1 else WIDE
@@ -189,7 +193,7 @@ def float_product(task, f, arena, x, y, scratch):
                 ldx = 4 * x.shape[1]
                 args = (x.ctypes.data + r * ldx, ldx, 4, w, n_in * size, size, n_in, out, ldy)
                 if tile:
-                    many_floats(kind, count, args)
+                    many_floats(kind, (count, *args))
                     break
                 one_float_row(kind, together, args)
                 if aside:
@@ -205,42 +209,16 @@ def float_product(task, f, arena, x, y, scratch):
 
 
 @compiled
-def many_floats(kind, rows, args):
-    """TILE, 4 or 2 rows over half of WIDE panels."""
-    if rows != TILE:
-        some_floats(kind, rows, args)
-    elif kind == FLOAT32:
-        _tile(args)
-    elif kind == FLOAT16:
-        _tile_16(args)
-    elif kind == INT8:
-        _tile_8(args)
-    else:
-        _tile_b(args)
-
-
-@compiled
-def some_floats(kind, rows, args):
-    """The 4 or 2 rows that are left of a prompt, or that verify a draft."""
+def many_floats(kind, args):
+    """Several rows, whose count comes first, over half of WIDE panels."""
     if kind == FLOAT32:
-        if rows == 4:
-            _four(args)
-        else:
-            _two(args)
+        _rows(args)
     elif kind == FLOAT16:
-        if rows == 4:
-            _four_16(args)
-        else:
-            _two_16(args)
+        _rows_16(args)
     elif kind == INT8:
-        if rows == 4:
-            _four_8(args)
-        else:
-            _two_8(args)
-    elif rows == 4:
-        _four_b(args)
+        _rows_8(args)
     else:
-        _two_b(args)
+        _rows_b(args)
 
 
 @compiled
@@ -307,10 +285,9 @@ def value_at(cache, l, s, g):
 
 @compiled
 def attend(tile, l, rows, cache, scratch):
-    """o of up to TILE queries. A tile is (row, rows from it on, head, heads from it on): one count is 1."""
+    """o of up to TILE queries. A tile is (row, rows from it on, head, heads from it on that share keys)."""
     m, n_rows, h, n_heads = tile
-    n_d, n = 2 * cache.cos.shape[1], max(n_rows, n_heads)
-    step = 1 if n_heads == 1 else 0                        # heads that share keys see the same ones
+    n_d, n = 2 * cache.cos.shape[1], n_rows * n_heads
     g = h // (rows.q.shape[1] // rows.k.shape[1])
     s, wide, n_keys = rows.slot[m], cache.dims[4], padded(rows.position[m] + n_rows, PANEL)
     floats = scratch[:scratch.size // 4 * 4].view(np.float32)
@@ -321,18 +298,18 @@ def attend(tile, l, rows, cache, scratch):
     scores = rest[4 * PANEL:4 * PANEL + TILE * n_keys].reshape(TILE, n_keys)
     scale = np.float32(n_d ** -0.5)
     for r in range(n):
-        row, at = m + r * step, n_d * (h + r * (1 - step))
+        row, at = m + r % n_rows, n_d * (h + r // n_rows)
         for d in range(n_d):
             queries[r, d] = rows.q[row, at + d] * scale
     keys, values = key_at(cache, l, s, g, 0), value_at(cache, l, s, g)
     if cache.dims[5] == 4:
-        weigh(None, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+        weigh(None, n, rows.position[m] + 1, n_rows, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
               scores, lanes, totals, results, lse)
     else:
-        weigh(True, n, rows.position[m] + 1, step, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
+        weigh(True, n, rows.position[m] + 1, n_rows, queries.ctypes.data, 4 * wide, n_d, keys, values, wide,
               scores, lanes, totals, results, lse)
     for r in range(n):
-        row, at = m + r * step, n_d * (h + r * (1 - step))
+        row, at = m + r % n_rows, n_d * (h + r // n_rows)
         rows.o[row, at:at + n_d] = results[r, :n_d]
 
 
