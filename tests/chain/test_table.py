@@ -39,9 +39,9 @@ def test_a_full_table_of_the_longest_chains_fits(tmp_path):
 
 def test_a_table_of_another_tokenizer_is_refused(tmp_path):
     ours, others = train_bpe(["some words"], 257), train_bpe(["quite other words, words, words"], 259)
-    write_table(tmp_path / "t.json", small((1, 2))._replace(tokenizer_sha256=ours.checksum, vocab_size=257))
+    write_table(tmp_path / "t.json", small((1, 2))._replace(vocabulary=ours.vocabulary, vocab_size=257))
     assert read_table(tmp_path / "t.json", ours).chains[0].ids == (1, 2)
-    with refusal("must be of the model's tokenizer", others.checksum[:12], ours.checksum[:12]):
+    with refusal("must be of the model's vocabulary", others.vocabulary[:12], ours.vocabulary[:12]):
         read_table(tmp_path / "t.json", others)
 
 
@@ -75,7 +75,7 @@ def chain(**given):
     ({"chains": [chain(covers=10)]}, ["no more than there is"]),
 ])
 def test_what_is_wrong_is_named(given, words, tmp_path):
-    head = {"format": "bitnet_ref.chains", "version": 1, "tokenizer_sha256": "ab" * 32, "vocab_size": 300,
+    head = {"format": "bitnet_ref.chains", "version": 1, "vocabulary": "ab" * 32, "vocab_size": 300,
             "corpus": "c", "tokens": 9, "chains": [chain()]}
     path = tmp_path / "t.json"
     path.write_text(json.dumps(head))

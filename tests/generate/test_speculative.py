@@ -271,7 +271,7 @@ def test_tables_that_are_none(with_table, tmp_path):
     with refusal(run / CHAINS, "table of chains"):
         br.load(run).generate("Ba", 3, 0.0)
     write_table(run / CHAINS, Table("ab" * 32, 300, "", 0, ()))
-    with refusal("must be of the model's tokenizer"):
+    with refusal("must be of the model's vocabulary"):
         br.load(run, chain="table")
     (run / CHAINS).unlink()
     assert br.load(run).generate("Ba", 3, 0.0)
