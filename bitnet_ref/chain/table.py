@@ -114,7 +114,7 @@ def _table(record: Any, where: str) -> Table:
     vocab, tokens, rows = record["vocab_size"], record["tokens"], record["chains"]
     check(0 < vocab <= 1 << 32 and 0 <= tokens < 1 << 48,
           f"the vocab_size and tokens of {where} must be possible",
-          f"{vocab} and {tokens}", FIX)
+          f"{vocab} and {tokens}"[:80], FIX)
     check(len(rows) <= MOST, f"a table must have at most {MOST} chains", f"{len(rows)} in {where}", FIX)
     chains = tuple(_chain(row, vocab, tokens, f"chain {n} of {where}") for n, row in enumerate(rows))
     check(len({c.ids for c in chains}) == len(chains), f"each chain of {where} must be there once",
