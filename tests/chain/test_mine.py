@@ -1,6 +1,8 @@
 """chain/count and chain/mine: counts are those of a dictionary, and the choice is by what each chain adds."""
 
 import math
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -185,3 +187,22 @@ def test_memory_does_not_grow_with_the_corpus():
         tracemalloc.stop()
     assert peaks[1] < 1.15 * peaks[0]
     assert peaks[1] < 1 << 30
+
+
+@pytest.mark.slow
+def test_memory_is_flat_for_a_stream_of_any_length(tmp_path):
+    """30 Mi tokens in a file: the process grows as for 5 Mi, beyond pages of the file, which cost nothing."""
+    path, peaks = tmp_path / "tokens.bin", []
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for _ in range(30):
+            rng.zipf(1.3, 1 << 20).clip(0, 4095).astype(np.uint16).tofile(file)
+    for length in (5 << 20, 30 << 20):
+        code = ("import resource, sys, numpy as np; from bitnet_ref.chain import mine; "
+                f"tokens = np.memmap({str(path)!r}, np.uint16)[:{length}]; mine.mine(tokens, {EOS}); "
+                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout))
+    pages = (30 << 20) * 2 // 1024                         # KiB of the file, which may be in memory
+    assert peaks[1] < peaks[0] + pages + 100_000
+    assert peaks[1] < 1 << 20
