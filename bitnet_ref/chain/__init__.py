@@ -4,6 +4,7 @@
     count    n-grams of a token stream, in memory that does not grow with it
     mine     which of them go into the table
     show     the table as text and as a picture
+    shipped  tables that come with the library
     draft    from the text so far to a guess of what comes next
 
 generate/speculative has the guesses confirmed by the model; docs/speculative.md derives what that can save.

@@ -15,7 +15,7 @@ from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import MOST, read_table, write_table
 from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.data.prepare import prepare
-from bitnet_ref.data.tokenizer import load
+from bitnet_ref.data.tokenizer_files import load
 
 
 def main(argv: list[str]) -> int:
@@ -25,13 +25,15 @@ def main(argv: list[str]) -> int:
         data = prepare(args.corpus, args.tokenizer, args.vocab_size)
         table = mine_for(data, size=args.size, progress=True)
         write_table(args.output, table)
-        print(f"{args.output}: {show.page(table, data.tokenizer).splitlines()[0]}")
+        print(f"{args.output}: {show.summary(table)}, in {data.folder / 'tokenizer.json'}")
         return DONE
-    tokenizer = load(args.tokenizer or Path(args.table).parent)
+    own = args.tokenizer or str(Path(args.table).parent)
+    tokenizer = load(own)
     table = read_table(args.table, tokenizer)
-    print(show.page(table, tokenizer))
+    others = {f"held out of {args.corpus}": show.held_out(table, args.corpus, own)} if args.corpus else {}
+    print(show.page(table, tokenizer, others))
     if args.picture:
-        show.draw(table, args.picture)
+        show.draw(table, args.picture, others)
     return DONE
 
 
@@ -48,6 +50,7 @@ def parsed(argv: list[str]) -> Any:
     shown = commands.add_parser("show", description="Print a table, and draw what it covers.")
     shown.add_argument("--table", type=text, required=True, metavar="FILE", help="a table of chains")
     shown.add_argument("--tokenizer", type=text, metavar="FILE", help="its tokenizer (default: beside it)")
+    shown.add_argument("--corpus", type=text, help="also what it covers of this corpus's held-out text")
     shown.add_argument("--picture", type=text, metavar="FILE", help="draw the coverage (PNG)")
     return parser.parse_args(argv)
 

@@ -9,14 +9,16 @@ Read after: chain/count. Read next: chain/show.
 """
 
 import heapq
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from bitnet_ref.chain.count import BLOCK, Tally, blocks, key_of, keys_of, tallies
-from bitnet_ref.chain.table import CHAINS, LONGEST, MOST, SHORTEST, Chain, Table, write_table
+from bitnet_ref.chain.count import BLOCK, Tally, blocks, key_of, keys_of, largest, tallies
+from bitnet_ref.chain.table import CHAINS, LONGEST, MOST, NAME, SHORTEST, Chain, Table, write_table
 from bitnet_ref.checks import check
 from bitnet_ref.data.dataset import Dataset
 
@@ -25,6 +27,7 @@ MEASURED = 8 * CANDIDATES        # of one length, whose worth is looked at
 LEAST = 3                        # times that a chain must stand in the corpus
 TRIGGER = 3                      # tokens at most that are seen before a chain is drafted
 CHOICE = 4 * BLOCK               # tokens, from the first on, in which coverage is counted
+FIRST_16 = np.uint64(48)         # a shift that leaves the first 16 bits of a key
 Gram = tuple[int, ...]
 
 
@@ -46,7 +49,7 @@ def mine_for(data: Dataset, folder: str | Path | None = None, size: int = MOST,
     """
     header = data.train.header
     chains = mine(data.train.tokens, header.eos, size, progress)
-    table = Table(header.tokenizer_sha256, header.vocab_size, ascii(data.report["corpus"])[1:-1][:1000],
+    table = Table(data.tokenizer.vocabulary, header.vocab_size, ascii(data.report["corpus"])[1:-1][:NAME],
                   min(len(data.train.tokens), CHOICE), chains)
     if folder is not None:
         write_table(Path(folder) / CHAINS, table)
@@ -63,8 +66,8 @@ def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False)
               disable=not progress) as bar:
         likely = candidates(tokens, tallies(tokens, eos, bar))
         counts, places = recount(tokens, eos, likely, bar)
-    weighed = [_weighed(ids, counts, places[ids]) for ids in likely]
-    return choose(weighed, counts, size, min(len(tokens), CHOICE))
+    each = [_weighed(ids, counts, places[ids]) for ids in likely]
+    return choose(each, counts, size, min(len(tokens), CHOICE))
 
 
 def candidates(tokens: np.ndarray, found: dict[int, Tally]) -> list[Gram]:
@@ -73,8 +76,7 @@ def candidates(tokens: np.ndarray, found: dict[int, Tally]) -> list[Gram]:
     for n in range(SHORTEST, LONGEST + 1):
         t = found[n]
         best = np.flatnonzero(t.counts >= LEAST)
-        if len(best) > MEASURED:
-            best = best[np.argpartition(t.counts[best], -MEASURED)[-MEASURED:]]
+        best = best[largest(t.counts[best], MEASURED)]
         ids = np.asarray(tokens[t.places[best][:, None] + np.arange(n)], np.int64)
         chance = np.stack([t.counts[best] / _counts(found[m], key_of(ids[:, :m]), t.counts[best])
                            for m in range(1, min(TRIGGER, n - 1) + 1)])
@@ -97,15 +99,19 @@ def recount(tokens: np.ndarray, eos: int, likely: list[Gram],
     keys = {n: key_of(np.array(grams, np.int64).reshape(-1, n)) for n, grams in wanted.items()}
     order = {n: np.argsort(k, kind="stable") for n, k in keys.items()}
     total = {n: np.zeros(len(k), np.int64) for n, k in keys.items()}
+    begins = {n: np.bincount((k >> FIRST_16).astype(np.int64), minlength=1 << 16) > 0
+              for n, k in keys.items()}                    # one look-up leaves few to be looked for
     places: dict[Gram, list[np.ndarray]] = {ids: [] for ids in likely}
     for at, ids in blocks(tokens, eos, bar):
         for n, key, whole in keys_of(ids, eos):
             if len(wanted[n]) == 0:
                 continue
             sorted_keys = keys[n][order[n]]
-            near = np.minimum(np.searchsorted(sorted_keys, key), len(sorted_keys) - 1)
-            stands = np.flatnonzero(whole & (sorted_keys[near] == key))
-            which = order[n][near[stands]]
+            likely_here = np.flatnonzero(whole & begins[n][key >> FIRST_16])
+            found = key[likely_here]
+            near = np.minimum(np.searchsorted(sorted_keys, found), len(sorted_keys) - 1)
+            same = sorted_keys[near] == found
+            stands, which = likely_here[same], order[n][near[same]]
             total[n] += np.bincount(which, minlength=len(keys[n]))
             if at < CHOICE:
                 _keep(places, wanted[n], which, stands + at)
@@ -126,10 +132,30 @@ def _keep(places: dict[Gram, list[np.ndarray]], grams: list[Gram], which: np.nda
 
 def _weighed(ids: Gram, counts: dict[Gram, int], places: np.ndarray) -> Candidate:
     """With the trigger that makes it worth most."""
-    chances = [counts[ids] / counts[ids[:m]] for m in range(1, min(TRIGGER, len(ids) - 1) + 1)]
-    worth = [p * (len(ids) - m) for m, p in enumerate(chances, 1)]
+    return weighed(ids, [counts[ids] / counts[ids[:m]] for m in range(1, len(ids))], places)
+
+
+def weighed(ids: Gram, chances: Sequence[float], places: np.ndarray) -> Candidate:
+    """With the trigger that makes it worth most; chances[m - 1]: of the rest, once m tokens are seen."""
+    worth = [p * (len(ids) - m) for m, p in enumerate(chances[:TRIGGER], 1)]
     trigger = 1 + int(np.argmax(worth))
     return Candidate(ids, trigger, chances[trigger - 1], places)
+
+
+def covered(table: Table, tokens: np.ndarray, eos: int) -> list[float]:
+    """The share of tokens (N,) that the first n chains draft where they stand, n = 0, 1, ...: of any text.
+
+    Of the text that the table is mined from it is what the table itself says. Of a longer one the first
+    CHOICE tokens count.
+    """
+    size, shares = min(len(tokens), CHOICE), [0.0]
+    _, places = recount(tokens, eos, [c.ids for c in table.chains], tqdm(disable=True))
+    seen = np.zeros(size, bool)
+    for ids, _, _, sure in table.chains:
+        rest = [math.prod(sure[m:]) for m in range(len(sure))]
+        seen[tail(weighed(ids, rest, places[ids]), size)] = True
+        shares.append(int(seen.sum()) / max(1, size))
+    return shares
 
 
 def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: int) -> tuple[Chain, ...]:
@@ -139,8 +165,8 @@ def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: 
     the next ever had is the best, and the rest need not be looked at.
     """
     covered = np.zeros(tokens, bool)
-    tails = [_tail(c, tokens) for c in likely]
-    heap = [(-c.chance * len(tail), n) for n, (c, tail) in enumerate(zip(likely, tails))]
+    tails = [tail(c, tokens) for c in likely]
+    heap = [(-c.chance * len(drafted), n) for n, (c, drafted) in enumerate(zip(likely, tails))]
     heapq.heapify(heap)
     chains: list[Chain] = []
     while heap and len(chains) < size:
@@ -159,7 +185,7 @@ def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: 
     return tuple(chains)
 
 
-def _tail(c: Candidate, tokens: int) -> np.ndarray:
-    """The places that `c` drafts where it stands, each once: it may overlap itself."""
-    tail = np.unique(c.places[:, None] + np.arange(c.trigger, len(c.ids)))
-    return tail[tail < tokens]
+def tail(c: Candidate, tokens: int) -> np.ndarray:
+    """The places below `tokens` that `c` drafts where it stands, each once: it may overlap itself."""
+    places = np.unique(c.places[:, None] + np.arange(c.trigger, len(c.ids)))
+    return places[places < tokens]

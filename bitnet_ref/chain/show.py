@@ -1,41 +1,75 @@
-"""A table of chains as text and as a picture: what each chain says, and how much of a corpus they cover.
+"""A table of chains as text and as a picture: what each chain says, and how much of a text they cover.
 
-Coverage is the share of the corpus's tokens that the table would have drafted where they stand, each counted
-for the first chain that has it. It bounds what chains alone can save on text like the corpus.
-Read after: chain/mine. Read next: chain/draft.
+Coverage is the share of a text's tokens that the table would have drafted where they stand, each counted for
+the first chain that has it. It bounds what chains alone can save on such text. The table knows it of the text
+that it was mined from; chain/mine measures it of any other.
+Read after: chain/mine. Read next: chain/shipped.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from bitnet_ref.chain.mine import covered
 from bitnet_ref.chain.table import Table
 from bitnet_ref.checks import check
 from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import Tokenizer
 
-LINE = "#d1603d"
+LINES = ("#d1603d", "#5b7c99")       # the text that was mined, another
+SIZES = tuple(1 << n for n in range(9))                   # of tables: 1, 2, 4, ... 256 chains
+Shares = Sequence[float]             # covered by the first n chains, n = 0, 1, ...
 
 
 def coverage(table: Table) -> list[float]:
-    """The share of the corpus that the first n chains cover, for n = 0, 1, ... of the table."""
+    """The share of its corpus that the first n chains cover, for n = 0, 1, ... of the table."""
     return [n / max(1, table.tokens) for n in accumulate((c.covers for c in table.chains), initial=0)]
 
 
-def page(table: Table, tokenizer: Tokenizer) -> str:
-    """The table as text: a chain's parts, how often it stands in the corpus, and how sure each part is."""
+def held_out(table: Table, corpus: str, tokenizer: str) -> list[float]:
+    """What the table covers of a corpus's validation side. Raises CheckError where it has none."""
+    data = prepare(corpus, tokenizer)
+    check(data.val is not None, "a corpus to measure must have held-out text", f"none of {corpus}",
+          "give more text")
+    assert data.val is not None
+    return covered(table, data.val.tokens, data.val.header.eos)
+
+
+def page(table: Table, tokenizer: Tokenizer, others: Mapping[str, Shares] | None = None) -> str:
+    """The table as text: what a chain says, how often it stands in the corpus, how sure each part is.
+
+    A space is shown as a dot in the middle of the line. `others`: {name: coverage of that text as well}.
+    """
     shares = coverage(table)
-    head = "chain, each part with its chance after those before"
-    lines = [f"{len(table.chains)} chains of {table.corpus}, which cover {shares[-1]:.1%} of "
-             f"{table.tokens:,} tokens; tokenizer {table.tokenizer_sha256[:12]}", "",
-             f"{'':>4} {'times':>8} {'covered so far':>15}  {head}"]
-    for n, (chain, share) in enumerate(zip(table.chains, shares[1:])):
-        parts = [repr(tokenizer.piece(i).decode("utf-8", "replace"))[1:-1] for i in chain.ids]
-        said = parts[0] + "".join(f" |{p:.0%}| {part}" for p, part in zip(chain.confidence, parts[1:]))
-        lines.append(f"{n:>4} {chain.times:>8,} {share:>15.2%}  {said}")
+    sizes = [n for n in SIZES if n < len(table.chains)] + [len(table.chains)]
+    known = {"the corpus": shares, **(others or {})}
+    head = "covered by chains"
+    width = max(len(head), *map(len, known))
+    lines = [summary(table), "", f"{head:{width}} " + "".join(f"{n:>7}" for n in sizes)]
+    lines += [f"{name:{width}} " + "".join(f"{of[n]:>7.1%}" for n in sizes) for name, of in known.items()]
+    said = [[visible(tokenizer.piece(i)) for i in chain.ids] for chain in table.chains]
+    widest = min(40, max((len("".join(parts)) for parts in said), default=0))
+    lines += ["", f"{'':>4} {'times':>9} {'covered':>8}  {'chain':{widest}}  each part after those before it"]
+    for n, (chain, share, parts) in enumerate(zip(table.chains, shares[1:], said)):
+        sure = parts[0] + "".join(f" {p:.0%} {part}" for p, part in zip(chain.confidence, parts[1:]))
+        lines.append(f"{n:>4} {chain.times:>9,} {share:>8.2%}  {''.join(parts):{widest}}  {sure}")
     return "\n".join(lines)
 
 
-def draw(table: Table, path: str | Path) -> None:
+def summary(table: Table) -> str:
+    """The table in a line."""
+    return (f"{len(table.chains)} chains of {table.corpus}, which cover {coverage(table)[-1]:.1%} of "
+            f"{table.tokens:,} tokens; vocabulary {table.vocabulary[:12]}")
+
+
+def visible(piece: bytes) -> str:
+    """What an id adds to a text, so that all of it is seen: spaces as dots, escapes for what has no form."""
+    text = piece.decode("utf-8", "backslashreplace").replace(" ", "\u00b7")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def draw(table: Table, path: str | Path, others: Mapping[str, Shares] | None = None) -> None:
     """The picture of coverage against the size of the table, PNG. Raises CheckError for no chains."""
     import matplotlib
     matplotlib.use("Agg")
@@ -43,11 +77,21 @@ def draw(table: Table, path: str | Path) -> None:
 
     check(len(table.chains) > 0, "a table to draw must have chains", "none", "mine a longer corpus")
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    ax.plot([100 * share for share in coverage(table)], color=LINE, lw=1.6)
-    ax.set(title=f"What the chains of {table.corpus} cover", xlabel="chains in the table",
-           ylabel="% of the corpus's tokens", xlim=(0, None), ylim=(0, None))
+    known = {table.corpus: coverage(table), **(others or {})}
+    for (name, shares), colour in zip(known.items(), LINES):
+        ax.plot([100 * share for share in shares], color=colour, lw=1.6, label=_short(name))
+        ax.annotate(f"{shares[-1]:.1%}", (len(shares) - 1, 100 * shares[-1]), (4, 0), color=colour,
+                    textcoords="offset points", va="center", annotation_clip=False)
+    ax.set(title="Tokens that the chains cover", xlabel="chains in the table", ylabel="% of the tokens",
+           xlim=(0, len(table.chains)), ylim=(0, None))
+    ax.legend(frameon=False, loc="lower right")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as file:
         fig.savefig(file, dpi=120, format="png")
     plt.close(fig)
+
+
+def _short(name: str) -> str:
+    """A name for a legend; a dollar sign there would begin a formula."""
+    return (name if len(name) <= 60 else name[:57] + "...").replace("$", r"\$")

@@ -1,13 +1,15 @@
 """A table of chains: 2 to 8 tokens each, at most 256 of them, so that one byte names one.
 
 A file of strangers: its size is checked before it is read, each number before it is used. It names the
-tokenizer whose ids it holds, and a table of another is refused: its ids would be other words. As a chain only
-ever makes a guess, no table can change a text (docs/speculative.md).
+vocabulary whose ids it holds, and a table of another is refused: its ids would be other words. As a chain
+only ever makes a guess, no table can change a text (docs/speculative.md).
 Read after: chain. Read next: chain/count.
 """
 
 import json
-import math
+import os
+import re
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ CHAINS = "chains.json"           # of a run, beside its tokenizer.json
 SHORTEST, LONGEST = 2, 8         # tokens of a chain
 MOST = 256                       # chains of a table
 LARGEST = 50_000                 # bytes of its file
+NAME = 1000                      # characters that name its corpus
 FIX = "make it with python -m bitnet_ref.chain mine"
 
 
@@ -37,10 +40,13 @@ class Chain(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Chains in the order in which they were chosen, and where they come from."""
+    """Chains in the order in which they were chosen, and where they come from.
 
-    tokenizer_sha256: str
-    vocab_size: int
+    `vocabulary`: the checksum Tokenizer.vocabulary, the same for all files of one vocabulary.
+    """
+
+    vocabulary: str
+    vocab_size: int              # of the tokenizer that the corpus was cut with: ids lie below it
     corpus: str
     tokens: int                  # of the part of the corpus in which `covers` is counted
     chains: tuple[Chain, ...]
@@ -59,45 +65,61 @@ def write_table(path: str | Path, table: Table) -> None:
 def read_table(path: str | Path, tokenizer: Tokenizer | None = None) -> Table:
     """The table in a file; of `tokenizer`, where one is given.
 
-    Raises CheckError: too large, not JSON, not of this version, a number out of range, another tokenizer.
+    Raises CheckError: no file, too large, not JSON, not of this version, a value out of range, ids of another
+    vocabulary.
     """
     try:
-        size = Path(path).stat().st_size
-        check(size <= LARGEST, f"a table of chains must have at most {LARGEST} bytes", f"{size} in {path}",
-              FIX)
-        record: Any = json.loads(Path(path).read_bytes().decode("ascii"))
+        table = _table(json.loads(_text(path)), str(path))
     except OSError as e:
         raise unreadable(path, e, FIX) from None
     except (ValueError, RecursionError) as e:
         if isinstance(e, CheckError):
             raise
         raise CheckError(f"{path} must be a table of chains as JSON; got {str(e)[:100]}; {FIX}") from None
-    table = _table(record, str(path))
     if tokenizer is not None:
-        check((table.tokenizer_sha256, table.vocab_size) == (tokenizer.checksum, tokenizer.vocab_size),
-              f"the chains in {path} must be of the model's tokenizer, {tokenizer.checksum[:12]}",
-              f"{table.tokenizer_sha256[:12]} of {table.vocab_size} entries", FIX)
+        check(table.vocabulary == tokenizer.vocabulary, f"the chains in {path} must be of the model's "
+              f"vocabulary, {tokenizer.vocabulary[:12]}", table.vocabulary[:12], FIX)
+        largest = max((i for c in table.chains for i in c.ids), default=0)
+        check(largest < tokenizer.vocab_size, f"the chains in {path} must have ids below "
+              f"{tokenizer.vocab_size}", largest, FIX)
     return table
+
+
+def _text(path: str | Path) -> str:
+    """What is in the file: one that does not end, as a pipe or a device, is not opened."""
+    check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file", "a folder, pipe or device",
+          FIX)
+    with open(path, "rb") as file:
+        held = file.read(LARGEST + 1)
+    check(len(held) <= LARGEST, f"a table of chains must have at most {LARGEST} bytes", f"more in {path}",
+          FIX)
+    return held.decode("ascii")
 
 
 def _table(record: Any, where: str) -> Table:
     check(isinstance(record, dict) and record.get("format") == FORMAT, f"{where} must hold a {FORMAT}",
           "something else", FIX)
-    check(record.get("version") == VERSION, f"{where} must be of version {VERSION}",
-          repr(record.get("version")), "update bitnet_ref, or mine the table again")
-    for name, kind in (("tokenizer_sha256", str), ("vocab_size", int), ("corpus", str), ("tokens", int),
+    version = record.get("version")
+    check(type(version) is int and version == VERSION, f"{where} must be of version {VERSION}",
+          repr(version)[:50], "update bitnet_ref, or mine the table again")
+    for name, kind in (("vocabulary", str), ("vocab_size", int), ("corpus", str), ("tokens", int),
                        ("chains", list)):
         check(type(record.get(name)) is kind, f"{name} of {where} must be of type {kind.__name__}",
               repr(record.get(name))[:50], FIX)
+    check(re.fullmatch("[0-9a-f]{64}", record["vocabulary"]) is not None,
+          f"the vocabulary of {where} must be a sha256", repr(record["vocabulary"])[:80], FIX)
+    check(len(record["corpus"]) <= NAME and record["corpus"].isascii() and record["corpus"].isprintable(),
+          f"the corpus of {where} must be at most {NAME} printable ASCII characters",
+          ascii(record["corpus"])[:80], FIX)
     vocab, tokens, rows = record["vocab_size"], record["tokens"], record["chains"]
     check(0 < vocab <= 1 << 32 and 0 <= tokens < 1 << 48,
           f"the vocab_size and tokens of {where} must be possible",
-          f"{vocab} and {tokens}", FIX)
+          f"{vocab} and {tokens}"[:80], FIX)
     check(len(rows) <= MOST, f"a table must have at most {MOST} chains", f"{len(rows)} in {where}", FIX)
     chains = tuple(_chain(row, vocab, tokens, f"chain {n} of {where}") for n, row in enumerate(rows))
     check(len({c.ids for c in chains}) == len(chains), f"each chain of {where} must be there once",
           "one that is there twice", FIX)
-    return Table(record["tokenizer_sha256"], vocab, record["corpus"], tokens, chains)
+    return Table(record["vocabulary"], vocab, record["corpus"], tokens, chains)
 
 
 def _chain(row: Any, vocab: int, tokens: int, where: str) -> Chain:
@@ -110,7 +132,7 @@ def _chain(row: Any, vocab: int, tokens: int, where: str) -> Chain:
     check(all(type(i) is int and 0 <= i < vocab for i in ids), f"ids of {where} must lie in 0..{vocab - 1}",
           repr(ids)[:80], FIX)
     check(isinstance(confidence, list) and len(confidence) == len(ids) - 1
-          and all(type(p) in (int, float) and 0 < p <= 1 and math.isfinite(p) for p in confidence),
+          and all(type(p) in (int, float) and 0 < p <= 1 for p in confidence),
           f"{where} must have a confidence in (0, 1] for each token but the first", repr(confidence)[:80],
           FIX)
     check(all(type(row[name]) is int and 0 <= row[name] < 1 << 48 for name in ("times", "covers")),

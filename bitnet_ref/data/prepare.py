@@ -22,7 +22,7 @@ from bitnet_ref.data.dataset import SAMPLE, VERSION, Dataset, Recipe, is_dataset
 from bitnet_ref.data.download import named_files
 from bitnet_ref.data.mixture import parts
 from bitnet_ref.data.shards import open_shard
-from bitnet_ref.data.tokenizer import load
+from bitnet_ref.data.tokenizer_files import load
 
 
 def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 4096,
@@ -31,11 +31,11 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
     """The dataset of a corpus (what `data.corpus.documents` takes), of a mixture (`data.mixture.parts`), or
     of a folder that is a dataset.
 
-    tokenizer_path: a tokenizer.json to use; without one, a tokenizer of at most `vocab_size` entries is
-    trained on the training side. val_fraction, seed: how much is held out, and which documents; a corpus with
-    an official validation part uses that, a folder that is a dataset has its own. val: a text to validate on
-    instead. cache: False makes it again although the cache has it. progress: bars on stderr. Raises
-    CheckError for whatever is wrong with the input or the disk.
+    tokenizer_path: the file of one to use (data.tokenizer_files.load); without one, a tokenizer of at most
+    `vocab_size` entries is trained on the training side. val_fraction, seed: how much is held out, and which
+    documents; a corpus with an official validation part uses that, a folder that is a dataset has its own.
+    val: a text to validate on instead. cache: False makes it again although the cache has it. progress: bars
+    on stderr. Raises CheckError for whatever is wrong with the input or the disk.
     """
     tokenizer = None if tokenizer_path is None else load(tokenizer_path)
     if is_dataset(corpus):

@@ -9,6 +9,7 @@ Read after: data/split. Read next: data/tokenizer_files.
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,7 @@ def byte_letters() -> dict[int, str]:
 
 
 BYTE_OF = {letter: b for b, letter in byte_letters().items()}
+LETTERS = {ord(letter): b for letter, b in BYTE_OF.items()}             # for str.translate
 
 
 class Facts(NamedTuple):
@@ -102,13 +104,28 @@ class Tokenizer:
         check(0 <= i < self.vocab_size, f"ids must lie in [0, {self.vocab_size})", i,
               "use the tokenizer that the ids were made with")
         token = self._bpe.id_to_token(i) or ""
-        if i in self._added:
-            return token.encode("utf-8")
+        return token.encode("utf-8") if i in self._added else self._text_of(token)
+
+    def _text_of(self, token: str) -> bytes:
+        """What an entry that is not added stands for."""
         if self._facts.byte_level:
-            return bytes(BYTE_OF.get(letter, 0) for letter in token)
+            return token.translate(LETTERS).encode("latin-1", "replace")
         if _is_lone_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode("utf-8")
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Hex sha256 of what each id stands for: the same for any file of a vocabulary, whatever its kind.
+
+        Taken of (id, length of its piece, piece), little-endian uint32 both, in the order of ids. Added
+        tokens, special or not, are left out: models and files of one vocabulary differ in them.
+        """
+        names = self._bpe.get_vocab(with_added_tokens=False)
+        pieces = [(i, self._text_of(token)) for token, i in names.items() if i not in self._added]
+        pieces.sort()
+        head = struct.Struct("<II").pack
+        return hashlib.sha256(b"".join([head(i, len(p)) + p for i, p in pieces])).hexdigest()
 
     @cached_property
     def _added(self) -> frozenset[int]:

@@ -67,9 +67,9 @@ def load(path: str | Path) -> Tokenizer:
             if path.name.endswith(name):
                 prefix = path.name.removesuffix(name)
                 return gpt2(*(path.with_name(prefix + other) for other in pair))
-    if path.suffix == ".json":
+    if path.suffix == ".json" or (first := _read(path)[:1]) == b"{":
         return load_json(path)
-    return sentencepiece(path) if _read(path)[:1] == b"\n" else tiktoken(path)
+    return sentencepiece(path) if first == b"\n" else tiktoken(path)
 
 
 def gpt2(encoder: str | Path, merges: str | Path) -> Tokenizer:

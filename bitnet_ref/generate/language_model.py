@@ -3,6 +3,7 @@
 Read after: generate/together. Read next: generate/prompt.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.chain.draft import Drafter, Lookup, Refreshed, chains
+from bitnet_ref.chain.shipped import shipped
 from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.data.tokenizer import Tokenizer, from_json
@@ -76,8 +78,8 @@ class LanguageModel:
 
     def drafter(self, how: Sampling) -> Drafter | None:
         """Who guesses ahead in a text so drawn: "table", "lookup", "refreshed" as in chain/draft, or the path
-        of a table; "off": nobody. "auto": refreshed, with the table if there is one, where guesses pay: in a
-        greedy text of a backend that keeps a cache. Raises CheckError for a table that cannot be used.
+        of a table; "off": nobody. "auto": refreshed, with the `table` if there is one, where guesses pay: in
+        a greedy text of a backend that keeps a cache. Raises CheckError for a table that cannot be used.
         """
         pays = how.temperature == 0 and hasattr(self.transformer.plan.ops, "prefill")
         if self.chain == "off" or (self.chain == "auto" and not pays):
@@ -87,20 +89,22 @@ class LanguageModel:
         table = self.table()
         if self.chain in ("auto", "refreshed"):
             return Refreshed(table)
-        check(table is not None, "a model must have a table of chains beside it", "none", NO_TABLE)
+        check(table is not None, "a model must have a table of chains beside it, or one that ships for its "
+              "vocabulary", "none", NO_TABLE)
         assert table is not None
         return chains(table)
 
     def table(self) -> Table | None:
-        """The table of chains at the path that `chain` is, or the run's own, or None."""
+        """The table of chains at the path that `chain` is, or the one beside the model, or the one that ships
+        for its vocabulary, or None. Raises CheckError for what is no table, or of another vocabulary."""
+        if self.chain not in DRAFTERS:
+            check(os.path.isfile(self.chain), f"chain must be one of {', '.join(DRAFTERS)}, or the path of a "
+                  "table", ascii(self.chain)[:200], "correct it")
+            return read_table(self.chain, self.tokenizer)
         own = None if self.place is None else self.place / CHAINS
-        path = own if self.chain in DRAFTERS else Path(self.chain)
-        check(path is own or Path(self.chain).is_file(),
-              f"chain must be one of {', '.join(DRAFTERS)}, or the path of a table", repr(self.chain),
-              "correct it")
-        if path is None or (path == own and not path.is_file()):
-            return None
-        return read_table(path, self.tokenizer)
+        if own is not None and os.path.isfile(own):
+            return read_table(own, self.tokenizer)
+        return shipped(self.tokenizer)
 
     def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:
         """The ids that end a text: `stop_ids`, and those of the model unless `own_ends` is false.

@@ -1,5 +1,8 @@
 """chain/count and chain/mine: counts are those of a dictionary, and the choice is by what each chain adds."""
 
+import math
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -13,7 +16,8 @@ from tqdm import tqdm
 from bitnet_ref.chain import count, mine
 from bitnet_ref.chain.count import tallies
 from bitnet_ref.chain.mine import LEAST, TRIGGER, mine_for
-from bitnet_ref.chain.table import CHAINS, LONGEST, read_table
+from bitnet_ref.chain.show import coverage
+from bitnet_ref.chain.table import CHAINS, LONGEST, Chain, Table, read_table
 from bitnet_ref.data.prepare import prepare
 
 EOS = 0
@@ -112,6 +116,40 @@ def test_the_choice_is_the_greedy_one(tokens, size):
     assert len(mine.mine(tokens, EOS, size)) == len(gains)
 
 
+@given(tokens=texts)
+def test_what_a_table_covers_is_measured_of_any_text(tokens):
+    """Of the text that was mined: what the table says. Confidences are rounded, so a trigger may be another
+    of equal worth; 1 and 2 tokens of such short texts differ in no rounding."""
+    chains = mine.mine(tokens, EOS)
+    table = Table("", 4, "", len(tokens), chains)
+    shares = mine.covered(table, tokens, EOS)
+    assert len(shares) == 1 + len(chains)
+    assert shares == sorted(shares)
+    seen = set()
+    for chain, share in zip(chains, shares[1:]):
+        worth = [math.prod(chain.confidence[m - 1:]) * (len(chain.ids) - m)
+                 for m in range(1, min(TRIGGER, len(chain.ids) - 1) + 1)]
+        seen |= drafted(tokens.tolist(), chain.ids, 1 + worth.index(max(worth)))
+        assert share == len(seen) / len(tokens)
+    if all(times in (1, 0.5) for c in chains for times in c.confidence):
+        assert shares == pytest.approx(coverage(table))
+
+
+def test_coverage_of_a_text_that_has_no_chains():
+    table = Table("", 9, "", 9, (Chain((1, 2), 3, 2, (0.5,)),))
+    assert mine.covered(table, np.array([EOS, 5, 6, EOS]), EOS) == [0, 0]
+    assert mine.covered(table, np.array([EOS, 1, 2, 7, EOS]), EOS) == [0, 0.2]
+    assert mine.covered(table, np.zeros(0, np.int32), EOS) == [0, 0]
+    assert mine.covered(table._replace(chains=()), np.array([EOS, 1]), EOS) == [0]
+
+
+@given(values=st.lists(st.integers(0, 3), max_size=60), most=st.integers(1, 40))
+def test_of_equals_the_first_are_kept(values, most):
+    """np.argpartition's choice among equals differs between processors; a table is to be the same on all."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert count.largest(np.array(values, np.int64), most).tolist() == sorted(order[:most])
+
+
 def test_a_run_of_one_token_covers_each_place_once():
     tokens = np.array([EOS, *[5] * 40, EOS])
     assert sum(c.covers for c in mine.mine(tokens, EOS)) <= 39
@@ -149,3 +187,22 @@ def test_memory_does_not_grow_with_the_corpus():
         tracemalloc.stop()
     assert peaks[1] < 1.15 * peaks[0]
     assert peaks[1] < 1 << 30
+
+
+@pytest.mark.slow
+def test_memory_is_flat_for_a_stream_of_any_length(tmp_path):
+    """30 Mi tokens in a file: the process grows as for 5 Mi, beyond pages of the file, which cost nothing."""
+    path, peaks = tmp_path / "tokens.bin", []
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for _ in range(30):
+            rng.zipf(1.3, 1 << 20).clip(0, 4095).astype(np.uint16).tofile(file)
+    for length in (5 << 20, 30 << 20):
+        code = ("import resource, sys, numpy as np; from bitnet_ref.chain import mine; "
+                f"tokens = np.memmap({str(path)!r}, np.uint16)[:{length}]; mine.mine(tokens, {EOS}); "
+                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout))
+    pages = (30 << 20) * 2 // 1024                         # KiB of the file, which may be in memory
+    assert peaks[1] < peaks[0] + pages + 100_000
+    assert peaks[1] < 1 << 20

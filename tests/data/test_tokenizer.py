@@ -3,11 +3,13 @@
 Read after: bitnet_ref/data/tokenizer. Read next: tests/data/test_shards.
 """
 
+import hashlib
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -208,3 +210,62 @@ def test_the_json_is_parsed_once(monkeypatch):
     assert made.token_bytes[0] == 0
     assert b"".join(map(made.piece, made.encode("aé"))) == "aé".encode()
     assert len(calls) == 1
+
+
+# --- the vocabulary -----------------------------------------------------------------------------------------
+
+
+def described(**parts):
+    """A small byte-level tokenizer's record, with other parts."""
+    record = json.loads(train_bpe(["the cat and the cap"] * 9, 270).json)
+    return json.loads(json.dumps({**record, **parts}))
+
+
+def vocabulary(record):
+    return from_json(json.dumps(record)).vocabulary
+
+
+def added(record, i, content, special=True):
+    entry = {**record["added_tokens"][0], "id": i, "content": content, "special": special}
+    return {**record, "added_tokens": [*record["added_tokens"], entry]}
+
+
+def test_what_a_vocabulary_is_written_out():
+    """sha256 over (id, length, piece) of all that is not added, by id."""
+    made = from_json(json.dumps(described()))
+    pieces = [(i, made.piece(i)) for i in range(made.vocab_size) if i != made.eos]
+    text = b"".join(i.to_bytes(4, "little") + len(p).to_bytes(4, "little") + p for i, p in pieces)
+    assert made.vocabulary == hashlib.sha256(text).hexdigest()
+    assert b"cat" in b"".join(p for _, p in pieces[256:])
+
+
+def test_a_vocabulary_is_the_same_with_other_names_and_settings():
+    record = described()
+    same = [added(record, 270, "<|im_start|>"), added(record, 300, "<tool>", special=False),
+            {**record, "padding": None, "truncation": None}, described(post_processor=None)]
+    chat = added(described(), 270, "<|im_start|>")
+    chat["model"]["vocab"]["<|im_start|>"] = 270           # as a GGUF has it
+    assert {vocabulary(r) for r in (*same, chat, record)} == {vocabulary(described())}
+    assert len({from_json(json.dumps(r)).checksum for r in same}) > 1
+
+
+def test_a_vocabulary_is_another_where_an_id_is():
+    record, found = described(), []
+    names = list(record["model"]["vocab"])
+    for a, b in ((names[-1], names[-2]), (names[5], names[9])):
+        other = described()
+        vocab = other["model"]["vocab"]
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+        found.append(vocabulary(other))
+    smaller = json.loads(train_bpe(["the cat and the cap"] * 9, 260).json)
+    found += [vocabulary(smaller), vocabulary(record)]
+    assert len(set(found)) == 4
+
+
+@pytest.mark.data
+def test_published_files_of_one_vocabulary():
+    """Llama 2's as a SentencePiece model and as tokenizer.json."""
+    found = {name: published.tokenizer(name) for name in published.FILES}
+    assert found["llama-spm"].checksum != found["tinyllama"].checksum
+    assert found["llama-spm"].vocabulary == found["tinyllama"].vocabulary
+    assert len({t.vocabulary for t in found.values()}) == 3

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_ref.data import tokenizer_files
-from bitnet_ref.data.tokenizer import byte_letters
+from bitnet_ref.data.tokenizer import byte_letters, train_bpe
 from bitnet_ref.data.tokenizer_files import gpt2, llama3_specials, load, sentencepiece, tiktoken
 
 SPECIALS = ["<|end_of_text|>", "<|eot_id|>"]
@@ -168,6 +168,12 @@ def test_a_folder_may_hold_any_of_them(tmp_path):
 
 
 # --- hostile -----------------------------------------------------------------------------------------------
+
+
+def test_json_is_known_by_its_first_letter(tmp_path):
+    own = train_bpe(["some words"], 260)
+    own.save(tmp_path / "mine")
+    assert load(tmp_path / "mine") == own
 
 
 @pytest.mark.parametrize(("text", "words"), [

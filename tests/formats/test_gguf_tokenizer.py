@@ -71,6 +71,24 @@ def test_pieces_come_back():
     assert rebuild(through(canonical(pieces()), 300)) == canonical(pieces())
 
 
+def test_a_vocabulary_is_the_same_in_a_gguf():
+    """Also where the model has more entries, which the file fills up with names."""
+    llama = json.loads(canonical(pieces()))
+    for text in (ours().json, canonical(pieces()), canonical(edited_names(llama))):
+        size = from_json(text).vocab_size
+        back = from_json(rebuild(through(text, size + 9)))
+        assert back.vocabulary == from_json(text).vocabulary
+
+
+def edited_names(record):
+    """With tokens added as published models have them."""
+    size = len(record["model"]["vocab"])
+    names = [("<|im_start|>", True), ("<tool>", False)]
+    record["added_tokens"] += [{**record["added_tokens"][0], "id": size + n, "content": name, "special": kind}
+                               for n, (name, kind) in enumerate(names)]
+    return record
+
+
 def test_the_settings_of_pieces():
     held = through(canonical(pieces()), 300)
     kinds, scores = held["tokenizer.ggml.token_type"], held["tokenizer.ggml.scores"]
@@ -371,6 +389,7 @@ def test_published_ones_come_back(name):
     back = from_json(rebuild(through(original.json, original.vocab_size)))
     cases = published.vectors(name)
     assert len(cases) == 46
+    assert back.vocabulary == original.vocabulary          # so that a table of chains serves both
     for text, ids in cases:
         assert original.encode(text).tolist() == ids
         assert back.encode(text).tolist() == ids

@@ -1,5 +1,7 @@
 """generate/speculative: guesses change the time that a text takes, and nothing of the text."""
 
+import os
+
 import numpy as np
 import pytest
 import tiny
@@ -271,7 +273,7 @@ def test_tables_that_are_none(with_table, tmp_path):
     with refusal(run / CHAINS, "table of chains"):
         br.load(run).generate("Ba", 3, 0.0)
     write_table(run / CHAINS, Table("ab" * 32, 300, "", 0, ()))
-    with refusal("must be of the model's tokenizer"):
+    with refusal("must be of the model's vocabulary"):
         br.load(run, chain="table")
     (run / CHAINS).unlink()
     assert br.load(run).generate("Ba", 3, 0.0)
@@ -279,6 +281,30 @@ def test_tables_that_are_none(with_table, tmp_path):
         br.load(run, chain="table")
     with refusal("one of auto, off, table, lookup, refreshed, or the path of a table", "nowhere.json"):
         br.load(run, chain="nowhere.json")
+
+
+def test_paths_that_are_no_table(with_table, tmp_path):
+    """None is waited for: a pipe, a device that does not end, a link to itself."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for chain in (tmp_path, tmp_path / "pipe", "/dev/zero", "/dev/null", tmp_path / "loop", "x" * 5000, "",
+                  "\0", "Table", tmp_path / "none.json"):
+        with refusal("chain must be one of auto, off, table"):
+            br.load(with_table, chain=str(chain))
+    run = tiny.copy(with_table, tmp_path / "run")
+    (run / CHAINS).unlink()
+    os.mkfifo(run / CHAINS)                                # beside a model it is no table, as none is
+    assert br.load(run).table() is None
+
+
+def test_a_table_without_chains_guesses_nothing(with_table, tmp_path):
+    run = tiny.copy(with_table, tmp_path / "run")
+    tokenizer = br.load(run).tokenizer
+    write_table(run / CHAINS, Table(tokenizer.vocabulary, tokenizer.vocab_size, "", 0, ()))
+    made = br.load(run, chain="table").stream("Ba", 30, 0.0)
+    assert "".join(made) == br.load(run, chain="off").generate("Ba", 30, 0.0)
+    assert made.record()["speculation"]["drafted"] == 0
+    assert br.load(run).generate("Ba", 30, 0.0) == br.load(run, chain="off").generate("Ba", 30, 0.0)
 
 
 def test_bad_options_are_refused_as_in_decode():
