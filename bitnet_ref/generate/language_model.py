@@ -12,6 +12,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.chain.draft import Drafter, Lookup, Refreshed, chains
+from bitnet_ref.chain.merge import ChainTokenizer
 from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.data.tokenizer import Tokenizer, from_json
@@ -92,13 +93,15 @@ class LanguageModel:
         return chains(table)
 
     def table(self) -> Table | None:
-        """The table of chains at the path that `chain` is, or the run's own, or None."""
+        """The table of chains at the path that `chain` is, or the run's own, or None. The own table of a run
+        with super-tokens guesses nothing: its chains are tokens there."""
         own = None if self.place is None else self.place / CHAINS
         path = own if self.chain in DRAFTERS else Path(self.chain)
         check(path is own or Path(self.chain).is_file(),
               f"chain must be one of {', '.join(DRAFTERS)}, or the path of a table", repr(self.chain),
               "correct it")
-        if path is None or (path == own and not path.is_file()):
+        merged = path is own and isinstance(self.tokenizer, ChainTokenizer)
+        if path is None or merged or (path == own and not path.is_file()):
             return None
         return read_table(path, self.tokenizer)
 

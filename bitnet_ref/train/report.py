@@ -44,7 +44,7 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
 
 def content(run: Path) -> dict[str, Any]:
     """What the page says: the names that report.html.jinja uses."""
-    config, summary, lines = _json(run / CONFIG), _json(run / SUMMARY), log.read(run)
+    config, summary, lines = read_object(run / CONFIG), read_object(run / SUMMARY), log.read(run)
     done = max((line["step"] for line in lines), default=0)
     model = from_dict(ModelConfig, config.get("model"), f"{run / CONFIG}: model")
     train = from_dict(TrainConfig, config.get("train"), f"{run / CONFIG}: train")
@@ -52,7 +52,7 @@ def content(run: Path) -> dict[str, Any]:
         return {"run": str(run), "name": run.resolve().name, "quoted": shlex.quote, "done": done,
                 "finished": bool(summary), "preset": config.get("preset", ""), "model": vars(model),
                 "train": vars(train), "machine": dict(summary.get("machine", {})),
-                "headline": _headline(lines, summary), "sample": summary.get("sample", ""),
+                "verdict": summary.get("verdict", ""), "headline": _headline(lines, summary), "sample": summary.get("sample", ""),
                 "events": [line for line in lines if line["kind"] == "event"][-EVENTS:]}
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CheckError(f"{run / SUMMARY} must be as training wrote it; got {e!r}; "
@@ -72,6 +72,8 @@ def _headline(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tupl
                   for name, value in summary["others, bits per byte"].items()]
     elif evals:
         found = [(f"{evals[-1]:.4f}", "validation loss", "nats per token, the last within the run")]
+        found += [(f"{share:.1%}", "tokens saved", "by --compress") for share in
+                  [summary.get("compression", {}).get("tokens saved")] if share is not None]
     return found + _layers([line for line in lines if line["kind"] == "layers"]) + _pace(lines, summary)
 
 
@@ -102,7 +104,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """The object in a file; {} if there is no file."""
     fix = "restore it from a copy, or delete it"
     try:
