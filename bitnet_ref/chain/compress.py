@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bitnet_ref.chain.merge import ChainTokenizer, checksum, stream, with_chains
 from bitnet_ref.chain.table import Table
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import CheckError
 from bitnet_ref.config import cache_dir
 from bitnet_ref.data.atomic import whole_file, whole_folder
 from bitnet_ref.data.dataset import Dataset

@@ -89,7 +89,7 @@ def _matches(ids: np.ndarray, eos: int,
 
 
 def _from_the_left(starts: np.ndarray, lengths: np.ndarray, free: int) -> tuple[list[int], int]:
-    """Which matches are taken, each the first that begins where those before it have ended; the last's end."""
+    """Which matches are taken, each the first to begin where those before it have ended; the last's end."""
     taken = []
     for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist())):
         if start >= free:

@@ -220,6 +220,7 @@ def run_chains(checkpoint: Path, state: dict[str, Any], tokenizer: Tokenizer) ->
         return None
     file = checkpoint.parent / CHAINS
     table = read_table(file, tokenizer)
-    check(checksum(table) == state.get("chains"), f"{file} must have the chains that the run was trained with",
-          f"others, checksum {checksum(table)[:12]}", f"put back the {CHAINS} that the run began with")
+    check(checksum(table) == state.get("chains"),
+          f"{file} must have the chains that the run was trained with", f"others, {checksum(table)[:12]}",
+          f"put back the {CHAINS} that the run began with")
     return table

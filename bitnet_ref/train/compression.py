@@ -121,7 +121,7 @@ def verdict(run: Run, bits: float) -> str:
     except CheckError as e:                                # it was there when the run began
         return f"NOT COMPARED with its baseline: {e}"
     if base is None:
-        return ("NOT COMPARED with a run without compression, so what it cost is not known: train one without "
+        return ("NOT COMPARED with a run without compression, so its cost is not known: train one without "
                 f"--compress, then: python -m bitnet_ref.train --resume {run.folder} --baseline THAT_RUN")
     worse = bits / base.bits_per_byte - 1
     said = (f"{bits:.4f} bits per byte on plain text, without compression {base.bits_per_byte:.4f} after "

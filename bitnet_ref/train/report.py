@@ -52,7 +52,8 @@ def content(run: Path) -> dict[str, Any]:
         return {"run": str(run), "name": run.resolve().name, "quoted": shlex.quote, "done": done,
                 "finished": bool(summary), "preset": config.get("preset", ""), "model": vars(model),
                 "train": vars(train), "machine": dict(summary.get("machine", {})),
-                "verdict": summary.get("verdict", ""), "headline": _headline(lines, summary), "sample": summary.get("sample", ""),
+                "verdict": summary.get("verdict", ""), "headline": _headline(lines, summary),
+                "sample": summary.get("sample", ""),
                 "events": [line for line in lines if line["kind"] == "event"][-EVENTS:]}
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CheckError(f"{run / SUMMARY} must be as training wrote it; got {e!r}; "
