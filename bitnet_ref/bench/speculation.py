@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.speculation --run RUN --output DIR --root . --prompts
 What guessing ahead brings: the cost of a call of k tokens against one, and for trained runs the speed, the
 acceptance and the calls per token of every drafter on held-out prompts, by turns with plain decoding, whose
 text must be the same. Ends with figures.json; --root writes docs/speculative.md of that clone.
-Read after: bench/scaling. Read next: bench/size.
+Read after: bench/scaling. Read next: bench/compression.
 """
 
 import json

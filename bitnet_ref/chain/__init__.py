@@ -5,6 +5,8 @@
     mine     which of them go into the table
     show     the table as text and as a picture
     draft    from the text so far to a guess of what comes next
+    merge    a stream whose chains are one position each
+    compress a dataset of such streams
 
 generate/speculative has the guesses confirmed by the model; docs/speculative.md derives what that can save.
 Read after: data/__main__. Read next: chain/table.

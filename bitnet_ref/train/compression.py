@@ -24,7 +24,7 @@ from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.formats.checkpoint import latest, read_state
 from bitnet_ref.train.checkpoint import Run
-from bitnet_ref.train.report import SUMMARY, read_object
+from bitnet_ref.train.log import SUMMARY, read_object
 
 VERSION = 1                      # of how a run's table is made
 MINED = 1 << 22                  # tokens of a corpus that are read for it: a run begins some seconds later

@@ -22,10 +22,10 @@ from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.train import compression, log, report
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.ema import ema_score
+from bitnet_ref.train.log import SUMMARY
 from bitnet_ref.train.loop import final_score
 from bitnet_ref.train.measures import speed
 from bitnet_ref.train.plots import draw
-from bitnet_ref.train.report import SUMMARY
 
 
 def finish(run: Run, data: Dataset, prompt: str = "The ",
@@ -36,9 +36,8 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     """
     result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
-    model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
-    about = kernels.about(run.cfg.backend)
+    model, about = LanguageModel(run.model, data.tokenizer), kernels.about(run.cfg.backend)
     fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
     events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
@@ -54,8 +53,8 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     }
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
-        folder = run.folder / "pictures"
-        summary["pictures"] = [str(folder / f"{name}.png") for name in (*pictures, "overview")]
+        summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png")
+                               for name in (*pictures, "overview")]
         with whole_file(run.folder / SUMMARY) as f:
             f.write(json.dumps(summary, indent=1).encode())
         report.write(run.folder, pictures)
