@@ -90,6 +90,11 @@ class TrainConfig:
     packing: str = _opt("stream", "order of the documents: as they stand in the corpus, or one that cuts "
                                   "fewer of them at the ends of windows",
                         choices=("stream", "documents"))
+    compress: str = _opt("off", "an experiment: a frequent chain of tokens is trained on as its first token, "
+                                "or as a token of its own (docs/compression.md)",
+                         choices=("off", "first", "super"))
+    baseline: str | None = _opt(None, "with --compress: a finished run on the same corpus without, whose "
+                                      "bits per byte the run is held against", free=True)
     tokenizer: str | None = _opt(None, "tokenizer.json to use instead of training one on the corpus")
     seed: int = _opt(0, "of the initial weights and of the order of the batches")
     steps: int = _opt(600, "optimiser steps")
@@ -151,6 +156,8 @@ class TrainConfig:
         check(self.warmup >= 0, "warmup must not be negative", self.warmup, "use 0 or more")
         check(0 <= self.seed < 1 << 64, "seed must lie in [0, 2^64)", self.seed, "choose another")
         injections(self.inject)
+        check(self.baseline is None or self.compress != "off", "a baseline is for a run with --compress",
+              f"{self.baseline} for one without", "leave it out, or give --compress first or super")
 
 
 TROUBLE = "nan", "spike", "lr", "flip"                   # what --inject knows (train/inject.py)

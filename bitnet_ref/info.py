@@ -57,7 +57,10 @@ def opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, An
     kind = kind_of(place)
     if kind == "run":
         state = read_state(latest(place))
-        return model_config(state), {"kind": kind, "step": state.get("step")}
+        how = state.get("train")
+        compress = how.get("compress", "off") if isinstance(how, dict) else "off"
+        run = {"kind": kind, "step": state.get("step")}
+        return model_config(state), run | ({"compress": compress} if compress != "off" else {})
     if kind == "hf":
         config = hf.read_config(place)
         cfg, storage, text = config.model, hf_config.STORAGES[config.storage], ""

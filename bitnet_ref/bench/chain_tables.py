@@ -4,7 +4,7 @@
 Make the tables of bitnet_ref/chain/tables of the clone at --root, the same bytes from the same texts, whose
 checksums are known here; measure what they cover of held-out text, and what mining WikiText-2 costs; write
 docs/speculative.md. The texts and their licences are named on that page.
-Read after: bench/speculation. Read next: bench/size.
+Read after: bench/speculation. Read next: bench/compression.
 """
 
 import hashlib

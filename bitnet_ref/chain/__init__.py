@@ -6,6 +6,8 @@
     show     the table as text and as a picture
     shipped  tables that come with the library
     draft    from the text so far to a guess of what comes next
+    merge    a stream whose chains are one position each
+    compress a dataset of such streams
 
 generate/speculative has the guesses confirmed by the model; docs/speculative.md derives what that can save.
 Read after: data/__main__. Read next: chain/table.

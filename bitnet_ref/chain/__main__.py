@@ -3,7 +3,7 @@ python -m bitnet_ref.chain show --table chains.json --tokenizer FILE --picture c
 
 Mine the frequent chains of tokens of a corpus, or show a table of them. generate --chain FILE uses one; a run
 of train has its own (docs/speculative.md). Memory stays flat whatever the size of the corpus.
-Read after: chain/draft. Read next: formats.
+Read after: chain/compress. Read next: formats.
 """
 
 import sys

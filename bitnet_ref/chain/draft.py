@@ -3,7 +3,7 @@
 A drafter is a function of the ids so far. What it says can be wrong without harm: generate/speculative has
 the model confirm it. So there may be many: the chains of a table, what followed the same words earlier in
 this text (prompt lookup), both, and for measurements one that knows the text already.
-Read after: chain/shipped. Read next: chain/__main__.
+Read after: chain/shipped. Read next: chain/merge.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref.chain.merge import ChainTokenizer, checksum, with_chains
+from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.data.tokenizer import Tokenizer
@@ -161,6 +163,9 @@ def open_run(path: str | Path) -> Source:
 
     tokenizer = run_tokenizer(checkpoint, state)
     about, text = About(checkpoint.parent.name), None
+    check(not isinstance(tokenizer, ChainTokenizer), "a model of another format must have a tokenizer.json",
+          f"super-tokens, which no other program knows, in {checkpoint.parent}",
+          "convert a run that was trained without --compress super")
     if tokenizer is not None:                              # its EOS began and ended each text
         about, text = about._replace(bos=tokenizer.eos, eos=(tokenizer.eos,)), tokenizer.json
     return Source(checkpoint, "run", "float32 masters", cfg, about, text, read, master if ternary else None)
@@ -184,18 +189,38 @@ def _masters(checkpoint: Path, state: dict[str, Any], cfg: ModelConfig) -> dict[
 
 
 def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer beside a run's checkpoints, if it is there: the one that the run was trained with.
+    """The tokenizer beside a run's checkpoints, if it is there: the one that the run was trained with, with
+    super-tokens if it had them.
 
-    Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`.
+    Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`; as
+    run_chains.
     """
     file = checkpoint.parent / "tokenizer.json"
     if not file.exists():
         return None
-    tokenizer, size = load_tokenizer(file), model_config(state).vocab_size
+    plain, size = load_tokenizer(file), model_config(state).vocab_size
+    table = run_chains(checkpoint, state, plain)
+    tokenizer = plain if table is None or state["train"]["compress"] != "super" else with_chains(plain, table)
     fix = f"put back the {file.name} that the run was trained with"
     check(tokenizer.vocab_size == size, f"{file} must have the model's {size} entries", tokenizer.vocab_size,
           fix)
-    check(tokenizer.checksum == state.get("tokenizer"),
+    check(plain.checksum == state.get("tokenizer"),
           f"{file} must be the tokenizer that the model was trained with",
-          f"checksum {tokenizer.checksum[:12]}", fix)
+          f"checksum {plain.checksum[:12]}", fix)
     return tokenizer
+
+
+def run_chains(checkpoint: Path, state: dict[str, Any], tokenizer: Tokenizer) -> Table | None:
+    """The table that a run with --compress was trained with; None of a run without.
+
+    Raises CheckError: missing, damaged, of another tokenizer, other chains than the run's.
+    """
+    how: Any = state.get("train")
+    if not isinstance(how, dict) or how.get("compress", "off") == "off":
+        return None
+    file = checkpoint.parent / CHAINS
+    table = read_table(file, tokenizer)
+    check(checksum(table) == state.get("chains"),
+          f"{file} must have the chains that the run was trained with", f"others, {checksum(table)[:12]}",
+          f"put back the {CHAINS} that the run began with")
+    return table

@@ -1,6 +1,6 @@
 """A model with its tokenizer: what `bitnet_ref.load(path)` returns.
 
-Read after: generate/together. Read next: generate/prompt.
+Read after: generate/spoken. Read next: generate/prompt.
 """
 
 import os
@@ -13,6 +13,7 @@ import numpy as np
 
 from bitnet_ref import kernels
 from bitnet_ref.chain.draft import Drafter, Lookup, Refreshed, chains
+from bitnet_ref.chain.merge import ChainTokenizer
 from bitnet_ref.chain.shipped import shipped
 from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check, lookup
@@ -25,6 +26,7 @@ from bitnet_ref.generate.continuation import Continuation
 from bitnet_ref.generate.decode import check_tokens
 from bitnet_ref.generate.sampling import Sampling, from_settings
 from bitnet_ref.generate.speculative import Pace
+from bitnet_ref.generate.spoken import SPOKEN
 from bitnet_ref.generate.text import check_stop_ids, check_stops
 from bitnet_ref.generate.together import together
 from bitnet_ref.generate.window import Window
@@ -95,15 +97,18 @@ class LanguageModel:
         return chains(table)
 
     def table(self) -> Table | None:
-        """The table of chains at the path that `chain` is, or the one beside the model, or the one that ships
-        for its vocabulary, or None. Raises CheckError for what is no table, or of another vocabulary."""
+        """The table of chains at the path that `chain` is, or one beside the model (of its own words, or of its
+        corpus), or the one that ships for its vocabulary, or None. Raises CheckError for what is no table, or
+        of another vocabulary. Of a model with super-tokens none guesses: its chains are tokens there."""
         if self.chain not in DRAFTERS:
             check(os.path.isfile(self.chain), f"chain must be one of {', '.join(DRAFTERS)}, or the path of a "
                   "table", ascii(self.chain)[:200], "correct it")
             return read_table(self.chain, self.tokenizer)
-        own = None if self.place is None else self.place / CHAINS
-        if own is not None and os.path.isfile(own):
-            return read_table(own, self.tokenizer)
+        if isinstance(self.tokenizer, ChainTokenizer):
+            return None
+        for name in (SPOKEN, CHAINS) if self.place is not None else ():
+            if os.path.isfile(self.place / name):
+                return read_table(self.place / name, self.tokenizer)
         return shipped(self.tokenizer)
 
     def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:

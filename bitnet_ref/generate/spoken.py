@@ -27,7 +27,7 @@ def spoken(model: Transformer, data: Dataset) -> Table:
     texts = [continued(model, prompts[a:a + AT_ONCE], follows) for a in range(0, len(prompts), AT_ONCE)]
     ends = np.full((len(prompts), 1), header.eos)          # no chain from one text into the next
     stream = np.concatenate([np.concatenate(texts), ends], axis=1).reshape(-1)
-    return Table(header.tokenizer_sha256, header.vocab_size, "what the model says", len(stream),
+    return Table(data.tokenizer.vocabulary, header.vocab_size, "what the model says", len(stream),
                  mine(stream, header.eos))
 
 

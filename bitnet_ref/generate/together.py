@@ -2,7 +2,7 @@
 
 The weights, which a token must all read, are read once for all of them. A text is the same as alone: its draw
 depends on its own position, its logits on its own row, its window follows its own rule.
-Read after: generate/continuation. Read next: generate/language_model.
+Read after: generate/continuation. Read next: generate/spoken.
 """
 
 from collections.abc import Collection, Sequence

@@ -2,7 +2,7 @@
 
 It changes no step of the run. A checkpoint holds it under the prefix "ema."; loading, generating and
 converting use the parameters themselves.
-Read after: train/checkpoint. Read next: train/start.
+Read after: train/checkpoint. Read next: train/compression.
 """
 
 from bitnet_ref.data.prepare import Dataset

@@ -17,7 +17,8 @@ from typing import Any
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.data.atomic import unreadable, whole_file
 
-LOG = "log.jsonl"
+LOG, SUMMARY = "log.jsonl", "summary.json"
+LARGEST = 1 << 24            # bytes of summary.json and config.json that are read
 NUMBERS = {"step": ("loss", "decay"), "eval": ("loss",), "final": ("loss",)}      # what the pictures need
 IF_THERE = {"step": ("norm", "lr", "tokens", "seconds")}                           # and what they may lack
 EVENTS = {"skip": (), "rollback": ("from", "to")}         # what the guard did, and the steps that it names
@@ -100,6 +101,25 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
 def _is_number(value: Any) -> bool:
     """Finite, or NaN."""
     return type(value) in (int, float) and not abs(value) > sys.float_info.max
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a file; {} if there is no file."""
+    fix = "restore it from a copy, or delete it"
+    try:
+        size = file.stat().st_size
+        check(size <= LARGEST, f"{file} must have at most {LARGEST} bytes", size, fix)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as e:
+        raise unreadable(file, e) from None
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, CheckError):
+            raise
+        raise CheckError(f"{file} must be JSON; got {e}; {fix}") from None
+    check(isinstance(found, dict), f"{file} must hold an object", type(found).__name__, fix)
+    return found
 
 
 def cut_after(run: Path, cursor: int, validated: int) -> None:

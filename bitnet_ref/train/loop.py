@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from bitnet_ref.chain.compress import saved
 from bitnet_ref.checks import NonFiniteError
 from bitnet_ref.data.dataset import unchanged
 from bitnet_ref.data.prepare import Dataset
@@ -161,8 +162,9 @@ def final_score(run: Run, data: Dataset) -> Score:
     unchanged(data)
     run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
+    about = data.report.get("compressed")
     log.append(run.folder, "final", run.step, run.cursor, loss=result.loss,
-               bits_per_byte=result.bits_per_byte)
+               bits_per_byte=result.bits_per_byte, **({"tokens_saved": saved(about)} if about else {}))
     return result
 
 

@@ -6,23 +6,22 @@ command writes it of a run that goes on or was stopped.
 Read after: train/plots. Read next: train/summary.
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import CheckError
 from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.config import ModelConfig, TrainConfig, from_dict
-from bitnet_ref.data.atomic import unreadable, whole_file
+from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train import log
+from bitnet_ref.train.log import SUMMARY
 from bitnet_ref.train.measures import tokens_per_second
 
-REPORT, SUMMARY, CONFIG = "report.html", "summary.json", "config.json"
+REPORT, CONFIG = "report.html", "config.json"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 EVENTS = 200                 # of the newest, shown
-LARGEST = 1 << 24            # bytes of summary.json and config.json that are read
 
 
 def write(run: Path, pictures: dict[str, str]) -> Path:
@@ -44,7 +43,7 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
 
 def content(run: Path) -> dict[str, Any]:
     """What the page says: the names that report.html.jinja uses."""
-    config, summary, lines = _json(run / CONFIG), _json(run / SUMMARY), log.read(run)
+    config, summary, lines = log.read_object(run / CONFIG), log.read_object(run / SUMMARY), log.read(run)
     done = max((line["step"] for line in lines), default=0)
     model = from_dict(ModelConfig, config.get("model"), f"{run / CONFIG}: model")
     train = from_dict(TrainConfig, config.get("train"), f"{run / CONFIG}: train")
@@ -52,7 +51,8 @@ def content(run: Path) -> dict[str, Any]:
         return {"run": str(run), "name": run.resolve().name, "quoted": shlex.quote, "done": done,
                 "finished": bool(summary), "preset": config.get("preset", ""), "model": vars(model),
                 "train": vars(train), "machine": dict(summary.get("machine", {})),
-                "headline": _headline(lines, summary), "sample": summary.get("sample", ""),
+                "verdict": summary.get("verdict", ""), "headline": _headline(lines, summary),
+                "sample": summary.get("sample", ""),
                 "events": [line for line in lines if line["kind"] == "event"][-EVENTS:]}
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CheckError(f"{run / SUMMARY} must be as training wrote it; got {e!r}; "
@@ -70,6 +70,8 @@ def _headline(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tupl
             found.append((f"{summary['perplexity']:.2f}", "perplexity", "compares within one tokenizer"))
         found += [(f"{value:.3f}", f"bits per byte of {name}", "given the training text first")
                   for name, value in summary["others, bits per byte"].items()]
+        if "compression" in summary:
+            found.append((f"{summary['compression']['tokens saved']:.1%}", "tokens saved", "by --compress"))
     elif evals:
         found = [(f"{evals[-1]:.4f}", "validation loss", "nats per token, the last within the run")]
     return found + _layers([line for line in lines if line["kind"] == "layers"]) + _pace(lines, summary)
@@ -100,25 +102,6 @@ def _pace(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tuple[st
 def printable(text: str) -> str:
     """`text` with control characters, which an untrained model may write, shown as U+FFFD."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """The object in a file; {} if there is no file."""
-    fix = "restore it from a copy, or delete it"
-    try:
-        size = file.stat().st_size
-        check(size <= LARGEST, f"{file} must have at most {LARGEST} bytes", size, fix)
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as e:
-        raise unreadable(file, e) from None
-    except (ValueError, RecursionError) as e:
-        if isinstance(e, CheckError):
-            raise
-        raise CheckError(f"{file} must be JSON; got {e}; {fix}") from None
-    check(isinstance(found, dict), f"{file} must hold an object", type(found).__name__, fix)
-    return found
 
 
 def main(argv: list[str]) -> int:

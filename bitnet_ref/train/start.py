@@ -1,6 +1,6 @@
 """From options to a Run: the data, the vocabulary, the folder; new, or resumed from a checkpoint.
 
-Read after: train/ema. Read next: train/interrupt.
+Read after: train/compression. Read next: train/interrupt.
 """
 
 import json
@@ -15,18 +15,24 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref import kernels
+from bitnet_ref.chain.compress import compressed, saved
+from bitnet_ref.chain.merge import checksum
+from bitnet_ref.chain.table import CHAINS, Table, write_table
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import unreadable, whole_file
 from bitnet_ref.data.dataset import is_dataset
 from bitnet_ref.data.feed import account, checksums, open_feed
 from bitnet_ref.data.prepare import Dataset, changed_since, kept, prepare
+from bitnet_ref.data.tokenizer import Tokenizer, load
 from bitnet_ref.formats import checkpoint as files
 from bitnet_ref.formats.checkpoint import checkpoints, latest, model_config
+from bitnet_ref.formats.source import run_chains
 from bitnet_ref.generate.language_model import TOKENIZER
 from bitnet_ref.model import scaling
 from bitnet_ref.train import board, parallel
 from bitnet_ref.train.checkpoint import Run, new_run, refuse_changes, restore, train_config
+from bitnet_ref.train.compression import LONG, against, table_of
 from bitnet_ref.train.computed import changes, computed_with
 from bitnet_ref.train.lock import LOCK, Lock, hold
 
@@ -52,27 +58,43 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
           "hold out a share of the documents, for example --val-fraction 0.05, also where shards are made")
     if model_cfg.vocab_size != data.tokenizer.vocab_size:
         print(f"the vocabulary is the tokenizer's: {data.tokenizer.vocab_size:,} entries", file=sys.stderr)
-    model_cfg = replace(model_cfg, vocab_size=data.tokenizer.vocab_size)
-    feed = world.in_turn(lambda: open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing))
-    if cfg.epochs is not None:
-        cfg = replace(cfg, steps=max(1, math.ceil(cfg.epochs * feed.windows / (cfg.batch * cfg.accumulate))))
-    data = data._replace(feed=feed)
+    table = world.told(lambda: table_of(data))
+    fed = world.in_turn(lambda: _fed(data, table, model_cfg.context, cfg))
+    sums = _checksums(data, fed, table)
+    world.told(lambda: against(cfg, sums))
+    model_cfg, cfg = replace(model_cfg, vocab_size=fed.tokenizer.vocab_size), _counted(cfg, fed)
     echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
     locks: list[Lock] = []                                 # of the first rank alone
-    folder = world.told(lambda: _new_folder(preset, output, echo, data, locks))
-    run = new_run(folder, model_cfg, cfg, _checksums(data), ops)
+    folder = world.told(lambda: _new_folder(preset, output, echo, data.tokenizer, table, locks))
+    run = new_run(folder, model_cfg, cfg, sums, ops)
     _require_one_job(run)
-    return replace(run, lock=next(iter(locks), None)), data
+    return replace(run, lock=next(iter(locks), None)), fed
 
 
-def _new_folder(preset: str, output: str | None, echo: dict[str, Any], data: Dataset,
+def _fed(data: Dataset, table: Table | None, context: int, cfg: TrainConfig) -> Dataset:
+    """The dataset as the run sees it: compressed, if it is to be, and with its feed."""
+    if table is not None:
+        data = compressed(data, table, cfg.compress, progress=len(data.train.tokens) > LONG)
+    return data._replace(feed=open_feed(data.train, data.report, context, cfg.seed, cfg.packing))
+
+
+def _counted(cfg: TrainConfig, data: Dataset) -> TrainConfig:
+    """With the epochs, if they are given, as steps."""
+    if cfg.epochs is None or data.feed is None:
+        return cfg
+    rows = cfg.batch * cfg.accumulate
+    return replace(cfg, steps=max(1, math.ceil(cfg.epochs * data.feed.windows / rows)))
+
+
+def _new_folder(preset: str, output: str | None, echo: dict[str, Any], tokenizer: Tokenizer, table: Table,
                 locks: list[Lock]) -> Path:
-    """The folder of a new run, with its config and its tokenizer; its lock is added to `locks`."""
+    """The folder of a new run, with its config, its tokenizer and its table; its lock is added to `locks`."""
     folder, lock = _claim(Path(output)) if output else _next_folder(preset)
     try:
         with whole_file(folder / CONFIG) as f:
             f.write(json.dumps(echo, indent=1).encode())
-        data.tokenizer.save(folder / TOKENIZER)
+        tokenizer.save(folder / TOKENIZER)
+        write_table(folder / CHAINS, table)
     except CheckError as e:
         _give_back(folder)
         raise CheckError(f"the run folder must be writable; got {e.__cause__}; "
@@ -107,10 +129,12 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     world = parallel.join(cfg)
     if "val" not in typed and is_dataset(cfg.corpus):      # perhaps instead of texts; it has its validation
         cfg = replace(cfg, val=None)
-    data = world.in_turn(lambda: _same_data(checkpoint, state, cfg))
+    data, sums = world.in_turn(lambda: _same_data(checkpoint, state, cfg))
+    if "baseline" in typed:
+        world.told(lambda: against(cfg, sums))
     ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
-    run = restore(checkpoint, state, cfg, _checksums(data), ops)
+    run = restore(checkpoint, state, cfg, sums, ops)
     _require_one_job(run)
     if other := changes(state.get("computed with"), computed_with(cfg.backend)):
         print(f"{folder} goes on with {other}: it may differ from an uninterrupted run in the last digits; "
@@ -157,21 +181,29 @@ def announcement(run: Run, data: Dataset) -> str:
     about_data = f"\n{account(data.feed, run.cfg.steps * rows, rows)}" if data.feed else ""
     threads = kernels.about(run.cfg.backend)["threads"]
     ranks = f" in each of {run.world.size} ranks" if run.world.size > 1 else ""
+    about = data.report.get("compressed")
+    less = f", {saved(about):.1%} fewer than without --compress {about['kind']}" if about else ""
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
-            f"{len(data.train.tokens):,} training tokens; backend {run.cfg.backend}, threads {threads}{ranks}"
+            f"{len(data.train.tokens):,} training tokens{less}; backend {run.cfg.backend}, "
+            f"threads {threads}{ranks}"
             f"{about_data}")
 
 
-def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dataset:
-    """The data that the run was trained on, found again. Raises CheckError, saying what of it has changed."""
+def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> tuple[Dataset, dict[str, str]]:
+    """The data that the run was trained on, found again, and its checksums. Raises CheckError, saying what of
+    it has changed."""
     run, model_cfg = checkpoint.parent, model_config(state)
+    table, size = None, model_cfg.vocab_size
+    if cfg.compress != "off":
+        plain = load(run / TOKENIZER)
+        table, size = run_chains(checkpoint, state, plain), plain.vocab_size
     try:
-        data = prepare(cfg.corpus, str(run / TOKENIZER), model_cfg.vocab_size, cfg.val_fraction, val=cfg.val)
+        data = prepare(cfg.corpus, str(run / TOKENIZER), size, cfg.val_fraction, val=cfg.val)
     except CheckError as e:
         raise type(e)(f"{e}{_also(state)}") from e
-    feed = open_feed(data.train, data.report, model_cfg.context, cfg.seed, cfg.packing)
-    data = data._replace(feed=feed)
-    other = [name for name, value in _checksums(data).items() if state.get(name) != value]
+    fed = _fed(data, table, model_cfg.context, cfg)
+    sums = _checksums(data, fed, table)
+    other = [name for name, value in sums.items() if state.get(name) != value]
     if other:
         began = (run / CONFIG if (run / CONFIG).exists() else checkpoint).stat().st_mtime_ns
         texts = [cfg.corpus] if cfg.val is None else [cfg.corpus, cfg.val]
@@ -181,7 +213,7 @@ def _same_data(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> Dat
                          f"got other {', '.join(other)} from {' and '.join(texts)}, of which "
                          f"{', '.join(changed[:9]) or 'none by its time'} changed since the run began; "
                          f"{back}{_also(state)}")
-    return data
+    return fed, sums
 
 
 def _also(state: dict[str, Any]) -> str:
@@ -191,8 +223,10 @@ def _also(state: dict[str, Any]) -> str:
     return f", or give --corpus {folder}, where it is kept as it was" if folder else ""
 
 
-def _checksums(data: Dataset) -> dict[str, str]:
-    return {**(checksums(data.feed) if data.feed else {}),
+def _checksums(data: Dataset, fed: Dataset, table: Table | None) -> dict[str, str]:
+    """Of plain `data`, the feed made of it, and, where that is compressed, the chains."""
+    return {**(checksums(fed.feed) if fed.feed else {}),
+            **({"chains": checksum(table)} if table is not None and "compressed" in fed.report else {}),
             "tokenizer": data.tokenizer.checksum,
             "training tokens": data.train.header.payload_sha256,
             "validation tokens": data.val.header.payload_sha256 if data.val else "none"}
@@ -217,7 +251,7 @@ def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
 
 def _others(folder: Path) -> list[str]:
     """What is in a folder besides the beginnings of a run."""
-    return sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG, TOKENIZER)
+    return sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG, TOKENIZER, CHAINS)
                   and not files.LEFTOVER.fullmatch(p.name))
 
 
@@ -250,7 +284,7 @@ def _next_folder(preset: str) -> tuple[Path, Lock]:
 
 def _give_back(folder: Path) -> None:
     """Leave a folder in which a run could not begin as free as it was."""
-    for name in (CONFIG, TOKENIZER, LOCK):
+    for name in (CONFIG, TOKENIZER, CHAINS, LOCK):
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
     with suppress(OSError):

@@ -19,13 +19,13 @@ from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
-from bitnet_ref.train import log, report
+from bitnet_ref.train import compression, log, report
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.ema import ema_score
+from bitnet_ref.train.log import SUMMARY
 from bitnet_ref.train.loop import final_score
 from bitnet_ref.train.measures import speed
 from bitnet_ref.train.plots import draw
-from bitnet_ref.train.report import SUMMARY
 
 
 def finish(run: Run, data: Dataset, prompt: str = "The ",
@@ -36,12 +36,12 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     """
     result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
-    model = LanguageModel(run.model, data.tokenizer)
     assert run.model.params is not None
-    about = kernels.about(run.cfg.backend)
+    model, about = LanguageModel(run.model, data.tokenizer), kernels.about(run.cfg.backend)
     fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
     events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
+        **compression.result(run, data, result),           # its verdict comes first
         "steps": run.step, "validation loss": result.loss, "bits per byte": result.bits_per_byte,
         "averaged weights": averaged and {"validation loss": averaged.loss,
                                           "bits per byte": averaged.bits_per_byte},
@@ -53,8 +53,8 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     }
     try:
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
-        folder = run.folder / "pictures"
-        summary["pictures"] = [str(folder / f"{name}.png") for name in (*pictures, "overview")]
+        summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png")
+                               for name in (*pictures, "overview")]
         with whole_file(run.folder / SUMMARY) as f:
             f.write(json.dumps(summary, indent=1).encode())
         report.write(run.folder, pictures)
@@ -79,7 +79,7 @@ def page(run: Run, summary: dict[str, Any]) -> str:
     others = summary["others, bits per byte"]
     perplexity, averaged = summary["perplexity"], summary.get("averaged weights")
     also = f" (with its averaged weights {averaged['bits per byte']:.3f})" if averaged else ""
-    return f"""
+    return f"""{_compressed(summary)}
 {report.printable(summary["sample"])}
 
 validation loss   {summary["validation loss"]:.4f} nats per token over \
@@ -98,6 +98,17 @@ Try next:
     python -m bitnet_ref.evaluate --model {run.folder}
     python -m bitnet_ref.train --config {run.folder}/config.json --linear full   # its full-precision twin
     python -m bitnet_ref.info --model {run.folder}"""
+
+
+def _compressed(summary: dict[str, Any]) -> str:
+    """The verdict on a compressed run, and its figures on plain text."""
+    if "compression" not in summary:
+        return ""
+    c = summary["compression"]
+    return (f"{summary['verdict']}\n\ncompression       {c['kind']}: {c['tokens saved']:.1%} fewer training "
+            f"tokens, {c['tokens']:,} of {c['plain tokens']:,}; perplexity per plain token "
+            f"{c['perplexity per plain token']:.2f}; cut as plain tokens "
+            f"{c['bits per byte as plain tokens']:.3f} bits per byte\n")
 
 
 def _speed(speed: dict[str, Any] | None) -> str:

@@ -369,12 +369,13 @@ def assert_same(folder, other):
     assert tiny.lines(folder) == tiny.lines(other)
 
 
-def test_two_ranks_equal_one(tmp_path):
+@pytest.mark.parametrize("also", [{}, {"compress": "super"}], ids=str)
+def test_two_ranks_equal_one(also, tmp_path):
     """One number for all that a run is: the checksum of parameters and moments."""
-    given = {"steps": 3, "batch": 2, "accumulate": 2, "eval_every": 2, "eval_windows": 2}
+    given = {"steps": 3, "batch": 2, "accumulate": 2, "eval_every": 2, "eval_windows": 2, **also}
     stdout, stderr = finished(job(2, "--output", tmp_path / "run", *tiny.flags(**given)))
     assert "threads 1 in each of 2 ranks" in stderr
-    assert stdout.count("bits per byte") == 1              # one rank speaks
+    assert stdout.count("\nbits per byte") == 1            # one rank speaks
     assert_same(tmp_path / "run", tiny.trained(**given))
 
 

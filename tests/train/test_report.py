@@ -140,7 +140,7 @@ def test_files_that_training_did_not_write_are_refused_and_leave_no_page(file, c
 
 
 def test_a_file_of_any_size_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr(report, "LARGEST", 10)
+    monkeypatch.setattr(log, "LARGEST", 10)
     with tiny.refusal("at most 10 bytes", str(folder)):
         report.write(folder, PICTURES)
 

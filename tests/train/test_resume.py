@@ -29,6 +29,8 @@ CASES = {
     "before the switch": ({"schedule": "two-stage", "log_every": 4}, 9),
     "in the warm-up": ({"warmup": 15}, 3),
     "documents packed": ({"packing": "documents"}, 10),
+    "chains as first tokens": ({"compress": "first"}, 10),
+    "super-tokens": ({"compress": "super", "packing": "documents", "log_every": 4}, 9),
     "cosine": ({"schedule": "cosine"}, 11),
     "linear, decay for a while": ({"schedule": "linear", "decay_until": 0.6}, 11),
     "an average": ({"ema": 0.8}, 7),
@@ -165,7 +167,7 @@ OTHER = {"corpus": None, "val": None, "save_every": 7, "keep": 1, "log_every": 3
 def test_free_fields_are_those_that_cannot_change_a_parameter():
     """But for how it is computed, which changes digits: that is free so that a run can go on elsewhere."""
     free = {name for name, f in TrainConfig.__dataclass_fields__.items() if f.metadata["free"]}
-    assert free == {*OTHER, "backend", "backward", "tensorboard"}
+    assert free == {*OTHER, "backend", "backward", "tensorboard", "baseline"}
 
 
 @pytest.mark.skipif(not bf16.available(), reason=f"this processor has no {bf16.FEATURE}")

@@ -26,7 +26,8 @@ def here(tmp_path, monkeypatch):
 
 def test_the_folder_holds_the_config_and_the_tokenizer(tmp_path):
     run, data = tiny.begin(tmp_path / "a" / "b", epochs=0.1)
-    assert sorted(p.name for p in run.folder.iterdir()) == [".lock", "config.json", "tokenizer.json"]
+    names = sorted(p.name for p in run.folder.iterdir())
+    assert names == [".lock", "chains.json", "config.json", "tokenizer.json"]
     echo = read_config_file(str(run.folder / "config.json"))
     assert echo == {"preset": "tiny", "model": run.model.cfg.__dict__, "train": run.cfg.__dict__}
     assert load(run.folder).checksum == data.tokenizer.checksum
