@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,9 +22,10 @@ from bitnet_ref import kernels
 from bitnet_ref.bench import inference, timing
 from bitnet_ref.bench.page import put
 from bitnet_ref.bench.random_model import BLOCKS, NANO, QUICK
-from bitnet_ref.chain.draft import REACH, Drafter, Lookup, Refreshed, chains, either, oracle
+from bitnet_ref.chain.draft import REACH, Drafter, Lookup, Refreshed, chains, oracle
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.show import coverage
+from bitnet_ref.chain.table import Table
 from bitnet_ref.checks import check
 from bitnet_ref.cli import DONE, Parser, run_command
 from bitnet_ref.data.atomic import whole_file
@@ -35,33 +36,35 @@ from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.language_model import TOKENIZER, LanguageModel, load
 from bitnet_ref.generate.sampling import GREEDY, Sampling
 from bitnet_ref.generate.speculative import Pace, speculate
+from bitnet_ref.generate.spoken import spoken
 from bitnet_ref.generate.window import Window
+from bitnet_ref.model import Transformer
 from bitnet_ref.train.checkpoint import train_config
 from bitnet_ref.train.summary import machine
 
 PROMPT = 64                      # tokens of a held-out prompt
 LOOPS = 0.5                      # share of distinct 4-grams below which a text does not count
 WAYS = {"greedy": GREEDY, "temperature 0.8": Sampling(0.8)}
-NAMES = ("table", "lookup", "refreshed", "refreshed, table", "table or lookup", "oracle")
-SHAPES = {"nano": (NANO, ("b3",)), "2B4T blocks": (BLOCKS, ("i2", "b3", inference.HEAD))}
+NAMES = ("table", "own words", "lookup", "refreshed", "refreshed, table", "refreshed, own words", "oracle")
+SHAPES = {"nano": (NANO, ("i2", "b3")), "2B4T blocks": (BLOCKS, ("i2", "b3", inference.HEAD))}
 COLUMNS = ("drafter", "tokens/s against plain", "by the formula", "acceptance", "on people's text",
            "calls per token", "share guessed")
 
 
 def costs(rounds: int, threads: int, quick: bool) -> dict[str, list[float]]:
-    """{shape and packing: seconds of a call of k = 1..8 tokens over that of one}: the median over rounds."""
-    found = {}
+    """{shape and packing: the `curve` of such a model}."""
     shapes = {"quick": (QUICK, ("b3",))} if quick else SHAPES
-    for name, (cfg, packings) in shapes.items():
-        for bits in packings:
-            model = inference.model(cfg, bits)
-            _, state = model.prefill(np.ones((1, PROMPT), np.int64))
-            runs = {str(k): _call(model, state, k) for k in range(1, REACH + 2)}
-            with timing.threads(threads):
-                times = timing.alternate(runs, rounds, timing.REST)
-            found[f"{name}, {bits}"] = [statistics.median(a / b for a, b in zip(times[k], times["1"]))
-                                        for k in runs]
-    return found
+    return {f"{name}, {bits}": curve(inference.model(cfg, bits), rounds, threads)
+            for name, (cfg, packings) in shapes.items() for bits in packings}
+
+
+def curve(model: Transformer, rounds: int, threads: int) -> list[float]:
+    """Seconds of a call of k = 1..8 tokens over that of one: the median over rounds."""
+    _, state = model.prefill(np.ones((1, PROMPT), np.int64))
+    runs = {str(k): _call(model, state, k) for k in range(1, REACH + 2)}
+    with timing.threads(threads):
+        times = timing.alternate(runs, rounds, timing.REST)
+    return [statistics.median(a / b for a, b in zip(times[k], times["1"])) for k in runs]
 
 
 def _call(model: Any, state: Any, k: int) -> Callable[[], object]:
@@ -71,12 +74,19 @@ def _call(model: Any, state: Any, k: int) -> Callable[[], object]:
 
 # ---- a run ----
 
-def drafter(name: str, table: Any, text: Sequence[int]) -> Drafter:
+class Tables(NamedTuple):
+    """Of the corpus of a run, and of what its model says."""
+
+    corpus: Table
+    spoken: Table
+
+
+def drafter(name: str, tables: Tables, text: Sequence[int]) -> Drafter:
     """One of NAMES, new. `text`: what an oracle knows."""
     made: dict[str, Callable[[], Drafter]] = {
-        "table": lambda: chains(table), "lookup": Lookup, "refreshed": Refreshed,
-        "refreshed, table": lambda: Refreshed(table),
-        "table or lookup": lambda: either(chains(table), Lookup()), "oracle": lambda: oracle(text)}
+        "table": lambda: chains(tables.corpus), "own words": lambda: chains(tables.spoken), "lookup": Lookup,
+        "refreshed": Refreshed, "refreshed, table": lambda: Refreshed(tables.corpus),
+        "refreshed, own words": lambda: Refreshed(tables.spoken), "oracle": lambda: oracle(text)}
     return made[name]()
 
 
@@ -89,26 +99,29 @@ def opened(run: str, threads: int | None) -> tuple[LanguageModel, Dataset]:
     return model, data
 
 
-def measured(model: LanguageModel, data: Dataset, curve: list[float], prompts: int,
+def measured(model: LanguageModel, data: Dataset, cost: list[float], prompts: int,
              tokens: int) -> dict[str, Any]:
-    """All that is said of a run: {way of drawing: {drafter: figures}}, and of its table and its texts."""
-    table = mine_for(data)
+    """All that is said of a run: {way of drawing: {drafter: figures}}, and of its tables and its texts.
+
+    `cost`: the `curve` of its model.
+    """
+    tables = Tables(mine_for(data), spoken(model.transformer, data))
     assert data.val is not None
     held_out = np.asarray(data.val.tokens, np.int64)
     starts = np.linspace(0, max(0, len(held_out) - PROMPT - tokens), prompts).astype(int)
     people = [held_out[s:s + PROMPT + tokens].tolist() for s in starts]
     given = [text[:PROMPT] for text in people]
-    human = {name: alone(name, table, people) for name in NAMES if name != "oracle"}
-    found: dict[str, Any] = {"corpus": Path(data.report["corpus"]).name, "coverage": coverage(table)[-1],
-                             "ways": {}}
+    human = {name: alone(name, tables, people) for name in NAMES if name != "oracle"}
+    found: dict[str, Any] = {"corpus": Path(data.report["corpus"]).name, "cost": cost,
+                             "coverage": coverage(tables.corpus)[-1], "ways": {}}
     for way, how in WAYS.items():
-        texts, rows = _by_turns(model, table, given, tokens, how, way)
-        figures = {name: _figures(row, curve, human.get(name)) for name, row in rows.items()}
+        texts, rows = _by_turns(model, tables, given, tokens, how, way)
+        figures = {name: _figures(row, cost, human.get(name)) for name, row in rows.items()}
         found["ways"][way] = {"texts": texts, "drafters": figures}
     return found
 
 
-def _by_turns(model: LanguageModel, table: Any, given: list[list[int]], tokens: int, how: Sampling,
+def _by_turns(model: LanguageModel, tables: Tables, given: list[list[int]], tokens: int, how: Sampling,
               way: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Each prompt is continued plainly, then with each drafter; each drafter's first prompt is a warm-up."""
     paces: dict[str, Pace] = {name: Pace() for name in NAMES}
@@ -120,7 +133,7 @@ def _by_turns(model: LanguageModel, table: Any, given: list[list[int]], tokens: 
         plain = [s.token for s in decode(model.transformer, prompt, tokens, how, window=window)]
         spent = perf_counter() - began
         for name in NAMES[n % len(NAMES):] + NAMES[:n % len(NAMES)]:
-            guess = drafter(name, table, [*prompt, *plain])
+            guess = drafter(name, tables, [*prompt, *plain])
             window = Window(model.transformer)
             began = perf_counter()
             made = [s.token for s in speculate(window, prompt, tokens, guess, how, pace=paces[name])]
@@ -138,20 +151,20 @@ def _by_turns(model: LanguageModel, table: Any, given: list[list[int]], tokens: 
     return texts, {name: {**paces[name].counts, "ratio": statistics.median(ratios[name])} for name in NAMES}
 
 
-def _figures(row: dict[str, Any], curve: list[float], human: float | None) -> dict[str, Any]:
+def _figures(row: dict[str, Any], costs: list[float], human: float | None) -> dict[str, Any]:
     """A drafter's figures; the speed-up by the formula is that of calls of the mean length."""
     calls = max(1, row["calls"])
-    cost = float(np.interp(1 + row["drafted"] / calls, range(1, len(curve) + 1), curve))
+    cost = float(np.interp(1 + row["drafted"] / calls, range(1, len(costs) + 1), costs))
     return {"speed-up": row["ratio"], "formula": row["made"] / calls / cost,
             "acceptance": row["accepted"] / row["drafted"] if row["drafted"] else None, "human": human,
             "calls per token": calls / max(1, row["made"]), "share": row["accepted"] / max(1, row["made"])}
 
 
-def alone(name: str, table: Any, texts: Sequence[Sequence[int]]) -> float | None:
+def alone(name: str, tables: Tables, texts: Sequence[Sequence[int]]) -> float | None:
     """Acceptance of a drafter on texts that people wrote: it guesses, and what is right is passed over."""
     right, said = 0, 0
     for text in texts:
-        guess, at = drafter(name, table, ()), PROMPT
+        guess, at = drafter(name, tables, ()), PROMPT
         while at < len(text):
             tokens = guess(text[:at]).tokens[:len(text) - at]
             same = next((n for n, t in enumerate(tokens) if t != text[at + n]), len(tokens))
@@ -211,8 +224,11 @@ def main(argv: list[str]) -> int:
         check(value > 0, f"--{name} must be greater than 0", value, "use 1 or more")
     threads = args.threads or timing.available()
     curves = costs(args.rounds, threads, args.quick)
-    runs = [measured(*opened(run, threads), next(iter(curves.values())), args.prompts, args.tokens)
-            for run in args.run]
+    runs = []
+    for run in args.run:
+        model, data = opened(run, threads)
+        runs.append(measured(model, data, curve(model.transformer, args.rounds, threads), args.prompts,
+                             args.tokens))
     found = {"machine": {**machine(), **kernels.about("numba")}, "costs": curves, "runs": runs}
     with whole_file(Path(args.output) / "figures.json") as file:
         file.write((json.dumps(found, indent=1) + "\n").encode())

@@ -2,7 +2,7 @@
 
 A drafter is a function of the ids so far. What it says can be wrong without harm: generate/speculative has
 the model confirm it. So there may be many: the chains of a table, what followed the same words earlier in
-this text (prompt lookup), both, and for measurements one that knows the text already.
+this text (prompt lookup), both together, and for measurements one that knows the text already.
 Read after: chain/shipped. Read next: chain/merge.
 """
 
@@ -129,14 +129,6 @@ class Refreshed:
 def goes_on(text: Sequence[int], known: Sequence[int]) -> bool:
     """Whether `text` may be `known` and more: by length and last token, as all of it would take time."""
     return len(text) >= len(known) and (not known or text[len(known) - 1] == known[-1])
-
-
-def either(*drafters: Drafter) -> Drafter:
-    """The worthiest of what they say."""
-    def draft(text: Sequence[int]) -> Draft:
-        return max((d(text) for d in drafters), key=lambda found: found.worth)
-
-    return draft
 
 
 def oracle(text: Sequence[int]) -> Drafter:

@@ -97,19 +97,18 @@ class LanguageModel:
         return chains(table)
 
     def table(self) -> Table | None:
-        """The table of chains at the path that `chain` is, or one beside the model (of its own words, or of its
-        corpus), or the one that ships for its vocabulary, or None. Raises CheckError for what is no table, or
-        of another vocabulary. Of a model with super-tokens none guesses: its chains are tokens there."""
+        """The table of chains at the path that `chain` is; or the one beside the model, of its own words or
+        else of its corpus; or the one that ships for its vocabulary; or None, as for a model with
+        super-tokens: chains are tokens there. Raises CheckError for no table, or of another vocabulary."""
         if self.chain not in DRAFTERS:
             check(os.path.isfile(self.chain), f"chain must be one of {', '.join(DRAFTERS)}, or the path of a "
                   "table", ascii(self.chain)[:200], "correct it")
             return read_table(self.chain, self.tokenizer)
         if isinstance(self.tokenizer, ChainTokenizer):
             return None
-        for name in (SPOKEN, CHAINS) if self.place is not None else ():
-            if os.path.isfile(self.place / name):
-                return read_table(self.place / name, self.tokenizer)
-        return shipped(self.tokenizer)
+        beside = [self.place / name for name in (SPOKEN, CHAINS)] if self.place else []
+        own = next(filter(os.path.isfile, beside), None)
+        return shipped(self.tokenizer) if own is None else read_table(own, self.tokenizer)
 
     def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:
         """The ids that end a text: `stop_ids`, and those of the model unless `own_ends` is false.

@@ -122,8 +122,7 @@ def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, 
             room = min(context - len(window.ids), left) - 1
             draft = _possible(drafter(text), vocab) if room > 0 else NOTHING
             length, start = pace.length(draft, room), clock()
-            rows = (list(window.push_all([text[-1], *draft.tokens[:length]])) if length
-                    else [window.push(text[-1])])
+            rows, length = _verified(window, text[-1], draft.tokens[:length])
             taken = clock() - start
             new = _drawn(window, rows, draft.tokens[:length], how, len(text), stop)
             pace.observe(draft, length, new, taken)
@@ -135,6 +134,21 @@ def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, 
         left -= len(new)
         if new[-1] in stop:
             return
+
+
+def _verified(window: Window, last: int, guess: Sequence[int]) -> tuple[list[np.ndarray], int]:
+    """The logits (V,) after `last` and after each token of a guess, and the guess's length.
+
+    A guess that meets damaged weights may spoil the rows before its own: 0 * NaN in a tile of attention is
+    NaN. Then there is no guess, and an error comes where it comes without one.
+    """
+    if guess:
+        before = len(window.ids), window.logits
+        rows = window.push_all([last, *guess])
+        if np.isfinite(np.max(rows, axis=-1)).all():
+            return list(rows), len(guess)
+        window.back(*before)
+    return [window.push(last)], 0
 
 
 def _possible(draft: Draft, vocab: int) -> Draft:
@@ -150,9 +164,6 @@ def _drawn(window: Window, rows: Sequence[np.ndarray], guess: Sequence[int], how
     ids, tokens = window.ids, list[int]()
     for n, logits in enumerate(rows):
         end = len(ids) - len(guess) + n
-        if n > 0 and not np.isfinite(np.max(logits)):      # what was drawn goes out first, as in decode
-            window.back(end - 1, rows[n - 1])
-            break
         seen = ids if how.repetition_penalty == 1 or n == len(guess) else ids[:end]
         tokens.append(drawn(window, logits, how, position + n, seen))
         if n == len(guess) or tokens[-1] != guess[n] or tokens[-1] in stop:

@@ -14,7 +14,7 @@ from bitnet_ref.model import Transformer
 
 SPOKEN = "spoken.json"           # of a run, beside the chains of its corpus
 TEXTS, AT_ONCE = 256, 32         # that the model continues; in one call
-PROMPT, LONGEST = 64, 64         # tokens of a prompt, and of what follows: loops come later, and would fill it
+PROMPT, LONGEST = 64, 64         # tokens of a prompt, and of what follows: before most loops begin
 
 
 def spoken(model: Transformer, data: Dataset) -> Table:

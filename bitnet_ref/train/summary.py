@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref import kernels
+from bitnet_ref.chain.merge import ChainTokenizer
+from bitnet_ref.chain.table import Table, write_table
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
+from bitnet_ref.generate.spoken import SPOKEN, spoken
 from bitnet_ref.train import compression, log, report
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.ema import ema_score
@@ -30,7 +33,8 @@ from bitnet_ref.train.plots import draw
 
 def finish(run: Run, data: Dataset, prompt: str = "The ",
            peak: Callable[[int], float] | None = None) -> dict[str, Any]:
-    """Score all of the validation text, sample, draw; write summary.json and report.html, return the former.
+    """Score all of the validation text, sample, draw; write summary.json, the chains of what the model says
+    and report.html; return the first.
 
     `peak`: measures the float32 operations per second of that many threads; without it none is given.
     """
@@ -52,6 +56,8 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
     try:
+        if (table := of_run(run, data)) is not None:
+            write_table(run.folder / SPOKEN, table)
         pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
         summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png")
                                for name in (*pictures, "overview")]
@@ -62,6 +68,12 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
     return summary
+
+
+def of_run(run: Run, data: Dataset) -> Table | None:
+    """The chains of what the model says, to guess ahead with: of one with a cache, whose tokens are plain."""
+    plain = not isinstance(data.tokenizer, ChainTokenizer)
+    return spoken(run.model, data) if plain and hasattr(run.model.plan.ops, "prefill") else None
 
 
 def machine() -> dict[str, Any]:

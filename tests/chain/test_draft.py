@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_ref.chain.draft import NOTHING, REACH, Draft, Lookup, Refreshed, chains, either, oracle
+from bitnet_ref.chain.draft import NOTHING, REACH, Draft, Lookup, Refreshed, chains, oracle
 from bitnet_ref.chain.table import Chain, Table
 
 TABLE = Table("", 99, "", 9, (
@@ -49,11 +49,6 @@ def test_a_refreshed_text_that_begins_anew_forgets():
     draft = Refreshed()
     assert draft([5, 6] * 4).tokens
     assert draft([5, 4, 5]) == NOTHING
-
-
-def test_the_worthiest_is_taken():
-    assert either(lambda t: Draft((1,), (0.5,)), lambda t: Draft((2, 3), (0.4, 0.9)))([]).tokens == (2, 3)
-    assert Draft((2, 3), (0.4, 0.5)).worth == 0.4 + 0.4 * 0.5
 
 
 def test_the_oracle_knows():

@@ -11,7 +11,7 @@ from strategies import NORMS, seeds, small_config, small_params
 from tiny import own_cache, refusal  # noqa: F401
 
 import bitnet_ref as br
-from bitnet_ref.chain.draft import REACH, Draft, Lookup, Refreshed, chains, either, oracle
+from bitnet_ref.chain.draft import REACH, Draft, Lookup, Refreshed, chains, oracle
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, Chain, Table, write_table
 from bitnet_ref.checks import CheckError, NonFiniteError
@@ -118,7 +118,7 @@ def test_ten_thousand_tokens_of_a_trained_model():
     for how in (GREEDY, Sampling(0.8)):
         prompt = data.val.tokens[:9].tolist()
         plain = tokens_of(decode(model.transformer, prompt, 10_000, how))
-        for drafter in (chains(table), Lookup(), Refreshed(table), either(chains(table), Lookup()),
+        for drafter in (chains(table), Lookup(), Refreshed(table),
                         oracle([*prompt, *plain])):
             for pace in (Pace(), Pace(4)):
                 window = Window(model.transformer)

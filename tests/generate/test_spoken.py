@@ -9,10 +9,11 @@ from tiny import own_cache  # noqa: F401
 import bitnet_ref as br
 from bitnet_ref.chain.draft import chains
 from bitnet_ref.chain.mine import mine_for
+from bitnet_ref.chain.table import CHAINS, read_table, write_table
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.speculative import Pace, speculate
-from bitnet_ref.generate.spoken import continued, spoken
+from bitnet_ref.generate.spoken import SPOKEN, continued, spoken
 from bitnet_ref.generate.window import Window
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
@@ -55,3 +56,12 @@ def test_a_short_context_has_its_words_too(context):
     data = prepare(str(tiny.corpus()), str(tiny.trained() / "tokenizer.json"), progress=False)
     cfg = small_config(context=context, vocab_size=data.tokenizer.vocab_size)
     spoken(Transformer(cfg, small_params(cfg, 0, np.float32), load("numba")), data)
+
+
+def test_a_run_guesses_with_its_own_words_rather_than_those_of_its_corpus(tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    model = br.load(run)
+    assert model.table() == read_table(run / CHAINS)
+    data = prepare(str(tiny.corpus()), str(run / "tokenizer.json"), progress=False)
+    write_table(run / SPOKEN, spoken(model.transformer, data))
+    assert model.table() == br.load(run, chain="table").table() == read_table(run / SPOKEN)
