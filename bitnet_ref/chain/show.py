@@ -80,7 +80,7 @@ def draw(table: Table, path: str | Path, others: Mapping[str, Shares] | None = N
     known = {table.corpus: coverage(table), **(others or {})}
     for (name, shares), colour in zip(known.items(), LINES):
         ax.plot([100 * share for share in shares], color=colour, lw=1.6,
-                label=f"{shares[-1]:.1%} of {_short(name)}")
+                label=f"{_short(name)}: {shares[-1]:.1%}")
     ax.set(title="Tokens that the chains cover", xlabel="chains in the table", ylabel="% of the tokens",
            xlim=(0, len(table.chains)), ylim=(0, None))
     ax.legend(frameon=False, loc="lower right")
