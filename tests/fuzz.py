@@ -112,6 +112,7 @@ def tokenizer(data, folder):
     (folder / "tokenizer.json").write_bytes(data)
     made = load(folder / "tokenizer.json")
     made.decode(made.encode("a <s> b"))
+    assert len(made.vocabulary) == 64
 
 
 def sentencepiece(data, folder):
@@ -122,7 +123,19 @@ def sentencepiece(data, folder):
     load(folder / "tokenizer.model").encode("a b")
 
 
-TARGETS = {f.__name__: f for f in (bitnet, gguf, hf, index, tokenizer, sentencepiece)}
+def chains(data, folder):
+    """A table of chains, as a drafter and as text."""
+    from bitnet_ref.chain import draft, show
+    from bitnet_ref.chain.table import read_table
+    from bitnet_ref.data.tokenizer import train_bpe
+
+    (folder / "chains.json").write_bytes(data)
+    table = read_table(folder / "chains.json")
+    draft.chains(table)([1, 2])
+    show.page(table, train_bpe(["a"], 257)).encode()
+
+
+TARGETS = {f.__name__: f for f in (bitnet, gguf, hf, index, tokenizer, sentencepiece, chains)}
 
 
 def seeds(target, folder):
@@ -157,6 +170,12 @@ def seeds(target, folder):
                 yield SEPARATOR.join([index_of, config, b'{"temperature": 0.5}', b"{}"])
     elif target == "tokenizer":
         yield source.tokenizer.encode()
+    elif target == "chains":
+        from bitnet_ref.chain.table import Chain, Table, write_table
+
+        rows = (Chain((1, 2), 9, 5, (0.5,)), Chain((1, 3, 4, 5, 6, 7, 8, 9), 3, 0, (1.0,) * 7))
+        write_table(folder / "chains.json", Table("ab" * 32, 257, "a corpus", 100, rows))
+        yield (folder / "chains.json").read_bytes()
     else:
         yield bytes.fromhex("0a0d0a033c733e15000000001803") + b"\x0a\x08\x0a\x01a\x15\x00\x00\x80\xbf"
         yield b"YQ== 0\nYg== 1\nYWI= 2\n"

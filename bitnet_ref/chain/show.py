@@ -79,9 +79,8 @@ def draw(table: Table, path: str | Path, others: Mapping[str, Shares] | None = N
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     known = {table.corpus: coverage(table), **(others or {})}
     for (name, shares), colour in zip(known.items(), LINES):
-        ax.plot([100 * share for share in shares], color=colour, lw=1.6, label=_short(name))
-        ax.annotate(f"{shares[-1]:.1%}", (len(shares) - 1, 100 * shares[-1]), (4, 0), color=colour,
-                    textcoords="offset points", va="center", annotation_clip=False)
+        ax.plot([100 * share for share in shares], color=colour, lw=1.6,
+                label=f"{_short(name)}: {shares[-1]:.1%}")
     ax.set(title="Tokens that the chains cover", xlabel="chains in the table", ylabel="% of the tokens",
            xlim=(0, len(table.chains)), ylim=(0, None))
     ax.legend(frameon=False, loc="lower right")

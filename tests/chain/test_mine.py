@@ -48,6 +48,8 @@ def test_counts_are_exact_whatever_the_blocks(tokens, block):
     for n in range(1, LONGEST + 1):
         got = {tuple(tokens[p:p + n].tolist()): c for p, c in zip(found[n].places, found[n].counts)}
         assert got == by_hand(tokens, n)
+        listed = [tuple(tokens[p:p + n].tolist()) for p in range(len(tokens))]
+        assert all(p == listed.index(listed[p]) for p in found[n].places)      # the first of its places
         assert np.all(np.diff(found[n].keys.astype(object)) > 0)
 
 
@@ -140,7 +142,15 @@ def test_coverage_of_a_text_that_has_no_chains():
     assert mine.covered(table, np.array([EOS, 5, 6, EOS]), EOS) == [0, 0]
     assert mine.covered(table, np.array([EOS, 1, 2, 7, EOS]), EOS) == [0, 0.2]
     assert mine.covered(table, np.zeros(0, np.int32), EOS) == [0, 0]
+    late = table._replace(chains=(Chain((1, 2, 3), 3, 2, (0.1, 1.0)),))     # worth most once 1 and 2 are seen
+    assert mine.covered(late, np.array([EOS, 1, 2, 3, EOS]), EOS) == [0, 0.2]
     assert mine.covered(table._replace(chains=()), np.array([EOS, 1]), EOS) == [0]
+
+
+def test_a_trigger_has_three_tokens_at_most():
+    places = np.zeros(0, np.int64)
+    assert mine.weighed((1, 2, 3, 4, 5, 6), [0.1, 0.1, 0.1, 0.1, 1.0], places)[1:3] == (1, 0.1)
+    assert mine.weighed((1, 2, 3, 4, 5, 6), [0.1, 0.1, 0.3, 0.1, 1.0], places)[1:3] == (3, 0.3)
 
 
 @given(values=st.lists(st.integers(0, 3), max_size=60), most=st.integers(1, 40))

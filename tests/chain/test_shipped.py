@@ -7,6 +7,7 @@ import numpy as np
 import published
 import pytest
 import tiny
+from strategies import small_config, small_params
 from tiny import own_cache  # noqa: F401
 
 import bitnet_ref as br
@@ -16,7 +17,10 @@ from bitnet_ref.chain.shipped import FOLDER, SHIPPED, shipped
 from bitnet_ref.chain.table import CHAINS, LARGEST, MOST, Chain, Table, read_table, write_table
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import Tokenizer, train_bpe
+from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.generate.sampling import GREEDY
+from bitnet_ref.kernels import load
+from bitnet_ref.model import Transformer
 
 FILES = {"gpt2": "gpt-2", "llama2": "tinyllama", "llama3": "llama-bpe"}
 
@@ -90,6 +94,21 @@ def test_the_runs_own_comes_first(ours):
     mine_for(data, ours.place, 9)
     assert br.load(ours.place).table().corpus == str(tiny.corpus())
     assert len(br.load(ours.place, chain="table").table().chains) == 9
+
+
+@pytest.mark.data
+def test_a_model_of_a_published_vocabulary_guesses_with_its_table(tmp_path):
+    """Llama 2's, in a folder without a table: the text is the plain one."""
+    own = published.tokenizer("tinyllama")
+    cfg = small_config(vocab_size=own.vocab_size, context=48)
+    transformer = Transformer(cfg, small_params(cfg, 0, np.float32), load("numba"))
+    made = {chain: LanguageModel(transformer, own, chain=chain, place=tmp_path).stream("One of", 40, 0.0)
+            for chain in ("off", "auto", "table")}
+    texts = {chain: "".join(stream) for chain, stream in made.items()}
+    assert texts["auto"] == texts["table"] == texts["off"]
+    guess = LanguageModel(transformer, own, chain="table").drafter(GREEDY)
+    end = own.encode("one of").tolist()
+    assert own.decode([*end, *guess(end).tokens]).startswith("one of the")
 
 
 def test_nothing_is_read_before_it_is_needed():
