@@ -62,8 +62,10 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     fed = world.in_turn(lambda: _fed(data, table, model_cfg.context, cfg))
     sums = _checksums(data, fed, table)
     world.told(lambda: against(cfg, sums))
-    model_cfg, cfg = replace(model_cfg, vocab_size=fed.tokenizer.vocab_size), _counted(cfg, fed)
-    echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
+    cfg = _counted(cfg, fed)
+    echo = {"preset": preset, "train": asdict(cfg),        # as a run that repeats this one must be asked for
+            "model": asdict(replace(model_cfg, vocab_size=data.tokenizer.vocab_size))}
+    model_cfg = replace(model_cfg, vocab_size=fed.tokenizer.vocab_size)
     locks: list[Lock] = []                                 # of the first rank alone
     folder = world.told(lambda: _new_folder(preset, output, echo, data.tokenizer, table, locks))
     run = new_run(folder, model_cfg, cfg, sums, ops)

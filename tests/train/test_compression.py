@@ -6,6 +6,7 @@ That a run in two parts equals one in one part is tested in test_resume, two ran
 import json
 import math
 import string
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bitnet_ref.chain.merge import ChainTokenizer, checksum
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, read_table, write_table
 from bitnet_ref.checks import CheckError
+from bitnet_ref.cli import configs
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.data.dataset import Recipe, write_dataset
 from bitnet_ref.data.prepare import prepare
@@ -137,6 +139,15 @@ def test_a_run_whose_table_is_another_does_not_go_on(harm, tmp_path):
             use()
     write_table(file, table)
     start.resume(str(folder), {})[0].lock.release()
+
+
+def test_the_config_of_a_run_repeats_it(tmp_path):
+    """It has the entries of the plain tokenizer, not those of the model."""
+    run, _ = tiny.begin(tmp_path / "a", compress="super")
+    run.lock.release()
+    args = Namespace(config=str(tmp_path / "a" / "config.json"))
+    again_, _ = start.start(*configs(args), str(tmp_path / "b"))
+    assert (again_.model.cfg, again_.data) == (run.model.cfg, run.data)
 
 
 def test_compression_is_no_free_choice(tmp_path):
