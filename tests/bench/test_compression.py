@@ -66,7 +66,7 @@ def test_a_table_for_length_alone_asks_for_no_likelihood(rng, monkeypatch):
 
 
 def test_what_is_saved_by_tables_and_by_a_larger_tokenizer():
-    found = compression.savings(str(tiny.corpus(800)), 300)
+    found = compression.savings(str(tiny.corpus()), 300)
     assert found["vocabulary"] == 300
     assert all(0 < found[name] < 1 for name in ("table", "for length", "tokenizer"))
 
