@@ -99,8 +99,7 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
     With super-tokens the validation text is scored a second time as plain tokens: none of them comes in, none
     is a target, and what the model gives to them is lost, so this is no figure of the model at its best.
     """
-    about = data.report.get("compressed")
-    if about is None:
+    if run.cfg.compress == "off":
         return {}
     plain, tokens = final, final.tokens
     if isinstance(data.tokenizer, ChainTokenizer):
@@ -108,7 +107,7 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
         ids = data.tokenizer.expanded(data.val.tokens)
         plain, tokens = score(run.model, ids, data.tokenizer.token_bytes), len(ids) - 1
     return {"verdict": verdict(run, final.bits_per_byte),
-            "compression": {**about, "tokens saved": saved(about),
+            "compression": {**data.report["compressed"], "tokens saved": saved(data),
                             "perplexity per plain token": math.exp(min(700.0, final.nats / tokens)),
                             "bits per byte as plain tokens": plain.bits_per_byte,
                             "perplexity as plain tokens": plain.perplexity}}

@@ -191,6 +191,20 @@ def test_a_run_without_compression_says_nothing_of_it(baseline):
     assert not {"verdict", "compression"} & set(told)
 
 
+def test_a_dataset_that_says_it_is_compressed_is_not_believed(tmp_path):
+    """What a stranger wrote into dataset.json is no figure of ours."""
+    recipe = Recipe(str(tiny.corpus(400)), load(tiny.trained()), val_fraction=0.1)
+    folder = write_dataset(tmp_path / "data", recipe, progress=False).folder
+    text = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**text, "compressed": "all"}))
+    run, data, told = finished(tmp_path / "run", corpus=str(folder), steps=2)
+    assert "compression" not in told
+    assert "chains" not in run.data
+    assert "fewer than without" not in start.announcement(run, data)
+    run, _ = tiny.begin(tmp_path / "first", corpus=str(folder), compress="first")
+    assert "chains" in run.data
+
+
 def test_a_baseline_that_is_gone_in_the_end_is_no_loss(baseline, tmp_path):
     place = tiny.copy(baseline, tmp_path / "base")
     run, data = tiny.begin(tmp_path / "run", compress="first", baseline=str(place))
