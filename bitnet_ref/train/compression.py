@@ -23,6 +23,7 @@ from bitnet_ref.config import TrainConfig, cache_dir
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.formats.checkpoint import latest, read_state
+from bitnet_ref.formats.source import compression
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.log import SUMMARY, read_object
 
@@ -76,8 +77,7 @@ def against(cfg: TrainConfig, sums: dict[str, str]) -> Baseline | None:
         return None
     checkpoint = latest(cfg.baseline)
     state, folder = read_state(checkpoint), checkpoint.parent
-    how: Any = state.get("train")
-    check(isinstance(how, dict) and how.get("compress", "off") == "off",
+    check(compression(state) == "off",
           "a baseline must be a run without --compress", f"a compressed one in {folder}", "give another run")
     other = [name for name in ("tokenizer", "training tokens", "validation tokens")
              if state.get(name) != sums[name]]

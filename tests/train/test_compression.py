@@ -299,11 +299,14 @@ def test_it_generates_text_and_guesses_without_its_table(merged_run):
 
 
 def test_no_other_format_can_have_it(merged_run, tmp_path):
-    run, _, _ = merged_run
+    folder = tiny.copy(merged_run[0].folder, tmp_path / "run")
     for name in ("a.gguf", "a.bitnet", "a.onnx", "a"):
-        with refusal("super-tokens, which no other program knows", "without --compress super"):
-            convert.main([str(run.folder), str(tmp_path / name)])
-    assert list(tmp_path.iterdir()) == []
+        with refusal("a tokenizer that others know", "super-tokens", "without --compress super"):
+            convert.main([str(folder), str(tmp_path / name)])
+    (folder / "tokenizer.json").unlink()                   # of no tokenizer a model without one would be made
+    with refusal("super-tokens"):
+        convert.main([str(folder), str(tmp_path / "a")])
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_info_says_so(merged_run, capsys):
