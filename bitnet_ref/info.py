@@ -24,7 +24,7 @@ from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.formats.hf_about import read_about
 from bitnet_ref.formats.hub import folder_of
 from bitnet_ref.formats.opened import kind_of, open_model
-from bitnet_ref.formats.source import Source
+from bitnet_ref.formats.source import Source, compression
 from bitnet_ref.model import cost
 from bitnet_ref.pack.rans import entropy
 
@@ -57,9 +57,8 @@ def opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, An
     kind = kind_of(place)
     if kind == "run":
         state = read_state(latest(place))
-        how = state.get("train")
-        compress = how.get("compress", "off") if isinstance(how, dict) else "off"
         run = {"kind": kind, "step": state.get("step")}
+        compress = compression(state)
         return model_config(state), run | ({"compress": compress} if compress != "off" else {})
     if kind == "hf":
         config = hf.read_config(place)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,15 @@ def again(data: Dataset) -> list[dict[str, float]]:
     tables = [mine.mine_for(part(data, tokens)) for tokens in quarters]
     return [{"before": share(tokens, tables[q], eos), "whole": share(tokens, whole, eos),
              "itself": share(tokens, tables[q + 1], eos)} for q, tokens in enumerate(quarters[1:])]
+
+
+def once(data: Dataset) -> dict[str, float]:
+    """Seconds before the first run: mining the table, and merging its chains."""
+    began = perf_counter()
+    table = mine.mine_for(data)
+    mined = perf_counter()
+    merged(data.train.tokens, ids_of(table), data.train.header.eos, None)
+    return {"mining": mined - began, "merging": perf_counter() - mined}
 
 
 def for_length(data: Dataset) -> Table:
@@ -165,11 +175,11 @@ def measured(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path
     return {"machine": {**machine(), **kernels.about(cfg.backend)}, "preset": preset, "corpus": cfg.corpus,
             "seeds": seeds, "chains": len(table_of(data).chains),
             "tokens": {kind: len(side.train.tokens) for kind, side in sides.items()},
-            "saved": {kind: saved(side.report["compressed"]) if kind != "off" else 0.0
+            "saved": {kind: saved(side) if kind != "off" else 0.0
                       for kind, side in sides.items()},
             "step seconds": timing.median(seconds),
             "epoch seconds": {kind: per_epoch[kind] * statistics.median(seconds[kind]) for kind in KINDS},
-            "rows": rows(steps, runs, data, folder, seeds), "again": again(data)}
+            "rows": rows(steps, runs, data, folder, seeds), "again": again(data), "once": once(data)}
 
 
 # ---- words ----
@@ -206,7 +216,9 @@ def block(f: dict[str, Any]) -> str:
              "|---|---|---|---|---|"]
     lines += [f"| {kind} | {f['tokens'][kind]:,} | {f['saved'][kind]:.1%} | "
               f"{1e3 * f['step seconds'][kind]:.0f} | {f['epoch seconds'][kind]:.1f} |" for kind in KINDS]
-    lines += ["", "| `--compress` | with plain | steps | bits per byte | perplexity | against plain, % | "
+    lines += ["", f"Once for a corpus, and in none of these figures: mining {f['once']['mining']:.1f} s, "
+              f"merging {f['once']['merging']:.1f} s.", "",
+              "| `--compress` | with plain | steps | bits per byte | perplexity | against plain, % | "
               "bits per byte, cut as plain tokens |", "|---|---|---|---|---|---|---|"]
     lines += [f"| {r['kind']} | {r['equal'] if r['kind'] != 'off' else ''} | {r['steps']:,} | "
               f"{_over(r['bits per byte'], 4)} | {_over(r['perplexity'], 2)} | "

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -61,8 +60,9 @@ def compressed(data: Dataset, table: Table, kind: str, progress: bool = False) -
     return data._replace(train=train, val=val, tokenizer=own, report=report)
 
 
-def saved(about: dict[str, Any]) -> float:
-    """The share of tokens that compression has saved, from a report's "compressed"."""
+def saved(data: Dataset) -> float:
+    """The share of tokens that compression has saved, of a dataset that is compressed."""
+    about = data.report["compressed"]
     return 1 - float(about["tokens"]) / float(about["plain tokens"])
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitnet_ref.chain.merge import ChainTokenizer, checksum, with_chains
+from bitnet_ref.chain.merge import checksum, with_chains
 from bitnet_ref.chain.table import CHAINS, Table, read_table
 from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig
@@ -161,11 +161,10 @@ def open_run(path: str | Path) -> Source:
     def read(name: str) -> Any:
         return Trits(*absmean_ternary(master(name))) if name in ternary else master(name)
 
+    check(compression(state) != "super", "a model to convert must have a tokenizer that others know",
+          f"super-tokens in {checkpoint.parent}", "convert a run that was trained without --compress super")
     tokenizer = run_tokenizer(checkpoint, state)
     about, text = About(checkpoint.parent.name), None
-    check(not isinstance(tokenizer, ChainTokenizer), "a model of another format must have a tokenizer.json",
-          f"super-tokens, which no other program knows, in {checkpoint.parent}",
-          "convert a run that was trained without --compress super")
     if tokenizer is not None:                              # its EOS began and ended each text
         about, text = about._replace(bos=tokenizer.eos, eos=(tokenizer.eos,)), tokenizer.json
     return Source(checkpoint, "run", "float32 masters", cfg, about, text, read, master if ternary else None)
@@ -200,7 +199,7 @@ def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
         return None
     plain, size = load_tokenizer(file), model_config(state).vocab_size
     table = run_chains(checkpoint, state, plain)
-    tokenizer = plain if table is None or state["train"]["compress"] != "super" else with_chains(plain, table)
+    tokenizer = with_chains(plain, table) if table and compression(state) == "super" else plain
     fix = f"put back the {file.name} that the run was trained with"
     check(tokenizer.vocab_size == size, f"{file} must have the model's {size} entries", tokenizer.vocab_size,
           fix)
@@ -210,13 +209,18 @@ def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
     return tokenizer
 
 
+def compression(state: dict[str, Any]) -> Any:
+    """What --compress was in the run of this state; older ones had none."""
+    how = state.get("train")
+    return how.get("compress", "off") if isinstance(how, dict) else "off"
+
+
 def run_chains(checkpoint: Path, state: dict[str, Any], tokenizer: Tokenizer) -> Table | None:
     """The table that a run with --compress was trained with; None of a run without.
 
     Raises CheckError: missing, damaged, of another tokenizer, other chains than the run's.
     """
-    how: Any = state.get("train")
-    if not isinstance(how, dict) or how.get("compress", "off") == "off":
+    if compression(state) == "off":
         return None
     file = checkpoint.parent / CHAINS
     table = read_table(file, tokenizer)

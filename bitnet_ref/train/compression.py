@@ -23,6 +23,7 @@ from bitnet_ref.config import TrainConfig, cache_dir
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
 from bitnet_ref.formats.checkpoint import latest, read_state
+from bitnet_ref.formats.source import compression
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.log import SUMMARY, read_object
 
@@ -76,8 +77,7 @@ def against(cfg: TrainConfig, sums: dict[str, str]) -> Baseline | None:
         return None
     checkpoint = latest(cfg.baseline)
     state, folder = read_state(checkpoint), checkpoint.parent
-    how: Any = state.get("train")
-    check(isinstance(how, dict) and how.get("compress", "off") == "off",
+    check(compression(state) == "off",
           "a baseline must be a run without --compress", f"a compressed one in {folder}", "give another run")
     other = [name for name in ("tokenizer", "training tokens", "validation tokens")
              if state.get(name) != sums[name]]
@@ -99,8 +99,7 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
     With super-tokens the validation text is scored a second time as plain tokens: none of them comes in, none
     is a target, and what the model gives to them is lost, so this is no figure of the model at its best.
     """
-    about = data.report.get("compressed")
-    if about is None:
+    if run.cfg.compress == "off":
         return {}
     plain, tokens = final, final.tokens
     if isinstance(data.tokenizer, ChainTokenizer):
@@ -108,7 +107,7 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
         ids = data.tokenizer.expanded(data.val.tokens)
         plain, tokens = score(run.model, ids, data.tokenizer.token_bytes), len(ids) - 1
     return {"verdict": verdict(run, final.bits_per_byte),
-            "compression": {**about, "tokens saved": saved(about),
+            "compression": {**data.report["compressed"], "tokens saved": saved(data),
                             "perplexity per plain token": math.exp(min(700.0, final.nats / tokens)),
                             "bits per byte as plain tokens": plain.bits_per_byte,
                             "perplexity as plain tokens": plain.perplexity}}

@@ -162,9 +162,9 @@ def final_score(run: Run, data: Dataset) -> Score:
     unchanged(data)
     run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
     result = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
-    about = data.report.get("compressed")
+    also = {} if run.cfg.compress == "off" else {"tokens_saved": saved(data)}
     log.append(run.folder, "final", run.step, run.cursor, loss=result.loss,
-               bits_per_byte=result.bits_per_byte, **({"tokens_saved": saved(about)} if about else {}))
+               bits_per_byte=result.bits_per_byte, **also)
     return result
 
 

@@ -60,10 +60,12 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
         print(f"the vocabulary is the tokenizer's: {data.tokenizer.vocab_size:,} entries", file=sys.stderr)
     table = world.told(lambda: table_of(data))
     fed = world.in_turn(lambda: _fed(data, table, model_cfg.context, cfg))
-    sums = _checksums(data, fed, table)
+    sums = _checksums(data, fed, None if cfg.compress == "off" else table)
     world.told(lambda: against(cfg, sums))
-    model_cfg, cfg = replace(model_cfg, vocab_size=fed.tokenizer.vocab_size), _counted(cfg, fed)
-    echo = {"preset": preset, "model": asdict(model_cfg), "train": asdict(cfg)}
+    cfg = _counted(cfg, fed)
+    echo = {"preset": preset, "train": asdict(cfg),        # as a run that repeats this one must be asked for
+            "model": asdict(replace(model_cfg, vocab_size=data.tokenizer.vocab_size))}
+    model_cfg = replace(model_cfg, vocab_size=fed.tokenizer.vocab_size)
     locks: list[Lock] = []                                 # of the first rank alone
     folder = world.told(lambda: _new_folder(preset, output, echo, data.tokenizer, table, locks))
     run = new_run(folder, model_cfg, cfg, sums, ops)
@@ -181,8 +183,8 @@ def announcement(run: Run, data: Dataset) -> str:
     about_data = f"\n{account(data.feed, run.cfg.steps * rows, rows)}" if data.feed else ""
     threads = kernels.about(run.cfg.backend)["threads"]
     ranks = f" in each of {run.world.size} ranks" if run.world.size > 1 else ""
-    about = data.report.get("compressed")
-    less = f", {saved(about):.1%} fewer than without --compress {about['kind']}" if about else ""
+    less = ("" if run.cfg.compress == "off" else
+            f", {saved(data):.1%} fewer than without --compress {run.cfg.compress}")
     return (f"{run.folder}: {run.grads.flat.size:,} parameters, {run.cfg.steps} steps from {run.step}, "
             f"{len(data.train.tokens):,} training tokens{less}; backend {run.cfg.backend}, "
             f"threads {threads}{ranks}"
@@ -226,7 +228,7 @@ def _also(state: dict[str, Any]) -> str:
 def _checksums(data: Dataset, fed: Dataset, table: Table | None) -> dict[str, str]:
     """Of plain `data`, the feed made of it, and, where that is compressed, the chains."""
     return {**(checksums(fed.feed) if fed.feed else {}),
-            **({"chains": checksum(table)} if table is not None and "compressed" in fed.report else {}),
+            **({} if table is None else {"chains": checksum(table)}),
             "tokenizer": data.tokenizer.checksum,
             "training tokens": data.train.header.payload_sha256,
             "validation tokens": data.val.header.payload_sha256 if data.val else "none"}

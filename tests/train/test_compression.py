@@ -6,6 +6,7 @@ That a run in two parts equals one in one part is tested in test_resume, two ran
 import json
 import math
 import string
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bitnet_ref.chain.merge import ChainTokenizer, checksum
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, read_table, write_table
 from bitnet_ref.checks import CheckError
+from bitnet_ref.cli import configs
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.data.dataset import Recipe, write_dataset
 from bitnet_ref.data.prepare import prepare
@@ -139,6 +141,15 @@ def test_a_run_whose_table_is_another_does_not_go_on(harm, tmp_path):
     start.resume(str(folder), {})[0].lock.release()
 
 
+def test_the_config_of_a_run_repeats_it(tmp_path):
+    """It has the entries of the plain tokenizer, not those of the model."""
+    run, _ = tiny.begin(tmp_path / "a", compress="super")
+    run.lock.release()
+    args = Namespace(config=str(tmp_path / "a" / "config.json"))
+    again_, _ = start.start(*configs(args), str(tmp_path / "b"))
+    assert (again_.model.cfg, again_.data) == (run.model.cfg, run.data)
+
+
 def test_compression_is_no_free_choice(tmp_path):
     folder = tiny.copy(tiny.trained(compress="super", steps=5), tmp_path / "run")
     with refusal("must keep its config", "compress: super -> first"):
@@ -178,6 +189,20 @@ def test_the_first_line_says_what_compression_has_cost(baseline, tmp_path):
 def test_a_run_without_compression_says_nothing_of_it(baseline):
     told = json.loads((baseline / "summary.json").read_text(encoding="utf-8"))
     assert not {"verdict", "compression"} & set(told)
+
+
+def test_a_dataset_that_says_it_is_compressed_is_not_believed(tmp_path):
+    """What a stranger wrote into dataset.json is no figure of ours."""
+    recipe = Recipe(str(tiny.corpus(400)), load(tiny.trained()), val_fraction=0.1)
+    folder = write_dataset(tmp_path / "data", recipe, progress=False).folder
+    text = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**text, "compressed": "all"}))
+    run, data, told = finished(tmp_path / "run", corpus=str(folder), steps=2)
+    assert "compression" not in told
+    assert "chains" not in run.data
+    assert "fewer than without" not in start.announcement(run, data)
+    run, _ = tiny.begin(tmp_path / "first", corpus=str(folder), compress="first")
+    assert "chains" in run.data
 
 
 def test_a_baseline_that_is_gone_in_the_end_is_no_loss(baseline, tmp_path):
@@ -274,11 +299,14 @@ def test_it_generates_text_and_guesses_without_its_table(merged_run):
 
 
 def test_no_other_format_can_have_it(merged_run, tmp_path):
-    run, _, _ = merged_run
+    folder = tiny.copy(merged_run[0].folder, tmp_path / "run")
     for name in ("a.gguf", "a.bitnet", "a.onnx", "a"):
-        with refusal("super-tokens, which no other program knows", "without --compress super"):
-            convert.main([str(run.folder), str(tmp_path / name)])
-    assert list(tmp_path.iterdir()) == []
+        with refusal("a tokenizer that others know", "super-tokens", "without --compress super"):
+            convert.main([str(folder), str(tmp_path / name)])
+    (folder / "tokenizer.json").unlink()                   # of no tokenizer a model without one would be made
+    with refusal("super-tokens"):
+        convert.main([str(folder), str(tmp_path / "a")])
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_info_says_so(merged_run, capsys):
