@@ -105,11 +105,13 @@ def savings(corpus: str, vocabulary: int) -> dict[str, float]:
 
 def step_seconds(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, rounds: int
                  ) -> dict[str, list[float]]:
-    """{kind: seconds of a step, one for each round}, by turns."""
+    """{kind: seconds of a step, one for each round}, by turns. A step of "first" is a plain one: the same
+    shapes, other tokens."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {kind: start.start(preset, model_cfg, replace(cfg, compress=kind, guard=False),
-                                  str(Path(folder) / kind)) for kind in KINDS}
-        return timing.alternate({kind: partial(loop.optimise, *pair) for kind, pair in runs.items()}, rounds)
+                                  str(Path(folder) / kind)) for kind in ("off", "super")}
+        times = timing.alternate({kind: partial(loop.optimise, *pair) for kind, pair in runs.items()}, rounds)
+        return {"off": times["off"], "first": times["off"], "super": times["super"]}
 
 
 def plan(windows: dict[str, int], ratio: dict[str, float], steps: int) -> dict[tuple[str, str], int]:
@@ -163,10 +165,11 @@ def measured(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path
                for kind, side in sides.items()}
     times = folder / "seconds.json"
     if not times.exists():
-        taken = step_seconds(preset, model_cfg, cfg, rounds)
+        taken = {"once": once(data), "steps": step_seconds(preset, model_cfg, cfg, rounds)}
         with whole_file(times) as file:
             file.write(json.dumps(taken).encode())
-    seconds: dict[str, list[float]] = json.loads(times.read_text(encoding="utf-8"))
+    kept = json.loads(times.read_text(encoding="utf-8"))
+    seconds: dict[str, list[float]] = kept["steps"]
     ratio = {kind: statistics.median(a / b for a, b in zip(seconds["off"], seconds[kind])) for kind in KINDS}
     steps = plan(windows, ratio, cfg.steps)
     runs = run_cells(preset, cells(steps, model_cfg, cfg, seeds), folder, jobs,
@@ -179,7 +182,7 @@ def measured(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, folder: Path
                       for kind, side in sides.items()},
             "step seconds": timing.median(seconds),
             "epoch seconds": {kind: per_epoch[kind] * statistics.median(seconds[kind]) for kind in KINDS},
-            "rows": rows(steps, runs, data, folder, seeds), "again": again(data), "once": once(data)}
+            "rows": rows(steps, runs, data, folder, seeds), "again": again(data), "once": kept["once"]}
 
 
 # ---- words ----
@@ -209,7 +212,7 @@ def verdict(f: dict[str, Any], kind: str) -> str:
 def block(f: dict[str, Any]) -> str:
     """The tables of docs/compression.md."""
     m = f["machine"]
-    lines = [f"`{f['preset']}` on {Path(f['corpus']).name}, {f['seeds']} seeds (mean and 95 % interval), "
+    lines = [f"`{f['preset']}` on {Path(f['corpus']).name}, seeds: {f['seeds']} (mean and 95 % interval), "
              f"{f['chains']} chains; {m['cores']} cores of {m['processor']}, threads {m['threads']}, "
              f"Python {m['python']}, NumPy {m['numpy']}. Perplexity is per plain token.", "",
              "| `--compress` | tokens of an epoch | saved | ms per step | seconds per epoch |",

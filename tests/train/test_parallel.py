@@ -369,7 +369,7 @@ def assert_same(folder, other):
     assert tiny.lines(folder) == tiny.lines(other)
 
 
-@pytest.mark.parametrize("also", [{}, {"compress": "super"}], ids=str)
+@pytest.mark.parametrize("also", [{}, pytest.param({"compress": "super"}, marks=pytest.mark.slow)], ids=str)
 def test_two_ranks_equal_one(also, tmp_path):
     """One number for all that a run is: the checksum of parameters and moments."""
     given = {"steps": 3, "batch": 2, "accumulate": 2, "eval_every": 2, "eval_windows": 2, **also}
