@@ -55,16 +55,43 @@ def test_the_instruction_stands_in_the_assembly_of_packed_products(tier, bits):
     assert count(text, "call") == count(text, "bl") == 0
 
 
+def hot_loop(text, tier):
+    return max(text.split("\n.LBB"), key=lambda block: count(block, tier.instruction))
+
+
+def spills(loop):
+    return [line for line in loop.splitlines() if "(%rsp)" in line and "mm" in line]
+
+
+@EACH
+@pytest.mark.parametrize("bits", ["i2", "b3"])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_several_rows_share_one_decoding(tier, bits, rows):
+    """One dot product per row, group and register; two panels at once where a panel is one register."""
+    loop = hot_loop(assembly(tier, tiles.emit_packed, bits=bits, rows=rows), tier)
+    registers = 2 if tier.lanes == 16 else 16 // tier.lanes
+    assert count(loop, tier.instruction) == tiles.GROUPS[bits] * registers * rows
+    if tier.name == "avx512vnni":
+        assert not spills(loop)
+
+
+@pytest.mark.parametrize("tier", [TIERS["avx512vnni"], TIERS["avxvnni"]], ids=lambda t: t.name)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_three_times_a_fraction_stays_two_additions(tier, rows):
+    """LLVM would make one product by a power of three of them, and has no instruction for it on bytes."""
+    loop = hot_loop(assembly(tier, tiles.emit_packed, bits="b3", rows=rows), tier)
+    assert count(loop, "vpmullw") == count(loop, "vpmaddubsw") == 0
+    assert count(loop, "vpavgb") == (10 * 2 if rows > 1 else 0)                # two registers, both tiers
+
+
 @EACH
 def test_a_tile_of_codes_keeps_its_sums_in_registers(tier):
     """One dot product per row, panel and part; nothing is stored but the result."""
     text = assembly(tier, tiles.emit_codes, rows=tier.rows, panels=tier.panels)
     sums = tier.rows * tier.panels * 16 // tier.lanes
     assert count(text, tier.instruction) == sums
-    loop = max(text.split("\n.LBB"), key=lambda block: count(block, tier.instruction))
     if tier.arch == "x86_64":
-        spills = [line for line in loop.splitlines() if "(%rsp)" in line and "mm" in line]
-        assert not spills
+        assert not spills(hot_loop(text, tier))
 
 
 FUSED = {"avx512vnni": (r"vfmadd\d+ps", 16), "avxvnni": (r"vfmadd\d+ps", 8), "avx2": (r"vfmadd\d+ps", 8),

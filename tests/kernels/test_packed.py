@@ -1,5 +1,6 @@
 """Packed ternary products: equal to the integer product to the last digit, on every tier that runs here."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -54,10 +55,13 @@ def test_the_product_is_the_references_bit_for_bit(seed, M, N, K):
         np.testing.assert_array_equal(y, want)
 
 
-@pytest.mark.parametrize("M", [1, 3, 4, FEW, FEW + 1, 100])
+@pytest.mark.parametrize("M", [*range(1, FEW + 2), 100])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_worst_case_is_exact_at_the_largest_width(M, sign):
-    """All 127 against all 1 or -1; one code less, so that the sum is odd and needs every bit."""
+    """All 127 against all 1 or -1; one code less, so that the sum is odd and needs every bit.
+
+    Of codes that are raised and sums that are divided at the end, too: no sum may leave its 32 bits.
+    """
     for bits, K in MOST_K.items():
         x_q, w_q = np.full((M, K), 127, np.int8), np.full((17, K), sign, np.int8)
         x_q[:, 0], x_q[M // 2] = 126, -127
@@ -67,12 +71,29 @@ def test_the_worst_case_is_exact_at_the_largest_width(M, sign):
 
 
 @BITS
-def test_a_row_has_the_same_product_in_any_batch(bits, rng):
-    x_q, x_scale, w_q = operands(rng, 40, 70, 90)
+@pytest.mark.parametrize(("N", "K"), [(70, 90), (16, 4), (33, 1100), (48, 2500)])
+def test_a_row_has_the_same_product_in_any_batch(bits, N, K, rng):
+    """Few rows walk pairs of panels (and one that is left), asked for beyond the end of a panel."""
+    x_q, x_scale, w_q = operands(rng, 33, N, K)
     w = prepare(w_q, np.float32(0.5), bits)
     whole = ternary_linear(x_q, x_scale, w)
-    for n in (1, 2, 5, FEW, 9, 33):
+    np.testing.assert_array_equal(whole, layers.ternary_linear(x_q, x_scale, layers.prepare(w_q, w.w_scale)))
+    for n in (*range(1, FEW + 2), 33):
         np.testing.assert_array_equal(ternary_linear(x_q[:n], x_scale[:n], w), whole[:n])
+
+
+@pytest.mark.parametrize("M", range(1, FEW + 1))
+def test_every_byte_of_five_trits_is_decoded(M, rng):
+    """All 243, a matrix row each; inputs that are zero but for one of the five places show its trit."""
+    trits = np.array(list(itertools.product((-1, 0, 1), repeat=5)), np.int8)           # (243, 5)
+    packed = pack_panels(np.repeat(trits, 4, axis=1), "b3")
+    assert sorted({*packed.ravel().tolist()}) == [n * 256 // 243 + 1 for n in range(243)]
+    for j in range(5):
+        x_q = np.zeros((M, 20), np.int8)
+        x_q[:, 4 * j:4 * j + 4] = rng.integers(-127, 128, (M, 4))
+        y = ternary_product(x_q, np.ones(M, np.float32), np.repeat(trits, 4, axis=1), 1,
+                            np.empty((M, 243), np.float32), packed, "b3")
+        np.testing.assert_array_equal(y, x_q.astype(int).sum(1)[:, None] * trits[:, j])
 
 
 @given(seed=seeds, M=st.integers(1, 30), N=st.integers(1, 140), K=st.integers(1, 70))

@@ -120,6 +120,38 @@ def test_packing_changes_no_bit():
         np.testing.assert_array_equal(model.prefill(ids)[0], want)
 
 
+SETTINGS = {"i2": {"bits": "i2"}, "b3": {"bits": "b3"}, "int8 head": {"int8_head": True},
+            "float16 cache": {"half_cache": True}, "full": {"linear": "full", "vocab_size": 245},
+            "float16 head": {"dtype": np.float16}, "heads apart": {"n_kv_heads": 4},
+            "heads together": {"n_kv_heads": 1}}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_a_few_tokens_at_once_are_the_same_bits_as_one_by_one(setting, monkeypatch):
+    """k = 1 ... 9 tokens behind a text, as a draft is verified: logits after each, and what comes next."""
+    given = {"vocab_size": 515, "n_kv_heads": 2, "d_model": 96, "d_ff": 200, "context": 64} | setting
+    bits, half, dtype = (given.pop(name, None) for name in ("bits", "half_cache", "dtype"))
+    int8_head = given.pop("int8_head", False)
+    cfg = small_config(**given)
+    model = Transformer(cfg, small_params(cfg, 0, np.float32), OPS, int8_head, half_cache=bool(half))
+    if dtype:
+        model.ready["head"] = model.ready["head"].astype(dtype)
+    model.ready.kept["program"] = program.build(model.plan, model.ready, bits)
+    ids, _ = small_batch(cfg, B=2, T=40)
+    _, start = model.prefill(ids[:, :20])
+    want, state = [], start
+    for t in range(20, 30):
+        logits, state = model.decode_step(ids[:, t], state)
+        want.append(logits)
+    for alone in (True, False):
+        if not alone:
+            together(monkeypatch)
+        for k in range(1, 10):
+            found, state = model.extend(ids[:, 20:20 + k], start)
+            np.testing.assert_array_equal(found, np.stack(want[:k], 1))
+            np.testing.assert_array_equal(model.decode_step(ids[:, 20 + k], state)[0], want[k])
+
+
 def test_a_float16_head_is_read_as_it_is():
     cfg = small_config(tied_embeddings=False)
     params = small_params(cfg, 0, np.float32)

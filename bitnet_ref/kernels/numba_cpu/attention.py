@@ -110,9 +110,9 @@ def into_panels(rows, panels):
 
 @compiled
 def weigh(half, rows, n_first, span, q, ldq, n_d, keys, values, wide, scores, lanes, totals, o, lse):
-    """o and log-sum-exp of up to TILE queries: of one head `span` of them, of which the first sees n_first keys
-    and each next one more, then as many of the next head.
+    """o and log-sum-exp of up to TILE queries: `span` of a head, then as many of the next with the same keys.
 
+    The first of a head sees n_first keys, each next one more.
     q (rows, n_d), scaled; keys: address of panels (n_d, 16); values: address of rows (wide,), both in float32
     or, as few() says, `half`; scores (TILE, all keys padded to 16); o (TILE, n_d padded to 16); lanes,
     totals: scratch.
@@ -175,8 +175,8 @@ def _forward(q, k, v, o, lse, scratch, threads):
                     for r in range(rows):
                         for d in range(Dh):
                             queries[r, d] = q[b, i + r, h, d] * scale
-                    weigh(None, rows, S - T + i + 1, rows, queries.ctypes.data, 4 * wide, Dh, keys.ctypes.data,
-                          values.ctypes.data, wide, scores, lanes, totals, results,
+                    weigh(None, rows, S - T + i + 1, rows, queries.ctypes.data, 4 * wide, Dh,
+                          keys.ctypes.data, values.ctypes.data, wide, scores, lanes, totals, results,
                           lse[b, g, h - g * R, i:i + rows, 0])
                     for r in range(rows):
                         o[b, i + r, h] = results[r, :Dh]

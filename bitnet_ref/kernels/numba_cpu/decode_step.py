@@ -232,7 +232,7 @@ def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call
 
 
 def _tiles(counts: Counts, H: int, KV: int) -> np.ndarray:
-    """int64 (tasks, 4) for whole.attend: up to TILE new tokens, and of the heads that share keys what fits."""
+    """int64 (tasks, 4) for whole.attend: up to TILE new tokens, and as many heads that share keys as fit."""
     R, found = H // KV, []
     for n, end in zip(counts, np.cumsum(counts).tolist()):
         for i in range(0, n, TILE):

@@ -153,13 +153,13 @@ def _emit_panels(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Valu
     with cgutils.for_range(builder, blocks) as loop:
         at = builder.mul(loop.index, I64(64))
         x_at = builder.mul(loop.index, I64(4 * groups))
-        within = builder.icmp_signed("<", builder.add(at, I64(AHEAD)), size)
-        ahead = builder.select(within, I64(AHEAD), builder.add(builder.mul(size, I64(panels - 1)), I64(AHEAD)))
+        within = builder.icmp_signed("<", builder.add(at, I64(AHEAD)), size)       # else in the next pair
+        beyond = builder.select(within, I64(0), builder.mul(size, I64(panels - 1)))
         decoded = []
         for p, part in places:
             here = builder.add(builder.add(at, I64(4 * part)), builder.mul(size, I64(p)))
             if part == 0:
-                m.prefetch(w, builder.add(here, ahead))
+                m.prefetch(w, builder.add(builder.add(here, beyond), I64(AHEAD)))
             decoded.append(steps(builder, tier, m.load(w, here, codes_of)))
         for j, found in enumerate(zip(*decoded)):
             for r in range(rows):
