@@ -142,7 +142,7 @@ def _emit_panels(builder: ir.IRBuilder, tier: Tier, w: ir.Value, blocks: ir.Valu
     places = [(p, part) for p in range(panels) for part in range(0, PANEL, lanes)]     # of a register
     raised = bits == "b3" and tier.instruction == "vpdpbusd"          # it takes codes up to 255
     fractions = raised and rows == 1
-    room = (20 if lanes == PANEL else 12) // (rows * len(places) * (1 + fractions))   # registers for sums
+    room = (20 if lanes == PANEL else 16) // (rows * len(places) * (1 + fractions))   # registers for sums
     chains = max(1, min(groups, room))                      # sums in flight per row hide the latency
     vector, codes_of = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
     slots = [[sums(builder, vector, chains * (1 + fractions)) for _ in range(rows)] for _ in places]
