@@ -150,6 +150,11 @@ class ChainTokenizer(Tokenizer):
         return hashlib.sha256(f"{self.plain.checksum} {self.chains}".encode()).hexdigest()
 
     @cached_property
+    def vocabulary(self) -> str:
+        """Hex sha256 of the plain one's and the chains: a table of plain ids is of another vocabulary."""
+        return hashlib.sha256(f"{self.plain.vocabulary} {self.chains}".encode()).hexdigest()
+
+    @cached_property
     def token_bytes(self) -> np.ndarray:
         """int64 (V + chains,): a chain has the bytes of its tokens."""
         plain = self.plain.token_bytes

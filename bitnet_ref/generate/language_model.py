@@ -98,15 +98,14 @@ class LanguageModel:
 
     def table(self) -> Table | None:
         """The table of chains at the path that `chain` is; or the one beside the model, of its own words or
-        else of its corpus; or the one that ships for its vocabulary; or None, as for a model with
-        super-tokens: chains are tokens there. Raises CheckError for no table, or of another vocabulary."""
+        else of its corpus; or the one that ships for its vocabulary; or None. Of a model with super-tokens
+        those of its corpus are tokens. Raises CheckError for what is no table, or of another vocabulary."""
         if self.chain not in DRAFTERS:
             check(os.path.isfile(self.chain), f"chain must be one of {', '.join(DRAFTERS)}, or the path of a "
                   "table", ascii(self.chain)[:200], "correct it")
             return read_table(self.chain, self.tokenizer)
-        if isinstance(self.tokenizer, ChainTokenizer):
-            return None
-        beside = [self.place / name for name in (SPOKEN, CHAINS)] if self.place else []
+        names = (SPOKEN,) if isinstance(self.tokenizer, ChainTokenizer) else (SPOKEN, CHAINS)
+        beside = [self.place / name for name in names] if self.place else []
         own = next(filter(os.path.isfile, beside), None)
         return shipped(self.tokenizer) if own is None else read_table(own, self.tokenizer)
 

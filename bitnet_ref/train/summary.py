@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_ref import kernels
-from bitnet_ref.chain.merge import ChainTokenizer
-from bitnet_ref.chain.table import Table, write_table
+from bitnet_ref.chain.table import write_table
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.prepare import Dataset
@@ -40,7 +39,6 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     """
     result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
-    assert run.model.params is not None
     model, about = LanguageModel(run.model, data.tokenizer), kernels.about(run.cfg.backend)
     fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
     events = [line["what"] for line in log.read(run.folder, "event")]
@@ -56,24 +54,23 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
     try:
-        if (table := of_run(run, data)) is not None:
-            write_table(run.folder / SPOKEN, table)
-        pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
-        summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png")
-                               for name in (*pictures, "overview")]
-        with whole_file(run.folder / SUMMARY) as f:
-            f.write(json.dumps(summary, indent=1).encode())
-        report.write(run.folder, pictures)
+        _write(run, data, summary)
     except (OSError, CheckError) as e:
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
     return summary
 
 
-def of_run(run: Run, data: Dataset) -> Table | None:
-    """The chains of what the model says, to guess ahead with: of one with a cache, whose tokens are plain."""
-    plain = not isinstance(data.tokenizer, ChainTokenizer)
-    return spoken(run.model, data) if plain and hasattr(run.model.plan.ops, "prefill") else None
+def _write(run: Run, data: Dataset, summary: dict[str, Any]) -> None:
+    """The files that a run ends with; the summary gets the names of the pictures."""
+    assert run.model.params is not None
+    if hasattr(run.model.plan.ops, "prefill"):             # a backend with a cache, where guesses pay
+        write_table(run.folder / SPOKEN, spoken(run.model, data))
+    pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
+    summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png") for name in (*pictures, "overview")]
+    with whole_file(run.folder / SUMMARY) as f:
+        f.write(json.dumps(summary, indent=1).encode())
+    report.write(run.folder, pictures)
 
 
 def machine() -> dict[str, Any]:

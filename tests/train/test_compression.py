@@ -18,7 +18,6 @@ from bitnet_ref import convert, info
 from bitnet_ref.chain.merge import ChainTokenizer, checksum
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import CHAINS, read_table, write_table
-from bitnet_ref.checks import CheckError
 from bitnet_ref.cli import configs
 from bitnet_ref.config import TrainConfig
 from bitnet_ref.data.dataset import Recipe, write_dataset
@@ -26,6 +25,7 @@ from bitnet_ref.data.prepare import prepare
 from bitnet_ref.data.tokenizer import load
 from bitnet_ref.evaluate.corpus import score_corpus
 from bitnet_ref.generate.sampling import GREEDY
+from bitnet_ref.generate.spoken import SPOKEN
 from bitnet_ref.train import compression, log, loop, report, start, summary
 
 KINDS = ("first", "super")
@@ -284,18 +284,18 @@ def test_evaluate_finds_the_score_of_the_run(merged_run, tmp_path):
     assert found.bits_per_byte == pytest.approx(told["bits per byte"], rel=1e-6)
 
 
-def test_it_generates_text_and_guesses_without_its_table(merged_run):
+def test_it_generates_text_and_guesses_with_its_own_words(merged_run):
+    """Its super-tokens among them; the table of its corpus is of the plain tokenizer, and refused."""
     run, data, _ = merged_run
     model = br.load(run.folder)
     assert isinstance(model.tokenizer, ChainTokenizer)
-    assert model.table() is None
+    assert model.table() == read_table(run.folder / SPOKEN)
     made = model.continuation("Ba ce", 40, GREEDY)
     assert "".join(made) == data.tokenizer.decode(made.ids)
-    for chain in ("refreshed", "lookup", "off"):
+    for chain in ("refreshed", "lookup", "off", "table", str(run.folder / SPOKEN)):
         assert br.load(run.folder, chain=chain).generate("Ba ce", 40, 0.0) == made.text
-    for chain in ("table", str(run.folder / CHAINS)):
-        with pytest.raises(CheckError):
-            br.load(run.folder, chain=chain)
+    with refusal("must be of the model's vocabulary"):
+        br.load(run.folder, chain=str(run.folder / CHAINS))
 
 
 def test_no_other_format_can_have_it(merged_run, tmp_path):
