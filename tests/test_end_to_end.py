@@ -28,7 +28,7 @@ def test_the_commands_of_the_readme_work_one_after_another(tmp_path):
     run = tmp_path / "runs" / "tiny-001"
     assert sorted(p.name for p in run.iterdir()) == [
         ".lock", "best.json", "chains.json", "config.json", "log.jsonl", "pictures", "report.html",
-        "step-00000000", "step-00000030", "summary.json", "tokenizer.json"]
+        "spoken.json", "step-00000000", "step-00000030", "summary.json", "tokenizer.json"]
     assert len(list((run / "pictures").glob("*.png"))) == 11
     losses = [line["loss"] for line in log.read(run, "step")]
     assert len(losses) == 30

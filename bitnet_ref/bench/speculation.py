@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -91,10 +92,15 @@ def drafter(name: str, tables: Tables, text: Sequence[int]) -> Drafter:
 
 
 def opened(run: str, threads: int | None) -> tuple[LanguageModel, Dataset]:
-    """The run's model and the corpus that it was trained on. Raises CheckError where nothing was held out."""
-    cfg = train_config(read_state(latest(run)))
+    """The run's model and the corpus that it was trained on. Raises CheckError where nothing was held out,
+    and for a run with super-tokens: tables of its corpus are of the plain ones."""
+    checkpoint = latest(run)
+    cfg = train_config(read_state(checkpoint))
+    check(cfg.compress != "super", "a run to measure must have plain tokens", f"--compress super of {run}",
+          "train another")
     model = load(run, threads=threads)
-    data = prepare(cfg.corpus, str(Path(run) / TOKENIZER), model.cfg.vocab_size, cfg.val_fraction)
+    data = prepare(cfg.corpus, str(checkpoint.parent / TOKENIZER), model.cfg.vocab_size, cfg.val_fraction,
+                   val=cfg.val)
     check(data.val is not None, "a run to measure must have held-out text", f"none of {run}", "train another")
     return model, data
 
@@ -148,7 +154,8 @@ def _by_turns(model: LanguageModel, tables: Tables, given: list[list[int]], toke
     texts = {"prompts": len(given), "tokens": tokens, "equal tokens": equal,
              "distinct 4-grams": statistics.median(distinct),
              "plain tokens per second": 1 / statistics.median(plain_seconds)}
-    return texts, {name: {**paces[name].counts, "ratio": statistics.median(ratios[name])} for name in NAMES}
+    return texts, {name: {**asdict(paces[name].counts), "ratio": statistics.median(ratios[name])}
+                   for name in NAMES}
 
 
 def _figures(row: dict[str, Any], costs: list[float], human: float | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_ref.chain import show
-from bitnet_ref.chain.mine import mine_for
+from bitnet_ref.chain.mine import check_size, mine_for
 from bitnet_ref.chain.table import MOST, read_table, write_table
 from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.data.prepare import prepare
@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     """Parse, mine or read, print."""
     args = parsed(argv)
     if args.what == "mine":
-        data = prepare(args.corpus, args.tokenizer, args.vocab_size)
-        table = mine_for(data, size=args.size, progress=True)
-        write_table(args.output, table)
+        check_size(args.size)
+        data = prepare(args.corpus, args.tokenizer, args.vocab_size, args.val_fraction)
+        write_table(args.output, table := mine_for(data, args.size, progress=True))
         print(f"{args.output}: {show.summary(table)}, in {data.folder / 'tokenizer.json'}")
         return DONE
     own = args.tokenizer or str(Path(args.table).parent)
@@ -46,6 +46,7 @@ def parsed(argv: list[str]) -> Any:
     mine.add_argument("--output", type=text, required=True, metavar="FILE", help="the table, JSON")
     mine.add_argument("--tokenizer", type=text, metavar="FILE", help="default: one trained on the corpus")
     mine.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="of such a one (4096)")
+    mine.add_argument("--val-fraction", type=float, default=0.05, metavar="P", help="held out (0.05)")
     mine.add_argument("--size", type=int, default=MOST, metavar="N", help=f"chains at most ({MOST})")
     shown = commands.add_parser("show", description="Print a table, and draw what it covers.")
     shown.add_argument("--table", type=text, required=True, metavar="FILE", help="a table of chains")

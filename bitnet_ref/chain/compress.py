@@ -8,8 +8,10 @@ Read after: chain/merge. Read next: chain/__main__.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from bitnet_ref.chain.merge import ChainTokenizer, checksum, stream, with_chains
 from bitnet_ref.chain.table import Table
-from bitnet_ref.checks import CheckError
+from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import cache_dir
 from bitnet_ref.data.atomic import whole_file, whole_folder
 from bitnet_ref.data.dataset import Dataset
@@ -43,7 +45,7 @@ def compressed(data: Dataset, table: Table, kind: str, progress: bool = False) -
     folder = cache_dir() / "compressed" / _key(data, table, kind)
     found = _opened(folder, data, own)
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)          # what is damaged is made again
+        _aside(folder)                                     # what is damaged is made again
         try:
             with whole_folder(folder) as part:
                 _fill(part, data, tokenizer, own, progress)
@@ -51,6 +53,8 @@ def compressed(data: Dataset, table: Table, kind: str, progress: bool = False) -
             if _opened(folder, data, own) is None:
                 raise
         found = _opened(folder, data, own)
+    check(found is not None, "a compressed dataset must be readable once it is made", f"damage in {folder}",
+          "delete that folder and begin again; look at the disk")
     assert found is not None
     train, val, sizes = found
     about = {"kind": kind, "chains": len(table.chains), "plain tokens": len(data.train.tokens),
@@ -58,6 +62,15 @@ def compressed(data: Dataset, table: Table, kind: str, progress: bool = False) -
     mixture = [{**e, "train_tokens": n} for e, n in zip(data.report.get("mixture", []), sizes)]
     report = {**data.report, "compressed": about, **({"mixture": mixture} if mixture else {})}
     return data._replace(train=train, val=val, tokenizer=own, report=report)
+
+
+def _aside(folder: Path) -> None:
+    """Remove a folder, if it is there: by its name first, so that one that another process is about to put
+    there is not half removed."""
+    away = folder.with_name(f".{folder.name}.{os.getpid()}.damaged")
+    with suppress(OSError):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def saved(data: Dataset) -> float:

@@ -25,9 +25,9 @@ class Draft(NamedTuple):
     @property
     def worth(self) -> float:
         """Tokens of it that will be right, on average."""
-        sure = total = 0.0
-        for n, chance in enumerate(self.chances):
-            sure = chance if n == 0 else sure * chance
+        sure, total = 1.0, 0.0
+        for chance in self.chances:
+            sure *= chance
             total += sure
         return total
 

@@ -11,14 +11,13 @@ Read after: chain/count. Read next: chain/show.
 import heapq
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.chain.count import BLOCK, Tally, blocks, key_of, keys_of, largest, tallies
-from bitnet_ref.chain.table import CHAINS, LONGEST, MOST, NAME, SHORTEST, Chain, Table, write_table
+from bitnet_ref.chain.table import LONGEST, MOST, NAME, SHORTEST, Chain, Table
 from bitnet_ref.checks import check
 from bitnet_ref.data.dataset import Dataset
 
@@ -41,19 +40,17 @@ class Candidate(NamedTuple):
     places: np.ndarray
 
 
-def mine_for(data: Dataset, folder: str | Path | None = None, size: int = MOST,
-             progress: bool = False) -> Table:
-    """The table of a dataset's training side; written to `folder`/chains.json where a folder is given.
-
-    Raises CheckError for a size outside 1..256, and where the disk refuses.
-    """
+def mine_for(data: Dataset, size: int = MOST, progress: bool = False) -> Table:
+    """The table of a dataset's training side. Raises CheckError for a size outside 1..256."""
     header = data.train.header
     chains = mine(data.train.tokens, header.eos, size, progress)
-    table = Table(data.tokenizer.vocabulary, header.vocab_size, ascii(data.report["corpus"])[1:-1][:NAME],
-                  min(len(data.train.tokens), CHOICE), chains)
-    if folder is not None:
-        write_table(Path(folder) / CHAINS, table)
-    return table
+    return Table(data.tokenizer.vocabulary, header.vocab_size, ascii(data.report["corpus"])[1:-1][:NAME],
+                 min(len(data.train.tokens), CHOICE), chains)
+
+
+def check_size(size: int) -> None:
+    """Raise CheckError unless a table may have so many chains."""
+    check(1 <= size <= MOST, f"a table must have 1 to {MOST} chains", size, "choose such a size")
 
 
 def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False) -> tuple[Chain, ...]:
@@ -61,7 +58,7 @@ def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False)
 
     Raises CheckError for a size outside 1..256.
     """
-    check(1 <= size <= MOST, f"a table must have 1 to {MOST} chains", size, "choose such a size")
+    check_size(size)
     with tqdm(total=2 * len(tokens), desc="mining", unit="token", unit_scale=True,
               disable=not progress) as bar:
         likely = candidates(tokens, tallies(tokens, eos, bar))

@@ -46,7 +46,7 @@ class Table(NamedTuple):
     """
 
     vocabulary: str
-    vocab_size: int              # of the tokenizer that the corpus was cut with: ids lie below it
+    vocab_size: int              # ids lie below it
     corpus: str
     tokens: int                  # of the part of the corpus in which `covers` is counted
     chains: tuple[Chain, ...]
@@ -58,6 +58,8 @@ def write_table(path: str | Path, table: Table) -> None:
     del head["chains"]
     rows = ",\n".join("  " + json.dumps(c._asdict(), separators=(",", ":")) for c in table.chains)
     text = json.dumps(head, indent=1)[:-2] + f',\n "chains": [\n{rows}\n ]\n}}\n'
+    check(len(text) <= LARGEST, f"a table of chains must have at most {LARGEST} bytes", len(text),
+          "mine one of fewer chains, with --size")
     with whole_file(path) as file:
         file.write(text.encode("ascii"))
 

@@ -14,7 +14,7 @@ from bitnet_ref.chain.draft import Drafter
 from bitnet_ref.data.tokenizer import Tokenizer
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.sampling import Sampling
-from bitnet_ref.generate.speculative import Pace, speculate
+from bitnet_ref.generate.speculative import Counts, Pace, speculate
 from bitnet_ref.generate.text import TextStream
 from bitnet_ref.generate.window import Window
 
@@ -41,11 +41,11 @@ class Continuation:
         self.prefilled, self.prefill_seconds, self.decode_seconds = 0, 0.0, 0.0
         self._window, self._shown, self._counted = window, list[str](), window.prefilled
         self._ends, self._stream = frozenset(ends), TextStream(tokenizer, stop)
-        self.pace = pace or Pace()
-        self._before = self.pace.counts
+        self._guesses = None if drafter is None else Counts()
         self._steps = (decode(window.model, self.prompt, tokens, how, self._ends, logprobs, window)
                        if drafter is None else
-                       speculate(window, self.prompt, tokens, drafter, how, self._ends, logprobs, self.pace))
+                       speculate(window, self.prompt, tokens, drafter, how, self._ends, logprobs, pace,
+                                 self._guesses))
         self._pieces = self._made()
 
     def __iter__(self) -> Iterator[str]:
@@ -87,10 +87,9 @@ class Continuation:
         return piece
 
     @property
-    def speculation(self) -> dict[str, int]:
-        """Calls of the model after the first token, tokens guessed in them, guesses that were right."""
-        now = self.pace.counts
-        return {name: n - self._before[name] for name, n in now.items()}
+    def speculation(self) -> dict[str, int] | None:
+        """The Counts of this text's guesses by their names; None where nobody guesses."""
+        return None if self._guesses is None else asdict(self._guesses)
 
     def record(self) -> dict[str, Any]:
         """All that is known of what was made so far, for JSON."""

@@ -16,7 +16,7 @@ from bitnet_ref.chain.draft import Drafter, Lookup, Refreshed, chains
 from bitnet_ref.chain.merge import ChainTokenizer
 from bitnet_ref.chain.shipped import shipped
 from bitnet_ref.chain.table import CHAINS, Table, read_table
-from bitnet_ref.checks import check, lookup
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.data.tokenizer import Tokenizer, from_json
 from bitnet_ref.formats.checkpoint import latest, model_config, read_params, read_state
 from bitnet_ref.formats.hub import folder_of
@@ -91,23 +91,28 @@ class LanguageModel:
         table = self.table()
         if self.chain in ("auto", "refreshed"):
             return Refreshed(table)
-        check(table is not None, "a model must have a table of chains beside it, or one that ships for its "
-              "vocabulary", "none", NO_TABLE)
+        check(table is not None, "a model must have a table of chains beside it, or "
+              "one that ships for its vocabulary", "none", NO_TABLE)
         assert table is not None
         return chains(table)
 
     def table(self) -> Table | None:
         """The table of chains at the path that `chain` is; or the one beside the model, of its own words or
         else of its corpus; or the one that ships for its vocabulary; or None. Of a model with super-tokens
-        those of its corpus are tokens. Raises CheckError for what is no table, or of another vocabulary."""
+        those of its corpus are tokens. Raises CheckError for what is no table, or of another vocabulary;
+        "auto" passes over such a one beside the model."""
+        check_chain(self.chain)
         if self.chain not in DRAFTERS:
-            check(os.path.isfile(self.chain), f"chain must be one of {', '.join(DRAFTERS)}, or the path of a "
-                  "table", ascii(self.chain)[:200], "correct it")
             return read_table(self.chain, self.tokenizer)
         names = (SPOKEN,) if isinstance(self.tokenizer, ChainTokenizer) else (SPOKEN, CHAINS)
         beside = [self.place / name for name in names] if self.place else []
-        own = next(filter(os.path.isfile, beside), None)
-        return shipped(self.tokenizer) if own is None else read_table(own, self.tokenizer)
+        for path in filter(os.path.isfile, beside):
+            try:
+                return read_table(path, self.tokenizer)
+            except CheckError:                             # nobody asked for it; perhaps another model's
+                if self.chain != "auto":
+                    raise
+        return shipped(self.tokenizer)
 
     def ends_with(self, stop_ids: Sequence[int] = (), own_ends: bool = True) -> tuple[int, ...]:
         """The ids that end a text: `stop_ids`, and those of the model unless `own_ends` is false.
@@ -158,6 +163,12 @@ class LanguageModel:
         how = self.sampling_with(given | {"temperature": temperature, "top_k": top_k, "seed": seed})
         ids, ends = [self._ids(prompt) for prompt in prompts], self.ends_with(stop_ids, own_ends)
         return together(self.transformer, self.tokenizer, ids, tokens, how, ends, stop)
+
+
+def check_chain(chain: str) -> None:
+    """Raise CheckError unless `chain` names a drafter or a file."""
+    check(chain in DRAFTERS or os.path.isfile(chain), f"chain must be one of {', '.join(DRAFTERS)}, or the "
+          "path of a table", ascii(chain)[:200], "correct it")
 
 
 def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], given: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ Read after: generate/decode. Read next: generate/text.
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,28 +26,42 @@ LATEST = 5                       # times of a length of call, whose median count
 OLD = 1024                       # calls after which such a time is no longer believed
 FRESH = 16                       # calls between looks at the times
 UNKNOWN = 0.0                    # seconds
+TICK = 1e-9                      # seconds of a call, at least: a coarse clock may say none
 LENGTHS = range(1, REACH + 2)    # tokens of a call
+
+
+@dataclass
+class Counts:
+    """What became of guesses: `calls` of the model after a text's first token, tokens `drafted` in them, how
+    many of those were `accepted`, and tokens `made`."""
+
+    calls: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    made: int = 0
+
+    def add(self, drafted: int, made: int) -> None:
+        """One call."""
+        self.calls += 1
+        self.drafted += drafted
+        self.accepted += made - 1
+        self.made += made
 
 
 class Pace:
     """How long a guess should be. Learns from every call: `observe` what was guessed, drawn, and its time.
 
-    For reports: `calls` of the model, tokens `drafted` in them and `accepted`, tokens `made`. `fixed`: always
-    guess that much, or as much as there is.
+    It may serve many texts, one after another or by turns. `fixed`: always guess that much, or as much as
+    there is.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
         self.fixed = fixed
-        self.calls = self.drafted = self.accepted = self.made = 0
+        self.counts = Counts()
         self.right, self.tried = [0.0] * BINS, [0.0] * BINS
         self.times = {n: deque[float](maxlen=LATEST) for n in LENGTHS}
         self.when = dict.fromkeys(LENGTHS, 0)
         self.costs = [UNKNOWN] * (REACH + 2)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Calls so far, tokens guessed in them, guesses that were right, tokens made."""
-        return {"calls": self.calls, "drafted": self.drafted, "accepted": self.accepted, "made": self.made}
 
     def length(self, draft: Draft, room: int) -> int:
         """How many of the draft's tokens to have verified, at most `room`: what makes the most of time."""
@@ -78,13 +93,10 @@ class Pace:
             if guess != token:
                 break
         n = length + 1
-        self.calls += 1
-        self.drafted += length
-        self.accepted += len(drawn) - 1
-        self.made += len(drawn)
-        self.times[n].append(seconds)
-        self.when[n] = self.calls
-        if self.calls % FRESH == 0 or len(self.times[n]) < LATEST:
+        self.counts.add(length, len(drawn))
+        self.times[n].append(max(seconds, TICK))
+        self.when[n] = self.counts.calls
+        if self.counts.calls % FRESH == 0 or len(self.times[n]) < LATEST:
             self._look()
 
     def _look(self) -> None:
@@ -93,7 +105,7 @@ class Pace:
         become known."""
         for n in LENGTHS:
             times = sorted(self.times[n])
-            if len(times) > 1 and self.calls - self.when[n] < OLD:
+            if len(times) > 1 and self.counts.calls - self.when[n] < OLD:
                 self.costs[n] = times[(len(times) - 1) // 2]
             else:
                 self.costs[n] = self.costs[n - 1]
@@ -101,19 +113,22 @@ class Pace:
 
 def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Drafter, how: Sampling = GREEDY,
               stop: Collection[int] = (), logprobs: bool = False, pace: Pace | None = None,
-              clock: Callable[[], float] = time.perf_counter) -> Iterator[Step]:
+              counts: Counts | None = None, clock: Callable[[], float] = time.perf_counter
+              ) -> Iterator[Step]:
     """The steps of decode.decode, the same ones, in fewer calls of the window's model.
 
     Raises CheckError as decode does, at once. `pace`: what was learnt, to go on from and to be read.
+    `counts`: of this text, brought up to date.
     """
     check_tokens(tokens)
     text = [int(i) for i in prompt]
     window.check(text)
-    return _speculated(window, text, tokens, drafter, how, stop, logprobs, pace or Pace(), clock)
+    return _speculated(window, text, tokens, drafter, how, stop, logprobs, pace or Pace(),
+                       Counts() if counts is None else counts, clock)
 
 
 def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, how: Sampling,
-                stop: Collection[int], logprobs: bool, pace: Pace,
+                stop: Collection[int], logprobs: bool, pace: Pace, counts: Counts,
                 clock: Callable[[], float]) -> Iterator[Step]:
     left, context, vocab = tokens, window.model.cfg.context, window.model.cfg.vocab_size
     rows = [window.read(text)] if left > 0 else []
@@ -126,6 +141,7 @@ def _speculated(window: Window, text: list[int], tokens: int, drafter: Drafter, 
             taken = clock() - start
             new = _drawn(window, rows, draft.tokens[:length], how, len(text), stop)
             pace.observe(draft, length, new, taken)
+            counts.add(length, len(new))
         else:
             new = _drawn(window, rows, (), how, len(text), stop)
         for token, logits in zip(new, rows):

@@ -14,14 +14,14 @@ from bitnet_ref.model import Transformer
 
 SPOKEN = "spoken.json"           # of a run, beside the chains of its corpus
 TEXTS, AT_ONCE = 256, 32         # that the model continues; in one call
-PROMPT, LONGEST = 64, 64         # tokens of a prompt, and of what follows: before most loops begin
+PROMPT, FOLLOWS = 64, 64         # tokens of a prompt, and of what follows: before most loops begin
 
 
 def spoken(model: Transformer, data: Dataset) -> Table:
     """The table of what `model` says, greedily, after places all over the training side of `data`."""
     header, tokens = data.train.header, data.train.tokens
     given = max(1, min(PROMPT, model.cfg.context // 2, len(tokens)))
-    follows = min(LONGEST, model.cfg.context - given)
+    follows = min(FOLLOWS, model.cfg.context - given)
     starts = np.linspace(0, len(tokens) - given, min(TEXTS, len(tokens) - given + 1)).astype(np.int64)
     prompts = np.asarray(tokens[starts[:, None] + np.arange(given)], np.int64)
     texts = [continued(model, prompts[a:a + AT_ONCE], follows) for a in range(0, len(prompts), AT_ONCE)]

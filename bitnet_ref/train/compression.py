@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,10 @@ from bitnet_ref.chain.merge import ChainTokenizer
 from bitnet_ref.chain.mine import mine_for
 from bitnet_ref.chain.table import Table, read_table, write_table
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.config import TrainConfig, cache_dir
+from bitnet_ref.config import ModelConfig, TrainConfig, cache_dir
 from bitnet_ref.data.prepare import Dataset
 from bitnet_ref.evaluate.perplexity import Score, score
-from bitnet_ref.formats.checkpoint import latest, read_state
+from bitnet_ref.formats.checkpoint import latest, model_config, read_state
 from bitnet_ref.formats.source import compression
 from bitnet_ref.train.checkpoint import Run
 from bitnet_ref.train.log import SUMMARY, read_object
@@ -68,17 +69,23 @@ class Baseline(NamedTuple):
     bits_per_byte: float
 
 
-def against(cfg: TrainConfig, sums: dict[str, str]) -> Baseline | None:
+def against(cfg: TrainConfig, model_cfg: ModelConfig, sums: dict[str, str]) -> Baseline | None:
     """What cfg.baseline names; None for nothing. `sums`: the checksums of the run's data.
 
-    Raises CheckError: no run, compressed itself, of other data, not finished.
+    Raises CheckError: no run, compressed itself, of another model or of other data, not finished.
     """
     if cfg.baseline is None:
         return None
-    checkpoint = latest(cfg.baseline)
+    try:
+        checkpoint = latest(cfg.baseline)
+    except CheckError as e:
+        raise CheckError(f"a baseline must be the folder of a training run; got {cfg.baseline}: {e}") from None
     state, folder = read_state(checkpoint), checkpoint.parent
     check(compression(state) == "off",
           "a baseline must be a run without --compress", f"a compressed one in {folder}", "give another run")
+    plain = replace(model_config(state), vocab_size=model_cfg.vocab_size)
+    check(plain == model_cfg, "a baseline must have the same model", f"another in {folder}",
+          "train one with these options, but without --compress")
     other = [name for name in ("tokenizer", "training tokens", "validation tokens")
              if state.get(name) != sums[name]]
     check(not other, "a baseline must be of the same corpus, split and tokenizer",
@@ -116,15 +123,15 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
 def verdict(run: Run, bits: float) -> str:
     """The first line of a compressed run's result. `bits`: per byte of plain text."""
     try:
-        base = against(run.cfg, run.data)
+        base = against(run.cfg, run.model.cfg, run.data)
     except CheckError as e:                                # it was there when the run began
         return f"NOT COMPARED with its baseline: {e}"
     if base is None:
         return ("NOT COMPARED with a run without compression, so its cost is not known: train one without "
                 f"--compress, then: python -m bitnet_ref.train --resume {run.folder} --baseline THAT_RUN")
     worse = bits / base.bits_per_byte - 1
-    said = (f"{bits:.4f} bits per byte on plain text, without compression {base.bits_per_byte:.4f} after "
-            f"{base.steps} steps in {base.folder}: {worse:+.2%}")
+    said = (f"{bits:.4f} bits per byte on plain text after {run.step} steps, without compression "
+            f"{base.bits_per_byte:.4f} after {base.steps} steps in {base.folder}: {worse:+.2%}")
     if worse > WORSE:
         return f"WORSE than without compression, by more than {WORSE:.0%}: {said}"
     return f"compressed, and no more than {WORSE:.0%} worse than without: {said}"

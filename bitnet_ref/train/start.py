@@ -45,6 +45,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
     not new or empty, or not writable, and for a corpus shorter than one window.
     """
+    cfg = _placed(cfg)
     world = parallel.join(cfg)
     ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
@@ -61,7 +62,7 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     table = world.told(lambda: table_of(data))
     fed = world.in_turn(lambda: _fed(data, table, model_cfg.context, cfg))
     sums = _checksums(data, fed, None if cfg.compress == "off" else table)
-    world.told(lambda: against(cfg, sums))
+    world.told(lambda: against(cfg, model_cfg, sums))
     cfg = _counted(cfg, fed)
     echo = {"preset": preset, "train": asdict(cfg),        # as a run that repeats this one must be asked for
             "model": asdict(replace(model_cfg, vocab_size=data.tokenizer.vocab_size))}
@@ -71,6 +72,11 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
     run = new_run(folder, model_cfg, cfg, sums, ops)
     _require_one_job(run)
     return replace(run, lock=next(iter(locks), None)), fed
+
+
+def _placed(cfg: TrainConfig) -> TrainConfig:
+    """With the baseline where it is, whatever folder a later resume is begun in."""
+    return cfg if cfg.baseline is None else replace(cfg, baseline=os.path.abspath(cfg.baseline))
 
 
 def _fed(data: Dataset, table: Table | None, context: int, cfg: TrainConfig) -> Dataset:
@@ -127,13 +133,13 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
     checkpoint, state = parallel.here().told(lambda: _secured(place, folder, locks))
     was = train_config(state)
     refuse_changes(state, typed)
-    cfg = replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__})
+    cfg = _placed(replace(was, **{k: v for k, v in typed.items() if k in TrainConfig.__dataclass_fields__}))
     world = parallel.join(cfg)
     if "val" not in typed and is_dataset(cfg.corpus):      # perhaps instead of texts; it has its validation
         cfg = replace(cfg, val=None)
     data, sums = world.in_turn(lambda: _same_data(checkpoint, state, cfg))
     if "baseline" in typed:
-        world.told(lambda: against(cfg, sums))
+        world.told(lambda: against(cfg, model_config(state), sums))
     ops = kernels.load(cfg.backend, world.threads(cfg.threads), cfg.backward)
     board.require(cfg.tensorboard)
     run = restore(checkpoint, state, cfg, sums, ops)
@@ -252,9 +258,10 @@ def _fits(model_cfg: ModelConfig, cfg: TrainConfig) -> None:
 
 
 def _others(folder: Path) -> list[str]:
-    """What is in a folder besides the beginnings of a run."""
-    return sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG, TOKENIZER, CHAINS)
-                  and not files.LEFTOVER.fullmatch(p.name))
+    """What is in a folder besides the beginnings of a run, of which the config is the first."""
+    names = {p.name for p in folder.iterdir()}
+    ours = {LOCK, CONFIG, TOKENIZER, CHAINS} if CONFIG in names else {LOCK}
+    return sorted(name for name in names - ours if not files.LEFTOVER.fullmatch(name))
 
 
 def _claim(folder: Path) -> tuple[Path, Lock]:

@@ -32,8 +32,8 @@ from bitnet_ref.train.plots import draw
 
 def finish(run: Run, data: Dataset, prompt: str = "The ",
            peak: Callable[[int], float] | None = None) -> dict[str, Any]:
-    """Score all of the validation text, sample, draw; write summary.json, the chains of what the model says
-    and report.html; return the first.
+    """Score all of the validation text, sample, draw; write summary.json, report.html and the chains of what
+    the model says; return the first.
 
     `peak`: measures the float32 operations per second of that many threads; without it none is given.
     """
@@ -54,18 +54,20 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         "machine": {**machine(), **about}, "speed": fast._asdict() if fast else None,
     }
     try:
-        _write(run, data, summary)
+        _write(run, summary)
     except (OSError, CheckError) as e:
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
+    if hasattr(run.model.plan.ops, "prefill"):             # a backend with a cache, where guesses pay
+        table = spoken(run.model, data)
+        if table.chains:                                   # else those of the corpus guess
+            write_table(run.folder / SPOKEN, table)
     return summary
 
 
-def _write(run: Run, data: Dataset, summary: dict[str, Any]) -> None:
-    """The files that a run ends with; the summary gets the names of the pictures."""
+def _write(run: Run, summary: dict[str, Any]) -> None:
+    """The pictures, the summary, which gets their names, and the page."""
     assert run.model.params is not None
-    if hasattr(run.model.plan.ops, "prefill"):             # a backend with a cache, where guesses pay
-        write_table(run.folder / SPOKEN, spoken(run.model, data))
     pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
     summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png") for name in (*pictures, "overview")]
     with whole_file(run.folder / SUMMARY) as f:

@@ -38,7 +38,7 @@ def test_its_chains_meet_the_model_s_words_better_than_those_of_the_corpus():
         for start in range(0, 200, 10):
             prompt = data.val.tokens[start:start + 9].tolist()
             list(speculate(Window(model), prompt, 50, chains(table), pace=pace))
-        made[name] = pace.calls / pace.made
+        made[name] = pace.counts.calls / pace.counts.made
     assert made["spoken"] < 0.9 * made["corpus"]
 
 

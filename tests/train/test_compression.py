@@ -133,7 +133,7 @@ def test_a_run_whose_table_is_another_does_not_go_on(harm, tmp_path):
         file.write_text(file.read_text()[:-20])
     else:
         data = prepare(str(tiny.corpus(seed=3)), None, 280, 0.1, progress=False)
-        mine_for(data, folder)
+        write_table(file, mine_for(data))
     for use in (lambda: start.resume(str(folder), {}), lambda: br.load(folder)):
         with refusal(CHAINS):
             use()

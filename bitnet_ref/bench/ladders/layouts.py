@@ -64,11 +64,11 @@ def lanes_of_bytes(w_q: np.ndarray) -> np.ndarray:
 def lanes_of_fractions(w_q: np.ndarray) -> np.ndarray:
     """(N / LANES, K / 20, LANES, 4): five codes to a byte, the digits of a number to the base of three.
 
-    The byte is that number as a fraction of 3^5, in 256ths, rounded up: its digits come out from the front,
-    each by one multiplication by three, and rounding up makes that exact for all 243 numbers.
+    The byte is that number as a fraction of 3^5, in 256ths, rounded down, and 1: its digits come out from the
+    front, each by one multiplication by three, and the 1 makes that exact for all 243 numbers.
     """
     number = _lanes(w_q, 5) @ 3 ** np.arange(4, -1, -1)
-    return ((number * 256 + 242) // 243).astype(np.uint8)
+    return (number * 256 // 243 + 1).astype(np.uint8)
 
 
 def lanes_of_codes(w_q: np.ndarray) -> np.ndarray:

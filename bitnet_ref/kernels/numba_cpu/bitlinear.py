@@ -120,7 +120,9 @@ def pack_panels(w_q: np.ndarray, bits: str, out: np.ndarray | None = None) -> np
     """w_q int8 (N, K)  ->  uint8 of packed_shape: what the tiles read.
 
     Byte 4 n + i of block b of panel p has the trits of output 16 p + n, inputs 4 (groups b + j) + i for every
-XX    What lacks to whole panels and blocks is the code of 0. Raises CheckError for other than trits.
+    j: i2 has code j in bits 2j; b3 has floor(256 s) + 1 of the fraction s = sum_j code_j 3^-(j+1), which is
+    never 0 (tiles.b3_raised). What lacks to whole panels and blocks is the code of 0. Raises CheckError for
+    other than trits.
     """
     K = w_q.shape[1]
     check(MOST_K[bits] >= K, f"a row of weights packed as {bits} must have at most {MOST_K[bits]} inputs", K,

@@ -7,7 +7,6 @@ Read after: kernels/numba_cpu/whole. Read next: model.
 """
 
 import math
-from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +32,6 @@ FIRST_ROOM = 256             # positions of a new cache; it doubles when it is f
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
 MOST_CALLS = 16              # kinds of call whose buffers are kept: a draft may have any length
 Counts = tuple[int, ...]     # new tokens of each text
-_numbers = count()           # of caches
 
 
 class Call:
@@ -43,14 +41,14 @@ class Call:
         self.rows, self.offset, self.tiles, self.phases = rows, offset, tiles, phases
         self.framed: tuple[Any, ...] = (None, None)
 
-    def frame(self, program: Program, cache: Cache, number: int, scratch: np.ndarray) -> np.ndarray:
+    def frame(self, program: Program, cache: Cache, name: object, scratch: np.ndarray) -> np.ndarray:
         """Made anew only when cache or scratch are other ones: from token to token they seldom are.
 
-        A cache is known by its `number`: what is kept here must not keep it alive.
+        A cache is known by its `name`: what is kept here must not keep it alive.
         """
-        if self.framed[0] != number or self.framed[1] is not scratch:
+        if self.framed[0] is not name or self.framed[1] is not scratch:
             made = frame(arrays_of(program.tables, self.rows, cache, self.tiles, self.phases, scratch))
-            self.framed = number, scratch, made
+            self.framed = name, scratch, made
         return self.framed[2]
 
 
@@ -62,7 +60,7 @@ class Texts:
         self.serials: list[list[int]] = [[] for _ in range(n_texts)]    # of the call that wrote each position
         self.calls = 0
         self.buffers: dict[Any, Call] = program.buffers
-        self.cache, self.number = self._room(room), next(_numbers)
+        self.cache, self.name = self._room(room), object()
 
     def _room(self, room: int) -> Cache:
         L, _, H, KV, Dh = self.program.tables.dims[:5].tolist()
@@ -84,7 +82,7 @@ class Texts:
             for now, before in zip(larger[:2], self.cache[:2]):
                 held = before.reshape(self.heads, -1)      # each head's positions lie in one piece
                 now.reshape(self.heads, -1)[:, :held.shape[1]] = held
-            self.number = next(_numbers)                   # first: Ctrl-C may come before, or behind
+            self.name = object()                           # first: Ctrl-C may come before, or behind
             self.cache = larger
 
     def call(self, counts: Counts, every: bool, chunks: int) -> Call:
@@ -193,7 +191,7 @@ def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, ever
     rows.position[:] = np.array(at)[rows.slot] + call.offset
     rows.counters[:] = 0
     with team(scratch_bytes(program.widest, longest, program.head_dim), pool=not alone) as t:
-        where = call.frame(program, texts.cache, texts.number, t.scratch)
+        where = call.frame(program, texts.cache, texts.name, t.scratch)
         if alone:
             compiled_walk().ctypes(where.ctypes.data, len(where), 0)
         else:
