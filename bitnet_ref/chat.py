@@ -24,13 +24,12 @@ def main(argv: list[str]) -> int:
 
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref.generate.conversation import Conversation, check_text
-    from bitnet_ref.generate.language_model import check_chain, check_options, load
+    from bitnet_ref.generate.language_model import check_options, load
     from bitnet_ref.generate.prompt import stdin
     from bitnet_ref.generate.repl import talk
     from bitnet_ref.generate.template import check_name, choose
     given: dict[str, Any] = typed(args, Sampling)
-    check_options(args.tokens, args.stop, args.stop_id, given)
-    check_chain(args.chain)
+    check_options(args.tokens, args.stop, args.stop_id, given, args.chain)
     check_name(args.template)
     check_text(args.system)
     stdin()

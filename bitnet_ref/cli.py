@@ -109,7 +109,7 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
     parser.add_argument("--no-ends", dest="ends", action="store_false",
                         help="go on at the ids that end a text or a turn by the model's word")
     parser.add_argument("--chain", type=text, default="auto", metavar="auto|off|table|lookup|refreshed|FILE",
-                        help="who guesses tokens ahead: the same text, sooner (docs/speculative.md; default: auto)")
+                        help="who guesses ahead: the same text, sooner (docs/speculative.md; default: auto)")
     add_args(parser, Sampling, "sampling (defaults of its own that a model brings come before these)")
     add_backend(parser)
     add_int8_head(parser)

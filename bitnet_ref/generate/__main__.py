@@ -31,9 +31,8 @@ def main(argv: list[str]) -> int:
 
     # Imported after parsing, so that --help answers at once.
     from bitnet_ref import kernels
-    from bitnet_ref.generate.language_model import check_chain, check_options, load
-    check_options(args.tokens, args.stop, args.stop_id, typed(args, Sampling))
-    check_chain(args.chain)
+    from bitnet_ref.generate.language_model import check_options, load
+    check_options(args.tokens, args.stop, args.stop_id, typed(args, Sampling), args.chain)
     prompt = read_prompt(args.given, args.prompt, args.prompt_file)
     model = load(args.model, *loading(args))
     made = model.continuation(prompt, args.tokens, model.sampling_with(typed(args, Sampling)), args.stop,

@@ -171,8 +171,10 @@ def check_chain(chain: str) -> None:
           "path of a table", ascii(chain)[:200], "correct it")
 
 
-def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], given: dict[str, Any]) -> None:
+def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], given: dict[str, Any],
+                  chain: str = "auto") -> None:
     """Raise CheckError naming the option that is out of range: at once, before a model is loaded."""
+    check_chain(chain)
     check_tokens(tokens)
     check_stops(stop)
     check_stop_ids(stop_ids)

@@ -79,7 +79,7 @@ def against(cfg: TrainConfig, model_cfg: ModelConfig, sums: dict[str, str]) -> B
     try:
         checkpoint = latest(cfg.baseline)
     except CheckError as e:
-        raise CheckError(f"a baseline must be the folder of a training run; got {cfg.baseline}: {e}") from None
+        raise CheckError(f"a baseline must be a run that has been trained; got {cfg.baseline}: {e}") from None
     state, folder = read_state(checkpoint), checkpoint.parent
     check(compression(state) == "off",
           "a baseline must be a run without --compress", f"a compressed one in {folder}", "give another run")

@@ -14,12 +14,13 @@ from tiny import own_cache, refusal  # noqa: F401
 import bitnet_ref as br
 from bitnet_ref.chain.draft import REACH, Draft, Lookup, Refreshed, chains, oracle
 from bitnet_ref.chain.mine import mine_for
-from bitnet_ref.chain.table import CHAINS, Chain, Table, write_table
+from bitnet_ref.chain.table import CHAINS, Chain, Table, read_table, write_table
 from bitnet_ref.checks import CheckError, NonFiniteError
 from bitnet_ref.data.prepare import prepare
 from bitnet_ref.generate.decode import decode
 from bitnet_ref.generate.sampling import GREEDY, Sampling, candidates
 from bitnet_ref.generate.speculative import Counts, Pace, speculate
+from bitnet_ref.generate.spoken import SPOKEN
 from bitnet_ref.generate.window import Window
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
@@ -280,12 +281,29 @@ def test_guesses_pay_where_there_is_a_cache(with_table):
     assert br.load(with_table).drafter(Sampling()) is None
 
 
+@pytest.mark.parametrize("what", ["of another vocabulary", "no table"])
+def test_a_table_that_nobody_asked_for_stops_no_text(what, with_table, tmp_path):
+    """A file of the same name in a folder of models, or what a full disk left."""
+    run = tiny.copy(with_table, tmp_path / "run")
+    table = read_table(run / CHAINS)
+    for name in (SPOKEN, CHAINS):
+        write_table(run / name, table._replace(vocabulary="0" * 64))
+        if what == "no table":
+            (run / name).write_text('{"chains": []}')
+    model = br.load(run)
+    assert model.table() is None
+    assert model.generate("Ba", 30, 0.0) == br.load(run, chain="off").generate("Ba", 30, 0.0)
+    for chain in ("table", "refreshed"):
+        with refusal(SPOKEN, "mine"):
+            br.load(run, chain=chain)
+
+
 def test_tables_that_are_none(with_table, tmp_path):
     run = tiny.copy(with_table, tmp_path / "run")
     (run / CHAINS).write_text("{")
     assert br.load(run, chain="off").generate("Ba", 3, 0.0)
     with refusal(run / CHAINS, "table of chains"):
-        br.load(run).generate("Ba", 3, 0.0)
+        br.load(run, chain="refreshed").generate("Ba", 3, 0.0)
     write_table(run / CHAINS, Table("ab" * 32, 300, "", 0, ()))
     with refusal("must be of the model's vocabulary"):
         br.load(run, chain="table")

@@ -213,7 +213,8 @@ def test_a_baseline_that_is_gone_in_the_end_is_no_loss(baseline, tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    ("nowhere", ["must be the folder of a training run"]),
+    ("nowhere", ["a baseline must be a run that has been trained", "nowhere"]),
+    ("other model", ["must have the same model"]),
     ("compressed", ["must be a run without --compress"]),
     ("other corpus", ["must be of the same corpus", "other tokenizer, training tokens, validation tokens"]),
     ("unfinished", ["must be a finished run", "None"]),
@@ -228,6 +229,8 @@ def test_a_wrong_baseline_is_refused_before_training(wrong, words, baseline, tmp
         place = tiny.trained(compress="super", steps=5)
     elif wrong == "other corpus":
         place = tiny.train(tmp_path / "other", corpus=str(tiny.corpus(seed=3)), steps=2).folder
+    elif wrong == "other model":
+        place = tiny.trained(d_ff=64, steps=2)
     elif wrong == "unfinished":
         (place / "summary.json").unlink()
     elif wrong == "no number":
@@ -237,6 +240,13 @@ def test_a_wrong_baseline_is_refused_before_training(wrong, words, baseline, tmp
     with refusal(*words):
         tiny.begin(tmp_path / "run", compress="first", baseline=str(place))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_baseline_is_found_from_any_folder(baseline, tmp_path, monkeypatch):
+    place = tiny.copy(baseline, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    run, _ = tiny.begin(tmp_path / "run", compress="first", baseline="base")
+    assert run.cfg.baseline == str(place)
 
 
 def test_a_baseline_without_compression_is_refused():
