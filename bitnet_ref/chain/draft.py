@@ -7,6 +7,7 @@ Read after: chain/shipped. Read next: chain/merge.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from bitnet_ref.chain.table import LONGEST, Table
@@ -33,6 +34,7 @@ class Draft(NamedTuple):
 
 
 NOTHING = Draft((), ())
+NEVER = (0, 0, 0)
 Drafter = Callable[[Sequence[int]], Draft]
 
 
@@ -48,6 +50,7 @@ def chains(table: Table) -> Drafter:
     return draft
 
 
+@lru_cache(maxsize=8)
 def beginnings(table: Table) -> dict[tuple[int, ...], Draft]:
     """{the first tokens of a chain: the best of its drafts}, of each proper beginning of each chain."""
     rest: dict[tuple[int, ...], Draft] = {}
@@ -93,14 +96,15 @@ class Refreshed:
     def __init__(self, table: Table | None = None) -> None:
         self.of_table = chains(table) if table else lambda text: NOTHING
         self.text: list[int] = []
-        self.follows: dict[tuple[int, ...], dict[int, int]] = {}
+        self.times: dict[tuple[tuple[int, ...], int], int] = {}      # that a token followed a gram
+        self.most: dict[tuple[int, ...], tuple[int, int, int]] = {}  # which did most, how often, of how many
 
     def __call__(self, text: Sequence[int]) -> Draft:
         self._read(text)
         end, tokens, chances = tuple(text[-LOOKED_FOR:]), list[int](), list[float]()
         while len(tokens) < REACH:
-            found = (self._best(end[n:]) for n in range(len(end)))
-            best, times, of = next((f for f in found if f[1] > 1), (0, 0, 0))
+            found = (self.most.get(end[n:], NEVER) for n in range(len(end)))
+            best, times, of = next((f for f in found if f[1] > 1), NEVER)
             if not times:
                 break
             tokens.append(best)
@@ -108,21 +112,15 @@ class Refreshed:
             end = (*end, best)[-LOOKED_FOR:]
         return max(Draft(tuple(tokens), tuple(chances)), self.of_table(text), key=lambda found: found.worth)
 
-    def _best(self, gram: tuple[int, ...]) -> tuple[int, int, int]:
-        """What followed most often, how often it did, and how often anything did."""
-        counts = self.follows.get(gram)
-        if not counts:
-            return 0, 0, 0
-        best = max(counts, key=counts.__getitem__)
-        return best, counts[best], sum(counts.values())
-
     def _read(self, text: Sequence[int]) -> None:
         if not goes_on(text, self.text):
-            self.text, self.follows = [], {}
+            self.text, self.times, self.most = [], {}, {}
         for token in text[len(self.text):]:
             for n in range(1, min(LOOKED_FOR, len(self.text)) + 1):
-                counts = self.follows.setdefault(tuple(self.text[-n:]), {})
-                counts[token] = counts.get(token, 0) + 1
+                gram = tuple(self.text[-n:])
+                times = self.times[gram, token] = self.times.get((gram, token), 0) + 1
+                best, most, of = self.most.get(gram, NEVER)
+                self.most[gram] = (token, times, of + 1) if times > most else (best, most, of + 1)
             self.text.append(token)
 
 
