@@ -83,7 +83,7 @@ def draw(table: Table, path: str | Path, others: Mapping[str, Shares] | None = N
                 label=f"{_short(name)}: {shares[-1]:.1%}")
     ax.set(title="Tokens that the chains cover", xlabel="chains in the table", ylabel="% of the tokens",
            xlim=(0, len(table.chains)), ylim=(0, None))
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="best")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as file:
