@@ -48,8 +48,9 @@ LOOPS = 0.5                      # share of distinct 4-grams below which a text 
 WAYS = {"greedy": GREEDY, "temperature 0.8": Sampling(0.8)}
 NAMES = ("table", "own words", "lookup", "refreshed", "refreshed, table", "refreshed, own words", "oracle")
 SHAPES = {"nano": (NANO, ("i2", "b3")), "2B4T blocks": (BLOCKS, ("i2", "b3", inference.HEAD))}
-COLUMNS = ("drafter", "tokens/s against plain", "by the formula", "acceptance", "on people's text",
-           "calls per token", "share guessed")
+LARGE = "2B4T blocks, i2"        # its cost of a call says what the same guesses would bring to a large model
+COLUMNS = ("drafter", "tokens/s against plain", "by the formula", "at the cost of 2B4T, i2", "acceptance",
+           "on people's text", "calls per token", "share guessed")
 
 
 def costs(rounds: int, threads: int, quick: bool) -> dict[str, list[float]]:
@@ -61,7 +62,8 @@ def costs(rounds: int, threads: int, quick: bool) -> dict[str, list[float]]:
 
 def curve(model: Transformer, rounds: int, threads: int) -> list[float]:
     """Seconds of a call of k = 1..8 tokens over that of one: the median over rounds."""
-    _, state = model.prefill(np.ones((1, PROMPT), np.int64))
+    read = min(PROMPT, model.cfg.context - REACH - 1)
+    _, state = model.prefill(np.ones((1, read), np.int64))
     runs = {str(k): _call(model, state, k) for k in range(1, REACH + 2)}
     with timing.threads(threads):
         times = timing.alternate(runs, rounds)             # no rest: threads stay awake, as in a text
@@ -159,12 +161,18 @@ def _by_turns(model: LanguageModel, tables: Tables, given: list[list[int]], toke
 
 
 def _figures(row: dict[str, Any], costs: list[float], human: float | None) -> dict[str, Any]:
-    """A drafter's figures; the speed-up by the formula is that of calls of the mean length."""
+    """A drafter's figures; the speed-up by the `formula` is that of calls of their mean length."""
     calls = max(1, row["calls"])
-    cost = float(np.interp(1 + row["drafted"] / calls, range(1, len(costs) + 1), costs))
-    return {"speed-up": row["ratio"], "formula": row["made"] / calls / cost,
+    length = 1 + row["drafted"] / calls
+    return {"speed-up": row["ratio"], "length": length,
+            "formula": formula(row["made"] / calls, length, costs),
             "acceptance": row["accepted"] / row["drafted"] if row["drafted"] else None, "human": human,
             "calls per token": calls / max(1, row["made"]), "share": row["accepted"] / max(1, row["made"])}
+
+
+def formula(made: float, length: float, costs: list[float]) -> float:
+    """(SP.3) of calls of so many tokens, 1 to 8, that make so many."""
+    return made / float(np.interp(length, range(1, len(costs) + 1), costs))
 
 
 def alone(name: str, tables: Tables, texts: Sequence[Sequence[int]]) -> float | None:
@@ -199,18 +207,20 @@ def block(f: dict[str, Any]) -> str:
              "| a call of k tokens, against one | " + " | ".join(map(str, range(1, REACH + 2))) + " |",
              "|---|" + "---|" * (REACH + 1)]
     lines += [f"| {name} | {' | '.join(f'{c:.2f}' for c in curve)} |" for name, curve in f["costs"].items()]
-    return "\n".join(lines + [line for run in f["runs"] for way in run["ways"] for line in _table(run, way)])
+    return "\n".join(lines + [line for run in f["runs"] for way in run["ways"]
+                              for line in _table(run, way, f["costs"].get(LARGE, run["cost"]))])
 
 
-def _table(run: dict[str, Any], way: str) -> list[str]:
-    """What was measured of a run in one way of drawing."""
+def _table(run: dict[str, Any], way: str, large: list[float]) -> list[str]:
+    """What was measured of a run in one way of drawing. `large`: the cost of calls of a large model."""
     t, drafters = run["ways"][way]["texts"], run["ways"][way]["drafters"]
     loops = ": **it loops, so it does not count**" if t["distinct 4-grams"] < LOOPS else ""
     return ["", f"**{run['corpus']}, {way}**: {t['prompts']} held-out prompts, {t['tokens']} tokens each; "
             f"plain {t['plain tokens per second']:,.0f} tokens/s; {t['equal tokens']:,} tokens are the same; "
             f"distinct 4-grams {t['distinct 4-grams']:.2f}{loops}; the table covers {run['coverage']:.1%} "
             "of the corpus.", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS),
-            *(f"| {name} | {d['speed-up']:.2f} x | {d['formula']:.2f} x | {_share(d['acceptance'])} | "
+            *(f"| {name} | {d['speed-up']:.2f} x | {d['formula']:.2f} x | "
+              f"{formula(1 / d['calls per token'], d['length'], large):.2f} x | {_share(d['acceptance'])} | "
               f"{_share(d['human'])} | {d['calls per token']:.2f} | {_share(d['share'])} |"
               for name, d in drafters.items())]
 
