@@ -39,6 +39,7 @@ def test_every_run_is_made_once_and_drawn(tmp_path, capsys):
     tiny.assert_three_parts(capsys.readouterr().err, "new folder", folder)
 
 
+@pytest.mark.slow
 def test_no_run_has_a_guard(tmp_path):
     backward.curve("float32", "tiny", *tiny.configs(steps=1), tmp_path)
     assert not json.loads((tmp_path / "float32" / "config.json").read_text())["train"]["guard"]

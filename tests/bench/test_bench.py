@@ -168,8 +168,8 @@ def fast(monkeypatch):
         rounds=rounds, shape=shape, pythons=pythons, say=lambda said: None))
 
 
-@pytest.mark.parametrize("name", [pytest.param(p, marks=pytest.mark.slow) if p == "startup" else p
-                                  for p in command.PARTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", command.PARTS)
 def test_every_part_runs(name, fast, tmp_path, capsys):
     """In small, without peers that are not installed: a figure for each name, and one line for what lacks."""
     figures = tmp_path / "figures.json"
@@ -268,6 +268,7 @@ def test_a_silent_peer_is_ended(peer, monkeypatch):
         part.Child(sys.executable, "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(9)")
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_take_the_others_along(fast, monkeypatch, tmp_path, capsys):
     def failing(setup):
         raise report.CheckError("a peer must answer; got nothing; see why")

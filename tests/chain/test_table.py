@@ -177,14 +177,14 @@ def test_a_table_with_other_bytes_is_refused_or_harmless(at, size, put, tmp_path
     table_or_refusal(path)
 
 
-@pytest.mark.parametrize("value", ODD)
 @pytest.mark.parametrize("field", FIELDS)
-def test_each_odd_value_in_each_place_takes_no_time(field, value, tmp_path):
+def test_each_odd_value_in_each_place_takes_no_time(field, tmp_path):
     path = tmp_path / "t.json"
-    path.write_text(VALID.replace(field, value, 1))
-    began = time.process_time()
-    table_or_refusal(path)
-    assert time.process_time() - began < 20
+    for value in ODD:
+        path.write_text(VALID.replace(field, value, 1))
+        began = time.process_time()
+        table_or_refusal(path)
+        assert time.process_time() - began < 20, value
 
 
 def test_the_largest_file_takes_no_memory(tmp_path):

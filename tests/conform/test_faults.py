@@ -76,6 +76,7 @@ def compatible():
             yield a, b
 
 
+@pytest.mark.slow
 @quiet
 def test_random_pairs_are_both_found():
     pairs = random.Random(7).sample(sorted(compatible()), 60)
