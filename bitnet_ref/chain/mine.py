@@ -161,21 +161,21 @@ def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: 
     What a chain adds can only fall as others are taken, so one whose worth was just found to be above what
     the next ever had is the best, and the rest need not be looked at.
     """
-    covered = np.zeros(tokens, bool)
+    drafted = np.zeros(tokens, bool)                       # by the chains taken so far
     tails = [tail(c, tokens) for c in likely]
-    heap = [(-c.chance * len(drafted), n) for n, (c, drafted) in enumerate(zip(likely, tails))]
+    heap = [(-c.chance * len(places), n) for n, (c, places) in enumerate(zip(likely, tails))]
     heapq.heapify(heap)
     chains: list[Chain] = []
     while heap and len(chains) < size:
         _, n = heapq.heappop(heap)
-        tails[n] = tails[n][~covered[tails[n]]]
+        tails[n] = tails[n][~drafted[tails[n]]]
         worth = likely[n].chance * len(tails[n])
         if worth <= 0:
             continue
         if heap and worth < -heap[0][0]:
             heapq.heappush(heap, (-worth, n))
             continue
-        covered[tails[n]] = True
+        drafted[tails[n]] = True
         ids = likely[n].ids
         sure = tuple(max(1e-4, round(counts[ids[:m + 1]] / counts[ids[:m]], 4)) for m in range(1, len(ids)))
         chains.append(Chain(ids, counts[ids], len(tails[n]), sure))
