@@ -164,12 +164,12 @@ def interrupt(path, step, monkeypatch, **given):
 
 def state(run):
     """{name: bytes or number}: everything that a run carries from step to step."""
-    arrays = {"parameters": run.model.params.flat, "moment 1": run.adam.first.flat,
-              "moment 2": run.adam.second.flat}
-    for name, (w_q, w_scale) in run.model.weights.trits().items():
+    arrays = {"parameters": run.model.params.fetched().flat, "moment 1": run.adam.first.fetched().flat,
+              "moment 2": run.adam.second.fetched().flat}
+    for name, (w_q, w_scale) in run.model.weights.fetched(run.model.plan.ops).trits().items():
         arrays |= {f"trits {name}": w_q, f"scale {name}": np.asarray(w_scale)}
     arrays |= {f"seen {name}": w_q for name, w_q in run.seen.items()}
-    arrays |= {} if run.ema is None else {"average": run.ema.flat}
+    arrays |= {} if run.ema is None else {"average": run.ema.fetched().flat}
     counters = {"step": run.step, "cursor": run.cursor, "best": run.best, "stale": run.stale}
     return {name: a.tobytes() for name, a in arrays.items()} | counters
 

@@ -45,6 +45,7 @@ def test_no_run_has_a_guard(tmp_path):
     assert not json.loads((tmp_path / "float32" / "config.json").read_text())["train"]["guard"]
 
 
+@pytest.mark.slow
 def test_noise_changes_the_weights_in_the_last_digits(tmp_path):
     runs = {name: backward.curve(name, "tiny", *tiny.configs(steps=8, linear="full"), tmp_path)
             for name in ("float32", "noise 1", "noise 2")}

@@ -193,6 +193,7 @@ def test_bad_arguments(given, words, capsys):
     tiny.assert_three_parts(capsys.readouterr().err.splitlines()[-1], words)
 
 
+@pytest.mark.slow                                          # compiles what nothing else here needs
 def test_kernels_takes_a_shape(fast, capsys):
     given = ["kernels", "--m", "3", "--n", "32", "--k", "40"]
     assert run_command(command.main, [*given, "--quick", "--rounds", "1"]) == 0

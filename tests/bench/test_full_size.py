@@ -1,6 +1,7 @@
 """bench/full_size: a drawn model, written and generated from, in small."""
 
 import numpy as np
+import pytest
 from strategies import small_config
 from tiny import assert_three_parts, own_cache  # noqa: F401
 
@@ -11,6 +12,7 @@ from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.model.weights import Trits
 
 
+@pytest.mark.slow                                          # two processes, and what they compile
 def test_a_drawn_model_generates_from_its_file(tmp_path, capsys):
     cfg = small_config(vocab_size=300, context=64)
     source = full_size.random_source(cfg, train_bpe(["a b"], 257).json)

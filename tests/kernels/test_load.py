@@ -27,7 +27,7 @@ def test_every_forward_has_its_backward():
     assert pairs <= ALL_OPS.keys()
     assert ALL_OPS.keys() - pairs - {f"{name}_backward" for name in pairs} == {
         "absmean_ternary", "absmax_int8", "rmsnorm_int8", "prepare", "prepare_rows", "prepare_table",
-        "adamw_", "square_sum",
+        "adamw_", "square_sum", "zeros", "part", "fetch", "store_", "scale_", "add_", "approach_", "total",
         "linear_cross_entropy"}
 
 
@@ -39,7 +39,7 @@ def test_an_unknown_backend_lists_the_known_ones():
 def test_overlays_replace_what_they_provide_in_order(monkeypatch):
     for folder, ops in (("first", {"linear": 1, "rope": 1}), ("second", {"rope": 2})):
         overlay = ModuleType(folder)
-        vars(overlay).update(ops, PROVIDES=tuple(ops), swiglu="not provided, so not taken")
+        vars(overlay).update(ops, PROVIDES=dict(ops), swiglu="not provided, so not taken")
         monkeypatch.setitem(sys.modules, f"bitnet_ref.kernels.{folder}", overlay)
     monkeypatch.setitem(kernels.BACKENDS, "both", ("first", "second"))
     assert vars(kernels.load("both")) == {**ALL_OPS, "linear": 1, "rope": 2}
