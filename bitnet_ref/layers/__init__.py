@@ -8,7 +8,18 @@ is passed.
 Read after: pack/rosetta. Read next: layers/embedding.
 """
 
-from bitnet_ref.layers.adamw import adamw_, square_sum
+from bitnet_ref.layers.adamw import (
+    adamw_,
+    add_,
+    approach_,
+    fetch,
+    part,
+    scale_,
+    square_sum,
+    store_,
+    total,
+    zeros,
+)
 from bitnet_ref.layers.attention import attention, attention_backward
 from bitnet_ref.layers.bitlinear import (
     bitlinear,
@@ -32,4 +43,5 @@ ALL_OPS = {op.__name__: op for op in (
     absmean_ternary, absmax_int8, rmsnorm_int8, prepare, ternary_linear, ternary_linear_backward,
     bitlinear, bitlinear_backward, cross_entropy, cross_entropy_backward, linear_cross_entropy,
     prepare_rows, prepare_table, adamw_, square_sum,
+    zeros, part, fetch, store_, scale_, add_, approach_, total,
 )}

@@ -1,13 +1,57 @@
 """AdamW: Adam with bias correction, and weight decay that acts on the weight itself, not on the gradient.
 
-Works in place on flat arrays, block by block so that the four streams stay in the processor's cache.
+Works in place on flat arrays, block by block so that the four streams stay in the processor's cache. What
+else training does to whole vectors is here too, so that they may lie where NumPy does not reach: a backend
+with memory of its own hands out vectors of it, and `fetch` and `store_` are the only ways between the two.
 Port note: the decay is multiplied by the learning rate and applied before the Adam step, as PyTorch does.
 Read after: layers/cross_entropy. Read next: kernels.
 """
 
+import math
+
 import numpy as np
 
 BLOCK = 1 << 15              # elements: 4 arrays and 2 temporaries of 128 KiB each fit in a 1 MiB L2 cache
+
+
+def zeros(n: int, dtype: type = np.float32) -> np.ndarray:
+    """A vector (n,) of zeros, in the memory that the backend trains in."""
+    return np.zeros(n, dtype)
+
+
+def part(x: np.ndarray, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of x (n,) from number `start` on, in that shape: the same memory."""
+    return x[start:start + math.prod(shape)].reshape(shape)
+
+
+def fetch(x: np.ndarray) -> np.ndarray:
+    """x (...) where NumPy reads it: itself, or a copy that later changes of x do not reach."""
+    return x
+
+
+def store_(x: np.ndarray, values: np.ndarray | float) -> None:
+    """x (...) = values, of the same shape, or one number for all."""
+    x[...] = values
+
+
+def scale_(x: np.ndarray, factor: float) -> None:
+    """x (n,) *= factor."""
+    x *= factor
+
+
+def add_(x: np.ndarray, y: np.ndarray) -> None:
+    """x (n,) += y (n,)."""
+    np.add(x, y, out=x)
+
+
+def approach_(x: np.ndarray, y: np.ndarray, weight: float) -> None:
+    """x (n,) moves towards y (n,) by `weight` of the way."""
+    x += weight * (y - x)
+
+
+def total(x: np.ndarray) -> float:
+    """The sum of x (n,): finite only if all of x is."""
+    return float(np.sum(x))
 
 
 def square_sum(x: np.ndarray) -> float:

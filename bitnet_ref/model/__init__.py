@@ -1,6 +1,6 @@
 """The model: parameters, weights, blocks, the transformer and its cost. Takes `ops`, never imports kernels.
 
-Read after: kernels/numba_cpu/decode_step. Read next: model/layout.
+Read after: kernels/numba_cuda/train_step. Read next: model/layout.
 """
 
 from bitnet_ref.model.params import Params, Spec, param_specs

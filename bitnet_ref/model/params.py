@@ -2,16 +2,17 @@
 
 Gradients and both Adam moments are the same type over buffers of their own, so clipping, AdamW, checkpoints
 and all-reduce act on `.flat`, float32. Decayed matrices come first, so weight decay is a slice. Nothing else
-lists tensor names.
+lists tensor names. The buffer is the backend's: what is not NumPy's is read through `fetched()`.
 Read after: model/layout. Read next: model/weights.
 """
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref import layers
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.model.layout import FREE, layout, shapes
 
@@ -60,13 +61,17 @@ def _hf_norm(name: str) -> str:
 
 
 class Params:
-    """Named views into ONE flat array, in table order (so a layer's matrices are contiguous)."""
+    """Named views into ONE flat array, in table order (so a layer's matrices are contiguous).
 
-    def __init__(self, specs: list[Spec], dtype: type = np.float32) -> None:
-        self.specs = list(specs)
-        ends = np.cumsum([0] + [math.prod(s.shape) for s in self.specs])
-        self.flat = np.zeros(ends[-1], dtype)
-        self.view = {s.name: self.flat[a:b].reshape(s.shape) for s, a, b in zip(self.specs, ends, ends[1:])}
+    `ops`: the backend in whose memory it lies. `flat`: that array, where there is one already.
+    """
+
+    def __init__(self, specs: list[Spec], dtype: type = np.float32, ops: Any = layers,
+                 flat: Any = None) -> None:
+        self.specs, self.ops = list(specs), ops
+        ends = np.cumsum([0] + [math.prod(s.shape) for s in self.specs]).tolist()
+        self.flat = ops.zeros(ends[-1], dtype) if flat is None else flat
+        self.view = {s.name: ops.part(self.flat, a, s.shape) for s, a in zip(self.specs, ends)}
         self.n_decayed = sum(math.prod(s.shape) for s in self.specs if s.decay)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -74,16 +79,26 @@ class Params:
 
     def zeros_like(self) -> "Params":
         """Same table and dtype, all zero: gradients, moments."""
-        return Params(self.specs, self.flat.dtype.type)
+        return Params(self.specs, self.flat.dtype.type, self.ops)
+
+    def fetched(self) -> "Params":
+        """These where NumPy reads them: themselves, or a copy, of this moment."""
+        flat = self.ops.fetch(self.flat)
+        return self if flat is self.flat else Params(self.specs, flat=flat)
+
+    def store(self, values: "Params") -> None:
+        """Become `values`, which NumPy reads; nothing where they are these themselves."""
+        if values.flat is not self.flat:
+            self.ops.store_(self.flat, values.flat)
 
 
-def init_params(cfg: ModelConfig, seed: int, dtype: type = np.float32) -> Params:
+def init_params(cfg: ModelConfig, seed: int, dtype: type = np.float32, ops: Any = layers) -> Params:
     """Normal(0, init_std) matrices, gains of one.
 
     Each tensor has its own counter-based stream: its key is (seed, the tensor's index in the table).
     """
-    params = Params(param_specs(cfg), dtype)
+    params = Params(param_specs(cfg), dtype, ops)
     for i, spec in enumerate(params.specs):
         draw = np.random.Generator(np.random.Philox(key=[seed, i]))
-        params[spec.name][:] = draw.normal(0.0, spec.init_std, spec.shape) if spec.init_std else 1.0
+        ops.store_(params[spec.name], draw.normal(0.0, spec.init_std, spec.shape) if spec.init_std else 1.0)
     return params

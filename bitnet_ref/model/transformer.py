@@ -1,8 +1,8 @@
 """The transformer: embedding, blocks, final norm, head. Forward, backward, and the whole-model contracts.
 
-`prefill`, `decode_step` and `train_step` are the seam at which a backend may take over the whole model; these
-are their references. Decoding here has no cache: it runs the full forward for every token, and so it is the
-oracle for a cached one.
+`forward`, `prefill`, `decode_step` and `train_step` are the seam at which a backend may take over the whole
+model; these are their references. Decoding here has no cache: it runs the full forward for every token, and
+so it is the oracle for a cached one.
 Read after: model/block. Read next: model/cost.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitnet_ref import layers
 from bitnet_ref.checks import CheckError, NonFiniteError, check, expect, shorter
 from bitnet_ref.config import ModelConfig
 from bitnet_ref.layers.rope import rope_table
@@ -18,7 +19,7 @@ from bitnet_ref.model.block import Plan, block, block_backward, build
 from bitnet_ref.model.params import Params
 from bitnet_ref.model.projection import project, project_backward
 from bitnet_ref.model.saved import Saved
-from bitnet_ref.model.weights import Weights, ternarise
+from bitnet_ref.model.weights import Trits, Weights, ternarise
 
 
 def forward(plan: Plan, w: dict[str, Any], ids: np.ndarray,
@@ -143,6 +144,13 @@ class Transformer:
         self.weights, self.ready = weights, weights.ready(self.plan.ops, self.int8_head)
         self.ready.half_cache = self.half_cache
 
+    def fetched(self) -> "Transformer":
+        """The model as it is now, to run only, with weights that NumPy reads; itself where it reads these."""
+        if self.params is None or self.params.fetched() is self.params:
+            return self
+        return Transformer(self.cfg, self.weights.fetched(self.plan.ops), self.plan.ops, self.int8_head,
+                           self.half_cache)
+
     def requantise(self) -> None:
         """Ternarise the (changed) parameters anew."""
         assert self.params is not None
@@ -155,7 +163,7 @@ class Transformer:
         sequence, or a shape that does not fit.
         """
         ids = self._checked("ids", ids)
-        logits, _ = forward(self.plan, self.ready, ids, keep=False)
+        logits = self._by("forward", lambda plan, w, ids: forward(plan, w, ids, keep=False)[0], ids)
         if targets is None:
             return logits, None
         targets = self._checked("targets", targets)
@@ -175,7 +183,7 @@ class Transformer:
         checked = [(self._checked("ids", ids), self._checked("targets", targets)) for ids, targets in batches]
         for ids, targets in checked:
             expect("targets", targets, "B T", B=ids.shape[0], T=ids.shape[1])
-        grads.flat[:] = 0
+        self.plan.ops.store_(grads.flat, 0.0)
         return self._by("train_step", train_step, checked, share or 1 / len(checked), grads)
 
     def prefill(self, ids: np.ndarray, lengths: Any = None) -> tuple[np.ndarray, Any]:
@@ -275,9 +283,13 @@ def _counts(ids: np.ndarray, lengths: Any, least: int) -> np.ndarray | None:
 
 def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
     """The first weight (in table order), else the first activation (in dataflow order), not all finite."""
+    if model.fetched() is not model:                       # its numbers lie elsewhere: a copy tells
+        model = Transformer(model.cfg, model.weights.fetched(model.plan.ops), layers)
     for name, t in model.weights.items():
-        if not np.all(np.isfinite(t if isinstance(t, np.ndarray) else t.w_scale)):
+        if not np.all(np.isfinite(t.w_scale if isinstance(t, Trits) else t)):
             return f"the weight {name}"
+    if hasattr(model.plan.ops, "forward"):
+        return "an activation (which one, --backend numpy says)"
     _, saved = forward(model.plan, model.ready, ids)
     assert saved is not None
     for l, s in enumerate(saved.blocks):

@@ -68,6 +68,12 @@ class Weights(dict[str, "np.ndarray | Trits"]):
             return t
         return ops.prepare_table(t) if t.ndim == 2 else t.astype(np.float32)
 
+    def fetched(self, ops: Any) -> "Weights":
+        """These where NumPy reads them."""
+        read = {id(t): Trits(*map(ops.fetch, t)) if isinstance(t, Trits) else ops.fetch(t)
+                for t in self.values()}
+        return Weights({name: read[id(t)] for name, t in self.items()})
+
     def trits(self) -> dict[str, Trits]:
         """The ternary matrices alone."""
         return {name: t for name, t in self.items() if isinstance(t, Trits)}

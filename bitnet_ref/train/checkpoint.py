@@ -66,7 +66,7 @@ class Run:
 
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
     """A run at step 0, with the initial parameters of cfg.seed."""
-    params = init_params(model_cfg, cfg.seed)
+    params = init_params(model_cfg, cfg.seed, ops=ops)
     model = Transformer(model_cfg, params, ops)
     adam = Adam(params.zeros_like(), params.zeros_like())
     return Run(folder, cfg, model, params.zeros_like(), adam, data, guard=Guard(cfg.guard),
@@ -81,19 +81,16 @@ def save(run: Run, on_schedule: bool = True) -> Path:
     checkpoint that knows more than the log. Of a job, the first rank writes. Raises CheckError if the
     replicas have come apart, or the disk refuses.
     """
-    params = run.model.params
-    assert params is not None
-    for what, part in (("parameters", params), ("first moments", run.adam.first),
-                       ("second moments", run.adam.second)):
-        run.world.require_equal(what, part.flat)
+    parts = {prefix: part.fetched() for prefix, part in zip(_prefixes(run.cfg), _parts(run))}
+    for prefix, what in ((files.PARAM, "parameters"), (files.MOMENT1, "first moments"),
+                         (files.MOMENT2, "second moments")):
+        run.world.require_equal(what, parts[prefix].flat)
     if run.world.rank:
         return run.folder
-    tensors = {**files.named(files.PARAM, params), **files.named(files.MOMENT1, run.adam.first),
-               **files.named(files.MOMENT2, run.adam.second)}
-    tensors |= files.named(EMA, run.ema) if run.ema else {}
+    tensors = {name: t for prefix, part in parts.items() for name, t in files.named(prefix, part).items()}
     tensors |= {SEEN + name: w_q for name, w_q in run.seen.items()}
     if run.cfg.requantize_every > 1:         # otherwise the weights in use are the ternarised parameters
-        for name, (w_q, w_scale) in run.model.weights.trits().items():
+        for name, (w_q, w_scale) in run.model.weights.fetched(run.model.plan.ops).trits().items():
             tensors |= {WORKING + name: w_q, SCALE + name: np.asarray(w_scale)}
     state = {"model": asdict(run.model.cfg), "train": asdict(run.cfg), "step": run.step, "cursor": run.cursor,
              "best": run.best if np.isfinite(run.best) else None, "stale": run.stale,
@@ -178,6 +175,12 @@ def load(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
     _fill(run, checkpoint, state, _tensors(checkpoint, state, run.cfg))
 
 
+def _parts(run: Run) -> tuple[Params, ...]:
+    """What a checkpoint holds of the size of the model, as _prefixes names it."""
+    assert run.model.params is not None
+    return run.model.params, *run.adam, *([run.ema] if run.ema else [])
+
+
 def _prefixes(cfg: TrainConfig) -> tuple[str, ...]:
     return (files.PARAM, files.MOMENT1, files.MOMENT2, *(() if cfg.ema is None else (EMA,)))
 
@@ -187,10 +190,10 @@ def _tensors(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig) -> dict[
 
 
 def _fill(run: Run, checkpoint: Path, state: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    params = run.model.params
-    assert params is not None
-    for prefix, part in zip(_prefixes(run.cfg), (params, *run.adam, *([run.ema] if run.ema else []))):
-        files.fill(part, tensors, prefix)
+    for prefix, part in zip(_prefixes(run.cfg), _parts(run)):
+        held = part.fetched()
+        files.fill(held, tensors, prefix)
+        part.store(held)
     run.model.requantise()
     trits = run.model.weights.trits()
     run.seen = {name: _trits(tensors, SEEN + name, trits.get(name)) for name in state["seen"]}

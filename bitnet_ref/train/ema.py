@@ -17,7 +17,7 @@ def average_(ema: Params, params: Params, step: int, decay: float) -> None:
 
     The first 1 / (1 - decay) updates weigh alike, so that the initial parameters leave no trace.
     """
-    ema.flat += max(1.0 - decay, 1.0 / step) * (params.flat - ema.flat)         # (AV.1)
+    ema.ops.approach_(ema.flat, params.flat, max(1.0 - decay, 1.0 / step))      # (AV.1)
 
 
 def ema_score(run: Run, data: Dataset) -> Score | None:

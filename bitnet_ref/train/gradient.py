@@ -44,7 +44,8 @@ def gradient(run: Run, data: Dataset) -> Report:
         losses[m] = run.model.loss_and_grads([numbered(m)], partial_sum(run, i), 1 / cfg.accumulate)
 
     with np.errstate(over="ignore", invalid="ignore"):                     # what comes of it is named
-        tree_sum(cfg.accumulate, fill, lambda i: partial_sum(run, i).flat, run.world)
+        tree_sum(cfg.accumulate, fill, lambda i: partial_sum(run, i).flat, run.world,
+                 run.model.plan.ops)
         unchanged(data)                                    # nor while its batches were read
         losses = run.world.added(losses)
         loss = inject.loss_(run, float(np.cumsum(losses)[-1]))             # one after the other, in order
@@ -71,6 +72,6 @@ def first_bad(run: Run, losses: np.ndarray, norm: float,
         m = int(bad[0]) if bad.size else 0
         return f"the loss of step {run.step} must be finite; got {losses[m]}, first in " \
                f"{name_nonfinite(run.model, numbered(m)[0])}"
-    name = next((n for n, g in run.grads.view.items() if not np.all(np.isfinite(g))),
+    name = next((n for n, g in run.grads.fetched().view.items() if not np.all(np.isfinite(g))),
                 "their sum of squares")
     return f"the gradient of step {run.step} must be finite; got {norm}, first in {name}"

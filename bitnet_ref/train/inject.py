@@ -35,7 +35,7 @@ def loss_(run: Run, loss: float) -> float:
     """The loss of the batch; at `nan` it is not a number, and neither is any gradient."""
     if not active(run, "nan", run.cursor):
         return loss
-    run.grads.flat[:] = np.nan
+    run.grads.ops.store_(run.grads.flat, np.nan)
     return float("nan")
 
 
@@ -50,4 +50,6 @@ def flip_(run: Run) -> None:
     assert params is not None
     if active(run, "flip", run.cursor - 1):
         name = next(s.name for s in reversed(params.specs) if s.decay)
-        params[name].reshape(-1).view(np.uint32)[0] ^= EXPONENT
+        weight = params.ops.fetch(params[name])
+        weight.reshape(-1).view(np.uint32)[0] ^= EXPONENT
+        params.ops.store_(params[name], weight)

@@ -111,10 +111,11 @@ def update(run: Run) -> tuple[dict[str, float], str | None]:
             average_(run.ema, params, run.step, cfg.ema or 0.0)
         if run.step % cfg.requantize_every == 0:
             run.model.requantise()
-        total = float(np.sum(params.flat))
+        total = ops.total(params.flat)
     bad = None
     if not np.isfinite(total):
-        first = next((f"the weight {n}" for n, w in params.view.items() if not np.all(np.isfinite(w))),
+        held = params.fetched().view
+        first = next((f"the weight {n}" for n, w in held.items() if not np.all(np.isfinite(w))),
                      "their sum alone")
         bad = f"the sum of the parameters after step {run.step} must be finite; got {total}, first in {first}"
     return {"lr": lr, "decay": decay}, bad
@@ -183,7 +184,8 @@ def tell(run: Run, bar: Any, outcome: Outcome) -> None:
         if due(run.step, run.cfg.log_every):
             params, weights = run.model.params, run.model.weights
             assert params is not None
-            measures = layer_measures(params, weights, run.seen, run.grads, run.model.plan.ops)
+            weights = weights.fetched(params.ops)
+            measures = layer_measures(params.fetched(), weights, run.seen, run.grads.fetched(), params.ops)
             log.append(run.folder, "layers", run.step, run.cursor, layers=measures)
             run.seen = {name: t.w_q for name, t in weights.trits().items()}
         z = "" if values["loss_z"] is None else f" (z {values['loss_z']:+.1f}, {values['norm_z']:+.1f})"

@@ -28,7 +28,7 @@ def clip_(flat: np.ndarray, max_norm: float, ops: Any = layers) -> float:
     """
     norm = math.sqrt(ops.square_sum(flat))                                      # (OP.1)
     if norm > max_norm:
-        flat *= max_norm / norm                                                 # (OP.2)
+        ops.scale_(flat, max_norm / norm)                                       # (OP.2)
     return norm
 
 
@@ -36,6 +36,6 @@ def update_(params: Params, grads: Params, adam: Adam, step: int, lr: float, dec
             ops: Any) -> None:
     """One AdamW update in place; `step` counts from 1. Weight decay acts on the matrices only."""
     n = params.n_decayed
-    for part, wd in ((slice(0, n), decay), (slice(n, None), 0.0)):              # (OP.3)
-        ops.adamw_(params.flat[part], grads.flat[part], adam.first.flat[part], adam.second.flat[part],
+    for start, size, wd in ((0, n, decay), (n, params.flat.size - n, 0.0)):     # (OP.3)
+        ops.adamw_(*(ops.part(each.flat, start, (size,)) for each in (params, grads, *adam)),
                    step, lr, wd, cfg.beta1, cfg.beta2, cfg.adam_eps)

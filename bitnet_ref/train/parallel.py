@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_ref import layers
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.config import TrainConfig
 
@@ -176,12 +177,13 @@ def _speak(rank: str, spoken: tuple[Any, Any]) -> None:
 # ---- the sum ----
 
 def tree_sum(n: int, fill: Callable[[int, int], None], buffer: Callable[[int], np.ndarray],
-             world: World) -> None:
+             world: World, ops: Any = layers) -> None:
     """Leave the sum of n vectors in buffer(0) of every rank, in the same order of additions for any of them.
 
-    fill(m, i) writes vector m into buffer(i), a flat array; it is called for m % size == rank. The sum of
-    vectors first, first + stride, ... is that of those with twice the stride from first, plus that of those
-    with twice the stride from first + stride. Needs n >= size, and about log2(n / size) + 1 buffers.
+    fill(m, i) writes vector m into buffer(i), a flat array of the backend `ops`, from whose memory it goes to
+    other ranks by way of NumPy's; it is called for m % size == rank. The sum of vectors first,
+    first + stride, ... is that of those with twice the stride from first, plus that of those with twice the
+    stride from first + stride. Needs n >= size, and about log2(n / size) + 1 buffers.
     """
     rank, size, comm = world.rank, world.size, world.comm
 
@@ -195,20 +197,28 @@ def tree_sum(n: int, fill: Callable[[int, int], None], buffer: Callable[[int], n
         node(first, 2 * stride, at)
         node(first + stride, 2 * stride, at + (left == rank))
         if left == right == rank:
-            np.add(buffer(at), buffer(at + 1), out=buffer(at))
+            ops.add_(buffer(at), buffer(at + 1))
         elif left == rank:
-            receive_add(buffer(at), right, comm)
+            _changed(buffer(at), lambda flat: receive_add(flat, right, comm), ops)
         elif right == rank:
-            for piece in pieces(buffer(at)):
+            for piece in pieces(ops.fetch(buffer(at))):
                 comm.Send(piece, left)
 
     if size & (size - 1) == 0:
         node(rank, size, 0)                                # the subtree that is this rank's alone
-        butterfly(buffer(0), world)
+        if size > 1:
+            _changed(buffer(0), lambda flat: butterfly(flat, world), ops)
     else:
         node(0, 1, 0)
-        for piece in pieces(buffer(0)):
-            comm.Bcast(piece)
+        _changed(buffer(0), lambda flat: [comm.Bcast(piece) for piece in pieces(flat)], ops)
+
+
+def _changed(x: Any, act: Callable[[np.ndarray], Any], ops: Any) -> None:
+    """act(x), where NumPy reads it."""
+    flat = ops.fetch(x)
+    act(flat)
+    if flat is not x:
+        ops.store_(x, flat)
 
 
 def butterfly(flat: np.ndarray, world: World) -> None:

@@ -39,7 +39,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     """
     result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
-    model, about = LanguageModel(run.model, data.tokenizer), kernels.about(run.cfg.backend)
+    model, about = LanguageModel(run.model.fetched(), data.tokenizer), kernels.about(run.cfg.backend)
     fast = speed(log.read(run.folder, "step"), run.model.cfg, peak(about["threads"]) if peak else None)
     events = [line["what"] for line in log.read(run.folder, "event")]
     summary: dict[str, Any] = {
@@ -59,7 +59,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
         raise CheckError(f"the summary and the pictures must be writable; got {e}; "
                          f"make room in {run.folder} and resume") from None
     if hasattr(run.model.plan.ops, "prefill"):             # a backend with a cache, where guesses pay
-        table = spoken(run.model, data)
+        table = spoken(model.transformer, data)
         if table.chains:                                   # else those of the corpus guess
             write_table(run.folder / SPOKEN, table)
     return summary
@@ -68,7 +68,7 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
 def _write(run: Run, summary: dict[str, Any]) -> None:
     """The pictures, the summary, which gets their names, and the page."""
     assert run.model.params is not None
-    pictures = draw(run.folder, run.model.params, run.model.cfg.linear == "ternary")
+    pictures = draw(run.folder, run.model.params.fetched(), run.model.cfg.linear == "ternary")
     summary["pictures"] = [str(run.folder / "pictures" / f"{name}.png") for name in (*pictures, "overview")]
     with whole_file(run.folder / SUMMARY) as f:
         f.write(json.dumps(summary, indent=1).encode())

@@ -65,7 +65,7 @@ def test_the_figures_are_printed_for_a_person(run):
                    f"counted         {want.tokens:,} tokens, {want.bytes:,} bytes\n")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
 def test_a_head_of_int8_rows_costs_less_than_a_thousandth(run, backend):
     whole, rounded = (json.loads(run("--json", "--backend", backend, *how)[1])["perplexity"]
                       for how in ((), ("--int8-head",)))

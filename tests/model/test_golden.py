@@ -22,6 +22,12 @@ def test_train10(backends, tol):
     assert {name: e for name, e in found.items() if not e <= tol["float64"]} == {}
 
 
+def test_train10_in_float32(backends, tol):
+    """The same, in the precision that trains."""
+    found = golden.train10(backends, "float32")
+    assert {name: e for name, e in found.items() if not e <= tol["float32_train10"]} == {}
+
+
 def test_all_the_layouts_are_there():
     seen = {e["case"] for e in golden.manifest() if e["file"].startswith("model_")}
     asked = {f"{norm}_{glu}_{tied}_gqa{r}" for norm in ("pre", "sub", "inner") for glu in ("swiglu", "relu2")

@@ -15,7 +15,7 @@ from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.formats.checkpoint import checkpoints
 from bitnet_ref.layers import adamw_
 from bitnet_ref.model import Transformer
-from bitnet_ref.model.params import init_params
+from bitnet_ref.model.params import Params, Spec, init_params
 from bitnet_ref.train import gradient, log, loop
 from bitnet_ref.train.schedule import lr_at, wd_at
 
@@ -181,7 +181,7 @@ def test_a_norm_that_overflows_although_no_gradient_does_is_named():
     """Squares beyond float64: only possible for float64 gradients, and named as what it is."""
     class Sum:
         step, folder = 4, "here"
-        grads = type("Grads", (), {"view": {"a": np.ones(2)}})
+        grads = Params([Spec("a", (2,), 0.0, False, False, "a")], np.float64)
 
     bad = gradient.first_bad(Sum, np.ones(1), np.inf, None)
     assert bad == "the gradient of step 4 must be finite; got inf, first in their sum of squares"
