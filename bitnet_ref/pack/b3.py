@@ -4,7 +4,7 @@
 need. docs/formats/b3.md has the picture, and says why digits are read off a fraction.
 Port note: the first trit is the least significant digit. llama.cpp's TQ1_0 has it the other way round, and
 stores the fraction instead of the number.
-Read after: pack/i2. Read next: pack/rans.
+Read after: pack/i2. Read next: pack/tiles.
 """
 
 import numpy as np

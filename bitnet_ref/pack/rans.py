@@ -4,7 +4,7 @@ Where the histogram is flat a trit takes log2(3) = 1.585 bits, elsewhere less; b
 coded one by one, so that three frequencies are the whole model, by four states in turns, so that a processor
 has four independent chains. docs/formats/rans.md derives it; kernels/numba_cpu/rans is the same, compiled.
 Port note: the encoder goes through the trits from the last to the first, so that the decoder need not.
-Read after: pack/b3. Read next: pack/fields.
+Read after: pack/tiles. Read next: pack/fields.
 """
 
 import math
