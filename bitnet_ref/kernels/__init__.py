@@ -3,7 +3,7 @@
 `load("numpy")` is the reference itself. A faster backend is a package beside this file that lists what it
 provides; its names replace the reference's. Beside ops it may provide the whole-model paths PATHS, whose
 references are in model/transformer.py. The model receives the namespace and never imports this package.
-Read after: layers/adamw. Read next: kernels/numba_cpu.
+Read after: layers/adamw. Read next: kernels/state.
 """
 
 import os
@@ -14,8 +14,9 @@ from typing import Any
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.layers import ALL_OPS
 
-BACKENDS: dict[str, tuple[str, ...]] = {"numpy": (), "numba": ("numba_cpu",)}   # overlays, applied in order
-PATHS = ("prefill", "extend", "decode_step", "train_step")
+BACKENDS: dict[str, tuple[str, ...]] = {                 # overlays, applied in order
+    "numpy": (), "numba": ("numba_cpu",), "cuda": ("numba_cuda",)}
+PATHS = ("forward", "prefill", "extend", "decode_step", "train_step")
 
 
 def load(name: str = "numpy", threads: int | None = None, backward: str = "float32") -> SimpleNamespace:
@@ -23,14 +24,17 @@ def load(name: str = "numpy", threads: int | None = None, backward: str = "float
 
     `backward`: float32, or bf16 for the backward products of training, where backend and processor can.
 
-    Raises CheckError (listing the backends) for an unknown one, and for more threads than processors.
+    Raises CheckError (listing the backends) for an unknown one, for more threads than processors, and where
+    what a backend needs (CUDA: libraries, driver, card) is missing.
     """
     overlays = [import_module(f"bitnet_ref.kernels.{folder}") for folder in lookup(BACKENDS, name, "backend")]
     table = dict(ALL_OPS)
     for overlay in overlays:
-        table.update({op: getattr(overlay, op) for op in overlay.PROVIDES})
+        getattr(overlay, "require", lambda: None)()
+        table.update(overlay.PROVIDES)
     if lookup(("float32", "bf16"), backward, "backward") == "bf16":
-        check(bool(overlays), "--backward bf16 needs a backend that has it", name, "use --backend numba")
+        check(any(hasattr(overlay, "bf16_train_step") for overlay in overlays),
+              "--backward bf16 needs a backend that has it", name, "use --backend numba")
         table["train_step"] = overlays[-1].bf16_train_step()
     if threads is not None:
         _use(threads, overlays)

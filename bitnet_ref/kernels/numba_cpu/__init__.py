@@ -2,7 +2,7 @@
 
 Compiled code is kept on disk, one folder for each tier (isa.py): Numba's own key knows the processor, not
 which of its instructions were asked for.
-Read after: kernels. Read next: kernels/numba_cpu/isa.
+Read after: kernels/state. Read next: kernels/numba_cpu/isa.
 """
 
 from bitnet_ref.kernels.numba_cpu import cache
@@ -72,4 +72,4 @@ __all__ = [
     "train_step",
     "use",
 ]
-PROVIDES = tuple(name for name in __all__ if name not in ("about", "bf16_train_step", "use"))
+PROVIDES = {name: globals()[name] for name in __all__ if name not in ("about", "bf16_train_step", "use")}

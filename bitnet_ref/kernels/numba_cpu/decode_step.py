@@ -1,17 +1,16 @@
 """prefill, extend and decode_step with a key/value cache: the whole-model path of the Numba backend.
 
-The state that they pass on is a place in a cache: how many tokens of each text in it count. An earlier state
-may be used again, or taken `back`, which is all that a rollback is; a state whose tokens were overwritten
-since is refused. Texts of a batch may differ in length: a row of a call knows its text and its position.
-Read after: kernels/numba_cpu/whole. Read next: model.
+The state that they pass on is a place in a cache (kernels/state.py). Texts of a batch may differ in length: a
+row of a call knows its text and its position.
+Read after: kernels/numba_cpu/whole. Read next: kernels/ptx.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from bitnet_ref.checks import check, shorter
+from bitnet_ref.checks import check
 from bitnet_ref.kernels.numba_cpu.attention import TILE, padded
 from bitnet_ref.kernels.numba_cpu.frame import frame, on_threads
 from bitnet_ref.kernels.numba_cpu.program import Program, aligned, build
@@ -26,12 +25,12 @@ from bitnet_ref.kernels.numba_cpu.whole import (
     schedule,
     scratch_bytes,
 )
+from bitnet_ref.kernels.state import Counts, State, appended, beginning, chosen, delivered
 from bitnet_ref.layers.rope import rope_table
 
 FIRST_ROOM = 256             # positions of a new cache; it doubles when it is full, up to the context
 ALONE = 1 << 25              # multiply-adds up to which waking other threads costs more than they bring
 MOST_CALLS = 16              # kinds of call whose buffers are kept: a draft may have any length
-Counts = tuple[int, ...]     # new tokens of each text
 
 
 class Call:
@@ -96,30 +95,6 @@ class Texts:
         return found
 
 
-class State(NamedTuple):
-    """The first `lengths` tokens of B texts, as the calls number `serials` left the last of each."""
-
-    texts: Texts
-    lengths: Counts
-    serials: Counts
-
-    def back(self, lengths: Any) -> "State":
-        """The state in which the texts had these lengths, int or (B,), none longer than now.
-
-        Raises CheckError for others. Nothing is copied: what comes next is written over what was dropped.
-        """
-        asked = shorter(lengths, self.lengths)
-        self.require()
-        return State(self.texts, asked, tuple(s[n - 1] for s, n in zip(self.texts.serials, asked)))
-
-    def require(self) -> None:
-        """Raise CheckError unless its tokens still stand in the cache."""
-        check(all(n == 0 or (len(s) >= n and s[n - 1] == serial)
-                  for s, n, serial in zip(self.texts.serials, self.lengths, self.serials)),
-              "a state must stand in its cache", "one whose tokens were overwritten from an earlier state",
-              "prefill the text again")
-
-
 def prefill(plan: Any, w: Any, ids: np.ndarray,
             lengths: np.ndarray | None = None) -> tuple[np.ndarray, State]:
     """As model.transformer.prefill: ids int (B, T)  ->  logits (B, V) of the next token, state.
@@ -134,7 +109,7 @@ def prefill(plan: Any, w: Any, ids: np.ndarray,
             program = w.kept["program"] = build(plan, w)
     B, T = ids.shape
     texts = Texts(program, plan.cfg, B, max(FIRST_ROOM, T + 1), 2 if w.half_cache else 4)
-    return advance(w, ids, lengths, State(texts, (0,) * B, (0,) * B), False)
+    return advance(w, ids, lengths, beginning(texts), False)
 
 
 def extend(plan: Any, w: Any, ids: np.ndarray, state: State, lengths: np.ndarray | None = None,
@@ -165,19 +140,11 @@ def advance(w: Any, ids: np.ndarray, lengths: np.ndarray | None, state: State,
 
 def _advance(w: Any, ids: np.ndarray, lengths: np.ndarray | None, state: State,
              every: bool) -> tuple[np.ndarray, State]:
-    texts, (B, T) = state.texts, ids.shape
-    check(texts.program is w.kept.get("program"), "a state must be of these weights", "one of others",
-          "prefill the text again after the weights have changed")
-    state.require()
+    B, T = ids.shape
     counts = (T,) * B if lengths is None else tuple(lengths.tolist())
-    new = tuple(at + n for at, n in zip(state.lengths, counts))
-    texts.grow(max(new))
-    texts.calls += 1
-    for serials, at, n in zip(texts.serials, state.lengths, counts):
-        serials[at:] = [texts.calls] * n
-    call = _run(w, ids[np.arange(T) < np.array(counts)[:, None]], texts, counts, state.lengths, every)
-    after = State(texts, new, tuple(s[n - 1] if n else 0 for s, n in zip(texts.serials, new)))
-    return _delivered(call.rows.logits, counts, T, every), after
+    after = appended(state, w.kept.get("program"), counts)
+    call = _run(w, chosen(ids, counts), state.texts, counts, state.lengths, every)
+    return delivered(call.rows.logits, counts, T, every), after
 
 
 def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, every: bool) -> Call:
@@ -197,16 +164,6 @@ def _run(w: Any, ids: np.ndarray, texts: Texts, counts: Counts, at: Counts, ever
         else:
             on_threads(compiled_walk().address, where.ctypes.data, len(where), t.threads)
     return call
-
-
-def _delivered(logits: np.ndarray, counts: Counts, T: int, every: bool) -> np.ndarray:
-    """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros."""
-    shape = (len(counts), *((T,) if every else ()), logits.shape[1])
-    if logits.size == math.prod(shape):
-        return logits.reshape(shape).copy()
-    new, out = np.array(counts), np.zeros(shape, np.float32)
-    out[np.arange(T) < new[:, None] if every else new > 0] = logits
-    return out
 
 
 def _buffers(program: Program, counts: Counts, every: bool, chunks: int) -> Call:
