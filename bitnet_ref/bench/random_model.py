@@ -3,7 +3,7 @@
 One block's matrices are drawn and serve every block; each engine copies them into memory of its own, block
 after block, so that what is read from memory is as much as with weights of their own. The ternary model and
 its full-precision twin have the same weights.
-Read after: bench/ladders/attention_cpu. Read next: bench/llama_peer.
+Read after: bench/ladders/bitlinear_cuda. Read next: bench/llama_peer.
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ Causal attention of one head in float32, from a matrix of scores to tiles that n
 Every rung is o = softmax(mask(q k^T / sqrt(Dh))) v: q, k, v and o float32 (T, Dh). The heads of a group share
 k and v and are otherwise the same again. Counted are the 4 Dh operations of each query and key that see each
 other, T (T + 1) / 2 pairs; a rung that computes masked scores too does more, and is not paid for it.
-Read after: bench/ladders/bitlinear_cpu. Read next: bench/random_model.
+Read after: bench/ladders/bitlinear_cpu. Read next: bench/examples.
 """
 
 import math
