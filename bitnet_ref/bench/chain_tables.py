@@ -45,7 +45,13 @@ SHORTEST = 1000                  # characters of an article: hundreds of shorter
 HELD_OUT = 0.05                  # share of the documents that is not mined
 CORPUS = (f"English Wikipedia (CC BY-SA 3.0); source of the standard library of Python {PYTHON} (PSF-2.0); "
           "TinyStories (CDLA-Sharing-1.0)")
-MINE = ("-m", "bitnet_ref.chain", "mine", "--corpus", "wikitext-2", "--output")
+MINE = """
+import sys
+from bitnet_ref.bench.child import peak
+from bitnet_ref.chain.__main__ import main
+main(["mine", "--corpus", "wikitext-2", "--output", sys.argv[1]])
+print(peak())
+"""                              # python -m bitnet_ref.chain, which then says how much memory it held
 
 
 class Text(NamedTuple):
@@ -110,16 +116,13 @@ def row(name: str, path: Path, table: Table, found: dict[str, Text], tokenizer: 
 
 def mining() -> dict[str, float]:
     """Seconds and most memory of the whole command on WikiText-2, cut before; and how many tokens it has."""
-    import resource
-
     tokens = len(prepare("wikitext-2").train.tokens)
     with tempfile.TemporaryDirectory() as folder:
         began = perf_counter()
-        subprocess.run([sys.executable, *MINE, f"{folder}/chains.json"], check=True,
-                       stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, "-c", MINE, f"{folder}/chains.json"], check=True, text=True,
+                              stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
         seconds = perf_counter() - began
-    return {"tokens": tokens, "seconds": seconds,
-            "bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+    return {"tokens": tokens, "seconds": seconds, "bytes": int(done.stdout.split()[-1])}
 
 
 def block(rows: Sequence[dict[str, Any]], cost: dict[str, float], about: dict[str, Any]) -> str:

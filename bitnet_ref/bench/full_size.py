@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bitnet_ref.bench.child import peak
 from bitnet_ref.bench.page import put
 from bitnet_ref.bench.roofline import bandwidth
 from bitnet_ref.checks import check
@@ -76,15 +77,6 @@ def child(path: str) -> dict[str, Any]:
     record = made.record()
     return {"first": first, "decode": record["decode"]["tokens_per_second"], "peak": peak(),
             "tokens": len(made.ids)}
-
-
-def peak() -> int:
-    """The most bytes that this process has held in memory; of a system that does not tell, 0."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def measured(path: Path) -> dict[str, Any]:
