@@ -9,32 +9,15 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import cuda, float64, int32
+from numba import cuda, float64
 
-from bitnet_ref.kernels.numba_cuda.device import ALL
+from bitnet_ref.kernels.numba_cuda.device import THREADS, block_sum64
 from bitnet_ref.kernels.numba_cuda.launch import kernel
 from bitnet_ref.kernels.numba_cuda.memory import Array, Device
 
-THREADS, MOST_BLOCKS = 256, 1024
+MOST_BLOCKS = 1024
 EACH = 16                                                  # numbers of a thread, before there are more blocks
-BLOCK_WARPS = THREADS // 32
 SUM, ABSOLUTE, SQUARES = 0, 1, 2
-
-
-@cuda.jit(device=True, inline="always")
-def block_sum64(v: Any) -> Any:
-    """The float64 sum over the block's THREADS threads, in every one, always in one order."""
-    partial = cuda.shared.array(BLOCK_WARPS, float64)
-    tid = int32(cuda.threadIdx.x)
-    for d in (16, 8, 4, 2, 1):
-        v += cuda.shfl_xor_sync(ALL, v, d)
-    if (tid & int32(31)) == 0:
-        partial[tid >> int32(5)] = v
-    cuda.syncthreads()
-    total = float64(0)
-    for i in range(BLOCK_WARPS):
-        total += partial[i]
-    return total
 
 
 @kernel("f32* x, i64 n, i32 what, f64* sums", THREADS)

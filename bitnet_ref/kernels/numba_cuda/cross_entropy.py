@@ -8,9 +8,8 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64
 
-from bitnet_ref.kernels.numba_cuda.device import warp_max
+from bitnet_ref.kernels.numba_cuda.device import BLOCK_WARPS, THREADS, block_sum, warp_max
 from bitnet_ref.kernels.numba_cuda.launch import kernel
-from bitnet_ref.kernels.numba_cuda.rmsnorm_backward import BLOCK_WARPS, THREADS, block_sum
 
 
 @kernel("f32* logits, i32* targets, f32 scale, f32* losses, i32 V", THREADS)

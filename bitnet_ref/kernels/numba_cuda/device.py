@@ -7,13 +7,15 @@ Read after: kernels/numba_cuda/asm. Read next: kernels/numba_cuda/tensor.
 
 from typing import Any
 
-from numba import cuda, int32
+from numba import cuda, float32, float64, int32
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from bitnet_ref.kernels.numba_cuda.asm import emit, four
 
 ALL = 0xFFFFFFFF             # every lane of the warp
+THREADS = 256                # of a block that sums
+BLOCK_WARPS = THREADS // 32
 V4 = "{$0, $1, $2, $3}, [$4];"
 
 
@@ -153,3 +155,24 @@ def warp_sum_int(v: Any) -> Any:
     for d in (16, 8, 4, 2, 1):
         v = int32(v + cuda.shfl_xor_sync(ALL, v, d))
     return v
+
+
+def _block_sum(number: Any) -> Any:
+    @cuda.jit(device=True, inline="always")
+    def block_sum(v: Any) -> Any:
+        """The sum over the block's THREADS threads, in every one, always in one order."""
+        partial = cuda.shared.array(BLOCK_WARPS, number)
+        tid = int32(cuda.threadIdx.x)
+        v = warp_sum(v)
+        cuda.syncthreads()                                 # whoever read the sum before has done so
+        if (tid & int32(31)) == 0:
+            partial[tid >> int32(5)] = v
+        cuda.syncthreads()
+        total = number(0)
+        for i in range(BLOCK_WARPS):
+            total += partial[i]
+        return total
+    return block_sum
+
+
+block_sum, block_sum64 = _block_sum(float32), _block_sum(float64)

@@ -8,29 +8,11 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64
 
-from bitnet_ref.kernels.numba_cuda.device import warp_sum
+from bitnet_ref.kernels.numba_cuda.device import THREADS, block_sum
 from bitnet_ref.kernels.numba_cuda.launch import kernel
 from bitnet_ref.kernels.numba_cuda.memory import Array, Device
 
-THREADS = 256
-BLOCK_WARPS = THREADS // 32
 ROWS, COLUMNS = 8, 32                                      # of a block that sums the gradient of a gain
-
-
-@cuda.jit(device=True, inline="always")
-def block_sum(v: Any) -> Any:
-    """The sum over the block's THREADS threads, in every one, always in one order."""
-    partial = cuda.shared.array(BLOCK_WARPS, float32)
-    tid = int32(cuda.threadIdx.x)
-    v = warp_sum(v)
-    cuda.syncthreads()                                     # whoever read the sum before has done so
-    if (tid & int32(31)) == 0:
-        partial[tid >> int32(5)] = v
-    cuda.syncthreads()
-    total = float32(0)
-    for i in range(BLOCK_WARPS):
-        total += partial[i]
-    return total
 
 
 @kernel("f32* dy, f32* x, f32* g, i32 gained, f32* rstd, f32* dx, i32 onto, i32 K", THREADS)

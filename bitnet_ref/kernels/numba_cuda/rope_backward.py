@@ -15,6 +15,14 @@ SIDES = "i32 q_apart, f32* k_in, i32 k_apart, f32* v_in, i32 v_apart, f32* cos, 
 HEADS = "f32* q, f32* k, f32* v, i32 T, i32 H, i32 KV, i32 half, i64 n"
 
 
+@cuda.jit(device=True, inline="always")
+def place(e: Any, T: Any, heads: Any, half: Any) -> Any:
+    """Of pair e: its number within the head, its head among those of q, k and v, its token, time and text."""
+    i, e = e % half, e // half
+    head, m = e % heads, e // heads
+    return i, head, m, m % T, m // T
+
+
 @kernel(f"f32* q_in, {SIDES}, {HEADS}", THREADS)
 def rope_split(q_in: Any, q_apart: Any, k_in: Any, k_apart: Any, v_in: Any, v_apart: Any, cos: Any, sin: Any,
                q: Any, k: Any, v: Any, T: Any, H: Any, KV: Any, half: Any, n: Any) -> None:
@@ -24,11 +32,8 @@ def rope_split(q_in: Any, q_apart: Any, k_in: Any, k_apart: Any, v_in: Any, v_ap
     """
     e = cuda.grid(1)
     if e < n:
-        i, e = e % half, e // half
-        head, m = e % (H + 2 * KV), e // (H + 2 * KV)
-        t, b = m % T, m // T
-        turn = t * half + i
-        c, s = cos[turn], sin[turn]
+        i, head, m, t, b = place(e, T, H + 2 * KV, half)
+        c, s = cos[t * half + i], sin[t * half + i]
         if head < H:
             start = m * q_apart + head * 2 * half + i
             x, y = q_in[start], q_in[start + half]
@@ -54,11 +59,8 @@ def rope_join(q_in: Any, q_apart: Any, k_in: Any, k_apart: Any, v_in: Any, v_apa
     """The way back, for gradients: from q (M, H, Dh), k, v (B, KV, T, Dh) to rows, q and k turned back."""
     e = cuda.grid(1)
     if e < n:
-        i, e = e % half, e // half
-        head, m = e % (H + 2 * KV), e // (H + 2 * KV)
-        t, b = m % T, m // T
-        turn = t * half + i
-        c, s = cos[turn], sin[turn]
+        i, head, m, t, b = place(e, T, H + 2 * KV, half)
+        c, s = cos[t * half + i], sin[t * half + i]
         if head < H:
             start = m * q_apart + head * 2 * half + i
             at = (m * H + head) * 2 * half + i

@@ -24,7 +24,7 @@ WIDE = pytest.param((6912, 2560), marks=pytest.mark.slow)
 
 @pytest.mark.parametrize("shape", [(1, 1), (13, 37), WIDE], ids=str)
 def test_weights(device, shape, tol, rng):
-    """The mean is the correctly rounded one. The reference's differs in the last digit; trits then, at ties."""
+    """The mean is correctly rounded. The reference's may differ in the last digit, and trits at ties."""
     w = (0.02 * rng.standard_normal(shape)).astype(F32)
     w_q, w_scale = (device.read(a) for a in ternarise.trits(device, device.upload(w)))
     assert w_scale == F32(np.abs(w).mean(dtype=np.float64))

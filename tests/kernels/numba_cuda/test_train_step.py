@@ -93,9 +93,9 @@ def test_more_tokens_than_a_chunk_of_logits(ops, tol, monkeypatch):
 @pytest.mark.slow
 def test_the_widths_of_2b4t(ops, tol):
     """One block of them, three tokens. At this width initial scores are hundreds; a softmax of one key has
-    a gradient of rounding errors alone: smaller queries make it one of numbers. Of 53 million weights one is so
-    near a tie that the two means of |w|, which differ in the last digit, make two trits of it, and logits are
-    so large that the loss moves by a thousandth: so both are given the same (NU.6, NU.7)."""
+    a gradient of rounding errors alone: smaller queries make it one of numbers. Of 53 million weights one is
+    so near a tie that the two means of |w|, which differ in the last digit, make two trits of it, and logits
+    are so large that the loss moves by a thousandth: so both are given the same trits (NU.6, NU.7)."""
     given = {"vocab_size": 300, "d_model": 2560, "n_heads": 20, "n_kv_heads": 5, "d_ff": 6912, "n_layers": 1,
              "glu": "relu2"}
     how = {"B": 1, "T": 3, "queries": 1 / 400, "own_trits": False}
