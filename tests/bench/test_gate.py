@@ -28,7 +28,7 @@ def faults(name, **change):
     return [v.faults for v in gate.gate([getattr(cuda_faults, name)._replace(**change)])]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly                                       # .ci/run has the command itself
 @pytest.mark.parametrize("name", ALL)
 def test_every_kernel_keeps_its_promises(name):
     verdicts = gate.gate([ALL[name]])

@@ -129,7 +129,7 @@ def test_every_variant_has_the_reference_s_logits(n, tmp_path):
     assert_near(run(session(tmp_path / "m.onnx"), ids)[0], want)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("given", ALL, ids=label)
 def test_every_variant_in_every_form(given, form, tmp_path):

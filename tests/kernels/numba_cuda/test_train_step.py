@@ -24,7 +24,9 @@ FEW = [{}, {"linear": "full", "n_kv_heads": 1}, {"norm": "pre", "glu": "relu2", 
        {"norm": "inner", "inner_gain": True, "tied_embeddings": False}, {"norm": "inner", "linear": "full"}]
 KINDS = variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1), linear=("ternary", "full"),
                  head=("full", "ternary"), tied_embeddings=(True, False))
-ALL = [*FEW, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS)]
+# Every seventh is of the marked checks (7 divides the length of no axis, so each value of each has its turn).
+ALL = [*FEW, *(pytest.param(kind, marks=pytest.mark.nightly if n % 7 else pytest.mark.slow)
+               for n, kind in enumerate(KINDS))]
 
 
 def step(given, ops, path, seed=0, batches=1, start=0.0, B=2, T=5, resident=True, queries=1.0,
