@@ -3,7 +3,7 @@
 Draw which trit is in which bits of which byte, for every layout of pack.rosetta, and write the table of
 docs/formats/rosetta.md. Nothing is drawn by hand: one trit after the other is set and packed, and what
 changes in the bytes is its place, so pictures and table cannot say other than the code does.
-Read after: bench/size. Read next: bench/page.
+Read after: bench/size. Read next: bench/svg.
 """
 
 import math
