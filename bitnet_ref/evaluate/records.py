@@ -123,8 +123,9 @@ def load(path: str | Path) -> Record:
 
 def from_table(table: Any, where: str) -> Record:
     """The record that a JSON object says; `where` names it in errors. Raises CheckError as `load`."""
-    check(isinstance(table, dict) and table.get("schema") == SCHEMA, f"{where} must be of schema {SCHEMA}",
-          repr(table.get("schema") if isinstance(table, dict) else table)[:50], "update bitnet_ref, or " + FIX)
+    schema = table.get("schema") if isinstance(table, dict) else table
+    check(isinstance(table, dict) and schema == SCHEMA, f"{where} must be of schema {SCHEMA}",
+          repr(schema)[:50], f"update bitnet_ref, or {FIX}")
     parts = {name: _part(kind, table.get(name), f"{name} of {where}")
              for name, kind in (("model", Model), ("made", Made), ("data", Data))}
     held = table.get("metrics")
@@ -141,7 +142,7 @@ def from_table(table: Any, where: str) -> Record:
 
 
 def _part(kind: type, held: Any, where: str) -> Any:
-    """A dataclass of `kind` from a JSON object that has each of its fields, of its type; others are let be."""
+    """A dataclass of `kind` from a JSON object that has each of its fields, of its type."""
     check(isinstance(held, dict), f"{where} must be a table", repr(held)[:50], FIX)
     hints = get_type_hints(kind)
     for name, wanted in hints.items():
@@ -156,7 +157,8 @@ def _part(kind: type, held: Any, where: str) -> Any:
 
 def _metric(held: Any, where: str) -> Metric:
     found = _part(Metric, held, where)
-    check(found.better in ("higher", "lower"), f"better in {where} must be higher or lower", found.better, FIX)
+    check(found.better in ("higher", "lower"), f"better in {where} must be higher or lower", found.better,
+          FIX)
     check(found.stderr is None or found.stderr >= 0, f"stderr in {where} must not be negative", found.stderr,
           FIX)
     return found
