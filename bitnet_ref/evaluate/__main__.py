@@ -10,10 +10,9 @@ Read after: evaluate/kinds. Read next: train.
 import json
 import sys
 
-from bitnet_ref.checks import check
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, add_int8_head, run_command, text
 from bitnet_ref.evaluate.kinds import add_kinds, run_kind
-from bitnet_ref.evaluate.records import save
+from bitnet_ref.evaluate.records import save_all
 
 
 def main(argv: list[str]) -> int:
@@ -22,17 +21,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", type=text, required=True, metavar="MODEL",
                         help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
     add_kinds(parser, text)
-    parser.add_argument("--output", type=text, metavar="FILE", help="keep the record as JSON, for reports")
+    parser.add_argument("--output", type=text, metavar="FILE", help="keep the record as JSON, for reports; of several "
+                                                                 "tasks in FILE.TASK.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_backend(parser)
     add_int8_head(parser)
     args = parser.parse_args(argv)
     result = run_kind(args, argv)
     if args.output is not None:
-        check(result.record is not None, "--output must be of a kind that keeps a record", args.output,
-              "leave it out, and use --json")
-        assert result.record is not None
-        save(args.output, result.record)
+        save_all(args.output, result.records)
     print(json.dumps(result.figures) if args.json else result.lines)
     return DONE if result.good else CHECK_FAILED
 

@@ -13,11 +13,11 @@ from bitnet_ref.evaluate.records import Record
 
 
 class Outcome(NamedTuple):
-    """What an evaluation found. `good`: whether it is worth a figure (else the exit code is 1)."""
+    """What an evaluation found, a record for each task. `good`: worth a figure (else the exit code is 1)."""
 
     lines: str
     figures: dict[str, Any]
-    record: Record | None = None
+    records: tuple[Record, ...] = ()
     good: bool = True
 
 
@@ -53,7 +53,7 @@ def _run_perplexity(args: Namespace, argv: list[str]) -> Outcome:
     lines = (f"perplexity      {perplexity}\nbits per byte   {result.bits_per_byte:.4f}\n"
              f"loss            {result.loss:.4f} nats per token\n"
              f"counted         {result.tokens:,} tokens, {result.bytes:,} bytes")
-    return Outcome(lines, figures, None, result.perplexity is not None)
+    return Outcome(lines, figures, (), result.perplexity is not None)
 
 
 # The first whose flag is there runs; the last needs no flag.
@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
 
 
 def add_kinds(parser: ArgumentParser, text: Any) -> None:
-    """The options of every kind, each in a group of its own. `text`: the type of a name or path (cli.text)."""
+    """The options of every kind, each in a group of its own. `text`: the type of a name or path, cli.text."""
     for kind in KINDS.values():
         kind.add(parser, text)
 

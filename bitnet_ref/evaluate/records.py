@@ -8,7 +8,9 @@ Read after: evaluate. Read next: evaluate/provenance.
 
 import json
 import os
+import re
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -101,6 +103,20 @@ def save(path: str | Path, record: Record) -> None:
           "evaluate fewer questions with --limit")
     with whole_file(path) as file:
         file.write(data)
+
+
+def save_all(path: str | Path, made: Sequence[Record]) -> None:
+    """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each."""
+    check(len(made) > 0, "--output must be of an evaluation that keeps a record", path,
+          "leave it out, and use --json")
+    for record in made:
+        save(path if len(made) == 1 else place_of(path, record.task), record)
+
+
+def place_of(path: str | Path, task: str) -> Path:
+    """Where the record of one of several tasks lies: a name that is no path."""
+    name = re.sub(r"[^\w.-]", "_", task)
+    return Path(path).with_name(f"{Path(path).stem}.{name}{Path(path).suffix or '.json'}")
 
 
 def load(path: str | Path) -> Record:
