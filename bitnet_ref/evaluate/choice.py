@@ -14,7 +14,7 @@ from bitnet_ref.evaluate import harness
 from bitnet_ref.evaluate.kept import kept_file
 from bitnet_ref.evaluate.provenance import made, model_facts
 from bitnet_ref.evaluate.records import Data, Record
-from bitnet_ref.evaluate.tasks import local, read_task
+from bitnet_ref.evaluate.tasks import Task, local, read_task
 from bitnet_ref.evaluate.zero_shot import metrics, score_task
 from bitnet_ref.generate.language_model import load
 
@@ -26,19 +26,7 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
 
     Raises CheckError for a task that is none, before a model is loaded; as score_task and load.
     """
-    names = [name for name in args.tasks.split(",") if name]
-    check(len(names) > 0 and len(set(names)) == len(names), "--tasks must name tasks, each once", args.tasks,
-          "give files or names, with commas between them")
-    check(args.limit is None or args.limit > 0, "--limit must be greater than 0", args.limit,
-          "leave it out to score all")
-    check(args.batch > 0, "--batch must be greater than 0", args.batch, "use 1 or more")
-    places = {name: local(name) for name in names}
-    tasks = [read_task(place) for place in places.values() if place is not None]
-    others = [name for name, place in places.items() if place is None]
-    if others:
-        harness.library()
-    check(len({t.name for t in tasks} | set(others)) == len(names), "--tasks must have names of their own",
-          args.tasks, "rename one of the files")
+    tasks, others = _asked(args)
     model = load(args.model, args.backend, args.threads, args.int8_head)
     facts = model_facts(model, args.model)
     identity = [VERSION, facts.weights, facts.vocabulary, f"{args.backend} {args.int8_head} {args.first}"]
@@ -46,7 +34,6 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
     records, files = [], []
     for task in tasks:
         began, kept = time.monotonic(), keep(task.sha256) if keep else None
-        task = task._replace(questions=task.questions[:args.limit])
         figures, items, fields = metrics(task, score_task(model, task, args.batch, args.first, kept))
         records.append(Record("choice", task.name, facts,
                               made("evaluate", argv, time.monotonic() - began, args.backend),
@@ -57,3 +44,20 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
         records += harness.run(answers, facts, others, args, argv)
         files += answers.files
     return records, tuple(files)
+
+
+def _asked(args: Namespace) -> tuple[list[Task], list[str]]:
+    """The tasks from local files, no longer than --limit; and the names of the others."""
+    names = [name for name in args.tasks.split(",") if name]
+    check(len(names) > 0, "--tasks must name tasks", args.tasks, "give files or names, with commas between")
+    for flag in ("limit", "batch"):
+        value = getattr(args, flag)
+        check(value is None or value > 0, f"--{flag} must be greater than 0", value, "use 1 or more")
+    places = {name: local(name) for name in names}
+    tasks = [read_task(place) for place in places.values() if place is not None]
+    others = [name for name, place in places.items() if place is None]
+    if others:
+        harness.library()
+    check(len({t.name for t in tasks} | set(others)) == len(names), "--tasks must have names of their own",
+          args.tasks, "leave out what is there twice, or rename a file")
+    return [t._replace(questions=t.questions[:args.limit]) for t in tasks], others
