@@ -72,9 +72,9 @@ def _changed(model: LanguageModel, q: Question) -> int:
 def correct(q: Question, found: Sequence[float]) -> list[float]:
     """Whether the answer wins: by sum, by characters, and without the question if it was so scored."""
     p = np.array(found[:len(q.choices)])
-    ways = [p, p / np.array(q.sizes)]                                           # (LL.2)
+    ways = [p, p / np.array(q.sizes)]                                           # (ZS.1)
     if q.without is not None:
-        ways.append(p - np.array(found[len(q.choices):]))                       # (LL.3)
+        ways.append(p - np.array(found[len(q.choices):]))                       # (ZS.2)
     return [float(np.argmax(way) == q.answer) for way in ways]
 
 
@@ -93,5 +93,5 @@ def metrics(task: Task, scored: Scored) -> tuple[dict[str, Metric], list[list[fl
 def figure(values: Sequence[float], chance: float | None) -> Metric:
     """A mean of values, and the standard error of that mean."""
     n, mean = len(values), float(np.mean(values))
-    stderr = math.sqrt(float(np.var(values, ddof=1)) / n) if n > 1 else None    # (LL.4)
+    stderr = math.sqrt(float(np.var(values, ddof=1)) / n) if n > 1 else None    # (ZS.3)
     return Metric(mean, n, stderr, "higher", chance)
