@@ -1,4 +1,4 @@
-"""Our scores against transformers: its models in lm-evaluation-harness on the same tasks, and by a plain loop.
+"""Our scores against transformers: its models in lm-evaluation-harness on the same tasks, and by a loop.
 
 The models are random, written by transformers in float32. A LLaMA has no codes that could flip, so each
 log-likelihood agrees to CLOSE. Of a BitNet they do where every value before a rounding is MARGIN from a tie;
@@ -18,7 +18,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.data.download import DATA
 from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.evaluate.harness import adapted
-from bitnet_ref.evaluate.likelihood import encode_pair
+from bitnet_ref.evaluate.likelihood import encode_pairs
 from bitnet_ref.evaluate.tasks import read_task
 from bitnet_ref.evaluate.zero_shot import correct, score_task
 from bitnet_ref.generate.language_model import load
@@ -40,6 +40,7 @@ def torch():
     pytest.importorskip("transformers")
     from transformers.quantizers import quantizer_bitnet
 
+    found.set_num_threads(1)                               # at this size others only wait for each other
     patch = pytest.MonkeyPatch()
     patch.setattr(quantizer_bitnet, "is_accelerate_available", lambda *args: True)
     yield found
@@ -133,7 +134,7 @@ def test_the_harness_finds_the_same_of_ours_and_of_its_own_model(pair, tmp_path)
     for name in names:
         mine, other = (sorted(found[who]["samples"][name], key=lambda s: s["doc_id"]) for who in found)
         assert len(mine) == (570 if name == "own_arc" else 60)
-        asked = [encode_pair(ours.tokenizer, *a, None) for s in mine for a in s["arguments"]]
+        asked = encode_pairs(ours.tokenizer, [a for s in mine for a in s["arguments"]], None)
         values = [[r[0][0] for s in samples for r in s["resps"]] for samples in (mine, other)]
         assert_close(which, ours, asked, *values, name)
         for metric in ("acc", "acc_norm"):
@@ -145,11 +146,11 @@ def test_the_harness_finds_the_same_of_ours_and_of_its_own_model(pair, tmp_path)
 @pytest.mark.data
 def test_the_request_file_has_the_same_answers_by_transformers(pair, torch):
     """1,140 groups: 570 questions, and their choices after "Answer:" alone."""
-    which, ours, theirs, tokenizer = pair
+    which, ours, theirs, _ = pair
     task = read_task(Path(os.environ[DATA], "arc", "arc_easy.val.rc_0shot.requests.jsonl.gz"))
     mine = score_task(ours, task, first=False)
-    requests = [encode_pair(ours.tokenizer, context, choice, None) for q in task.questions
-                for context in (q.context, q.without) for choice in q.choices]
+    requests = encode_pairs(ours.tokenizer, [(context, choice) for q in task.questions for context in
+                                             (q.context, q.without) for choice in q.choices], None)
     other = iter(by_transformers(torch, theirs, requests))
     there = [[next(other) for _ in row] for row in mine.found]
     assert_close(which, ours, requests, np.concatenate(mine.found), np.concatenate(there), "requests")
