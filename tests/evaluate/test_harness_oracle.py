@@ -29,7 +29,8 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"                   # its quantisers are c
 os.environ.setdefault("HF_HOME", str(tiny.folder() / "hf"))
 
 CLOSE, FLIPPED, MARGIN = 1e-4, 1e-2, 1e-4
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+SHORT = 40                   # tokens of texts whose margin is looked at: longer ones hardly have one
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 
 
@@ -59,10 +60,12 @@ def pair(request, torch, tmp_path_factory):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"),
                                                      eos_token="<|endoftext|>")
     torch.manual_seed(1)
-    made = {"vocab_size": 1000, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0, **SHAPE}
+    made = {"vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0, **SHAPE}
     kind = request.param == "bitnet"
     theirs = (transformers.BitNetForCausalLM(transformers.BitNetConfig(**made, hidden_act="relu2")) if kind
-              else transformers.LlamaForCausalLM(transformers.LlamaConfig(**made)))
+              else transformers.LlamaForCausalLM(transformers.LlamaConfig(**made, initializer_range=0.2)))
+    if kind:
+        off_the_threshold(torch, theirs)
     theirs.save_pretrained(folder)
     if kind:
         config = json.loads((folder / "config.json").read_text())
@@ -74,8 +77,17 @@ def pair(request, torch, tmp_path_factory):
     return request.param, load(folder), theirs, tokenizer
 
 
+def off_the_threshold(torch, model):
+    """Masters of which no |w| / mean|w| is near 1/2: a trit must not depend on how a mean is summed."""
+    for name, w in model.named_parameters():
+        for _ in range(100 if "_proj" in name else 0):
+            wide = w.data.double().abs()
+            near = (wide / wide.mean() - 0.5).abs() < 1e-3
+            w.data = torch.where(near, w.data * 1.01, w.data)
+
+
 def margin(model, requests):
-    """For each request how near its quantised inputs come to a tie, in codes, by the reference's ops."""
+    """For each short request how near its quantised inputs come to a tie, by the reference; 0 for others."""
     from types import SimpleNamespace
 
     from bitnet_ref.kernels import load as ops
@@ -95,10 +107,12 @@ def margin(model, requests):
     watched = Transformer(model.cfg, model.transformer.weights, SimpleNamespace(
         **{**vars(plain), "absmax_int8": absmax_int8, "rmsnorm_int8": rmsnorm_int8}))
     found = []
-    for request in requests:
+    for context, continuation in requests:
+        ids = [*context, *continuation[:-1]]
         seen.clear()
-        watched(np.array([*request.context, *request.continuation[:-1]]))
-        found.append(min(seen, default=1.0))
+        if len(ids) <= SHORT:
+            watched(np.array(ids))
+        found.append(min(seen, default=0.0))
     return np.array(found)
 
 
