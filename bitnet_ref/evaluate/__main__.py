@@ -4,7 +4,7 @@ python -m bitnet_ref.evaluate --model RUN --corpus wikitext-2 --json
 Perplexity and bits per byte of a trained model, on the run's own validation text or on another corpus, with
 the number of tokens and bytes that were counted. Exit code 1 if the model is worse than guessing: no
 perplexity is printed then.
-Read after: evaluate/corpus. Read next: train.
+Read after: evaluate/sandbox. Read next: train.
 """
 
 import json
