@@ -3,7 +3,7 @@
 What the walls are stands in `confine`, who judges in `cell`; here the processes are started, watched, ended.
 What hostile programs try ends as a wrong answer with its reason. What this does not protect against:
 docs/sandbox.md.
-Read after: evaluate/cell. Read next: evaluate/__main__.
+Read after: evaluate/cell. Read next: evaluate/kinds.
 """
 
 import json
@@ -26,7 +26,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 START = (f"import sys; sys.path.insert(0, {ROOT!r}); from bitnet_ref.evaluate.cell import main; main()")
 PYTHON = ("-s", "-S", "-P", "-B", "-X", "utf8")            # no user's packages, no site, no folder of its own
 LARGEST = 1 << 20                                          # bytes of a program, and of its checks
-VERDICT = 1 << 14                                          # bytes of what the judge may say
+SAID = 1 << 14                                             # bytes of what the judge may say
 FIX = "run them in a virtual machine with a Linux kernel of 5.13 or later that has Landlock and seccomp"
 
 
@@ -45,7 +45,7 @@ class Limits:
             check(0 < value < 1 << 40, f"the limit {name} must be above 0 and finite", value, "correct it")
 
 
-class Outcome(NamedTuple):
+class Verdict(NamedTuple):
     """passed, failed (a wrong answer, an error, an early end), timeout, killed or output; and what happened.
 
     `walls`: the mechanisms that stood around it.
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
         return self.reason == "passed"
 
 
-def run(program: str, checks: str = "", entry: str = "", limits: Limits | None = None) -> Outcome:
+def run(program: str, checks: str = "", entry: str = "", limits: Limits | None = None) -> Verdict:
     """What becomes of `program`, whose function `entry` the function `check(candidate)` in `checks` judges.
 
     Without checks: whether it runs to its end. Both are Python, in two processes that share plain values
@@ -75,9 +75,9 @@ def run(program: str, checks: str = "", entry: str = "", limits: Limits | None =
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as e:
-            return Outcome("failed", f"{what} holds a lone surrogate: {e.reason}", 0.0)
+            return Verdict("failed", f"{what} holds a lone surrogate: {e.reason}", 0.0)
         if size > LARGEST:
-            return Outcome("failed", f"{what} has {size} bytes of at most {LARGEST}", 0.0)
+            return Verdict("failed", f"{what} has {size} bytes of at most {LARGEST}", 0.0)
     with tempfile.TemporaryDirectory(prefix="cell-") as folder, \
             tempfile.TemporaryFile() as mine, tempfile.TemporaryFile() as judges:
         for file, text in ((mine, program), (judges, checks)):
@@ -86,7 +86,7 @@ def run(program: str, checks: str = "", entry: str = "", limits: Limits | None =
         return _watched(folder, mine, judges, entry, limits)
 
 
-def _watched(folder: str, program: BinaryIO, checks: BinaryIO, entry: str, limits: Limits) -> Outcome:
+def _watched(folder: str, program: BinaryIO, checks: BinaryIO, entry: str, limits: Limits) -> Verdict:
     """Start the cell, read what it says until its verdict, its end or the deadline, and end all of it."""
     verdict, verdict_in = os.pipe()
     output, output_in = os.pipe()
@@ -109,7 +109,7 @@ def _watched(folder: str, program: BinaryIO, checks: BinaryIO, entry: str, limit
     finally:
         os.close(verdict)
         os.close(output)
-    return _outcome(said, printed, ended, limits, time.monotonic() - began)
+    return _verdict(said, printed, ended, limits, time.monotonic() - began)
 
 
 def _listen(verdict: int, output: int, end: float, most: int) -> tuple[bytes, bytes, str]:
@@ -132,11 +132,11 @@ def _listen(verdict: int, output: int, end: float, most: int) -> tuple[bytes, by
                         return said, printed, "output"
                     continue
                 said += chunk
-                if not chunk or said.count(b"\n") == 2 or len(said) > VERDICT:
+                if not chunk or said.count(b"\n") == 2 or len(said) > SAID:
                     return said, printed, ""
 
 
-def _outcome(said: bytes, printed: bytes, ended: str, limits: Limits, seconds: float) -> Outcome:
+def _verdict(said: bytes, printed: bytes, ended: str, limits: Limits, seconds: float) -> Verdict:
     """The verdict in three words. Raises CheckError where the walls did not stand."""
     words: list[dict[str, Any]] = [json.loads(line) for line in said.splitlines(keepends=True)
                                    if line.endswith(b"\n")]
@@ -149,10 +149,10 @@ def _outcome(said: bytes, printed: bytes, ended: str, limits: Limits, seconds: f
     walls = tuple(words[0]["walls"])
     if ended:
         how = f"{limits.deadline:g} s" if ended == "timeout" else f"more than {limits.output} bytes printed"
-        return Outcome(ended, how, seconds, walls)
+        return Verdict(ended, how, seconds, walls)
     if len(words) < 2:
-        return Outcome("killed", "the judge ended without a verdict", seconds, walls)
-    return Outcome(words[1]["reason"], shown(words[1]["detail"], 300), seconds, walls)
+        return Verdict("killed", "the judge ended without a verdict", seconds, walls)
+    return Verdict(words[1]["reason"], shown(words[1]["detail"], 300), seconds, walls)
 
 
 # ---- whether it holds ----
@@ -183,11 +183,12 @@ def attempts(outside):
 def proved() -> tuple[str, ...]:
     """The mechanisms that contain a program here, after one has tried, harmlessly, what must fail.
 
-    Raises CheckError where anything succeeds."""
+    Raises CheckError where anything succeeds.
+    """
     with tempfile.NamedTemporaryFile() as outside:
         tests = (f"def check(candidate):\n    free = candidate({outside.name!r})\n"
                  "    assert free == [], ', '.join(free)\n")
-        outcome = run(TRIES, tests, "attempts")
-        check(outcome.passed and os.path.exists(outside.name), "the sandbox must contain processes, threads, "
-              "network, files and signals", f"{outcome.reason}: {outcome.detail}", FIX)
-    return outcome.walls
+        verdict = run(TRIES, tests, "attempts")
+        check(verdict.passed and os.path.exists(outside.name), "the sandbox must contain processes, threads, "
+              "network, files and signals", f"{verdict.reason}: {verdict.detail}", FIX)
+    return verdict.walls

@@ -17,7 +17,7 @@ import tiny
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate import confine, sandbox
-from bitnet_ref.evaluate.sandbox import Limits, Outcome, proved, run
+from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is made of Linux")
 
@@ -439,9 +439,9 @@ def test_limits_are_limits(limit):
         Limits(**limit)
 
 
-def test_an_outcome_says_what_it_is():
-    assert not Outcome("failed", "", 0.0).passed
-    assert Outcome("passed", "", 0.0).passed
+def test_a_verdict_says_what_it_is():
+    assert not Verdict("failed", "", 0.0).passed
+    assert Verdict("passed", "", 0.0).passed
 
 
 # --- each wall by itself -----------------------------------------------------------------------------------
