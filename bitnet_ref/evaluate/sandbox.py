@@ -3,7 +3,7 @@
 What the walls are stands in `confine`, who judges in `cell`; here the processes are started, watched, ended.
 What hostile programs try ends as a wrong answer with its reason. What this does not protect against:
 docs/sandbox.md.
-Read after: evaluate/cell. Read next: evaluate/kinds.
+Read after: evaluate/cell. Read next: evaluate/journal.
 """
 
 import json
