@@ -102,7 +102,7 @@ def _run_code(args: Namespace, argv: list[str]) -> Outcome:
 # The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
     "code": Kind(_add_code, lambda args: args.humaneval is not None, _run_code),
-    "sliding": Kind(_add_sliding, lambda args: (args.stride or args.context) is not None, _run_sliding),
+    "sliding": Kind(_add_sliding, lambda args: (args.stride, args.context) != (None, None), _run_sliding),
     "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
 }
 
