@@ -143,7 +143,6 @@ def slide(model: Transformer, texts: Sequence[Text], context: int, stride: int, 
             rows += new
             bar.update(len(new))
     nats, tokens, size, words = (math.fsum(row[i] for row in rows) for i in range(4))
-    journal.done()
     return Sliding(rows, Score(nats, int(tokens), int(size), model.cfg.vocab_size), int(words))
 
 

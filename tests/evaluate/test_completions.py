@@ -142,6 +142,12 @@ def test_what_is_wrong_is_refused_and_nothing_runs(arguments, words, run, proble
     tiny.assert_three_parts(err.splitlines()[-1], *words)
 
 
+def test_two_kinds_at_once_are_refused(run, problems):
+    code, _, err = run("--model", tiny.trained(), "--humaneval", problems, "--stride", 4)
+    assert code == 2
+    tiny.assert_three_parts(err, "an evaluation must be of one kind", "code and sliding", "one after the other")
+
+
 def test_a_model_must_be_given_unless_others_samples_are_judged(run, problems):
     for arguments in ([], ["--humaneval", problems, "--run-programs"], ["--stride", 3]):
         code, _, err = run(*arguments)

@@ -167,7 +167,8 @@ def test_an_interrupted_sum_goes_on_and_is_the_same(tmp_path, monkeypatch):
     del seen[:]
     assert slide(model, [text], 12, 4, batch=3, kept=kept) == whole
     assert sum(seen) == len(whole.rows) - 9
-    assert list(tmp_path.iterdir()) == []
+    assert slide(model, [text], 12, 4, batch=3, kept=kept) == whole
+    assert sum(seen) == len(whole.rows) - 9
 
 
 @pytest.mark.parametrize("rows", [[[1.0, 2.0]], [[1.0, 2.0, 3.0, "x"]], "x", [[math.inf, 8.0, 1.0, 1.0]],
