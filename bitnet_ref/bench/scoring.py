@@ -65,12 +65,13 @@ def block(task: Task, model: LanguageModel, times: dict[str, Times], threads: in
             for way, t in times.items()]
     ratios = [b / a for a, b in zip(times["shared"].processor, times["each for itself"].processor)]
     return "\n".join([
-        f"{task.file}, {len(task.questions):,} questions with {sum(len(q.choices) for q in task.questions):,} "
-        f"choices; a model of nano's shape, vocabulary {model.cfg.vocab_size:,}, on {threads} threads of "
+        f"{task.file}, {len(task.questions):,} questions with "
+        f"{sum(len(q.choices) for q in task.questions):,} choices; a model of nano's shape, vocabulary "
+        f"{model.cfg.vocab_size:,}, on {threads} threads of "
         f"{machine()['cpu']}; medians of {len(ratios)} rounds.", "",
         "| the question is read | seconds | processor seconds |", "|---|---|---|", *rows, "",
-        f"Sharing takes {statistics.median(ratios):.2f} times less of the processor (from {min(ratios):.2f} to "
-        f"{max(ratios):.2f} in the rounds); the scores are the same bits."])
+        f"Sharing takes {statistics.median(ratios):.2f} times less of the processor (from {min(ratios):.2f} "
+        f"to {max(ratios):.2f} in the rounds); the scores are the same bits."])
 
 
 def main(argv: list[str]) -> int:

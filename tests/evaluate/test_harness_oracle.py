@@ -1,4 +1,4 @@
-"""Our scores against transformers: its models in lm-evaluation-harness on the same tasks, and by a plain loop.
+"""Our scores against transformers: its models in lm-evaluation-harness on the same tasks, and by a loop.
 
 The models are random, written by transformers in float32. A LLaMA has no codes that could flip, so each
 log-likelihood agrees to CLOSE. Of a BitNet they do where every value before a rounding is MARGIN from a tie;
@@ -18,7 +18,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.data.download import DATA
 from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.evaluate.harness import adapted
-from bitnet_ref.evaluate.likelihood import encode_pair
+from bitnet_ref.evaluate.likelihood import encode_pairs
 from bitnet_ref.evaluate.tasks import read_task
 from bitnet_ref.evaluate.zero_shot import correct, score_task
 from bitnet_ref.generate.language_model import load
@@ -29,7 +29,8 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"                   # its quantisers are c
 os.environ.setdefault("HF_HOME", str(tiny.folder() / "hf"))
 
 CLOSE, FLIPPED, MARGIN = 1e-4, 1e-2, 1e-4
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+SHORT = 40                   # tokens of texts whose margin is looked at: longer ones hardly have one
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 
 
@@ -40,6 +41,7 @@ def torch():
     pytest.importorskip("transformers")
     from transformers.quantizers import quantizer_bitnet
 
+    found.set_num_threads(1)                               # at this size others only wait for each other
     patch = pytest.MonkeyPatch()
     patch.setattr(quantizer_bitnet, "is_accelerate_available", lambda *args: True)
     yield found
@@ -58,10 +60,12 @@ def pair(request, torch, tmp_path_factory):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"),
                                                      eos_token="<|endoftext|>")
     torch.manual_seed(1)
-    made = {"vocab_size": 1000, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0, **SHAPE}
+    made = {"vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0, **SHAPE}
     kind = request.param == "bitnet"
     theirs = (transformers.BitNetForCausalLM(transformers.BitNetConfig(**made, hidden_act="relu2")) if kind
-              else transformers.LlamaForCausalLM(transformers.LlamaConfig(**made)))
+              else transformers.LlamaForCausalLM(transformers.LlamaConfig(**made, initializer_range=0.2)))
+    if kind:
+        off_the_threshold(torch, theirs)
     theirs.save_pretrained(folder)
     if kind:
         config = json.loads((folder / "config.json").read_text())
@@ -73,8 +77,17 @@ def pair(request, torch, tmp_path_factory):
     return request.param, load(folder), theirs, tokenizer
 
 
+def off_the_threshold(torch, model):
+    """Masters of which no |w| / mean|w| is near 1/2: a trit must not depend on how a mean is summed."""
+    for name, w in model.named_parameters():
+        for _ in range(100 if "_proj" in name else 0):
+            wide = w.data.double().abs()
+            near = (wide / wide.mean() - 0.5).abs() < 1e-3
+            w.data = torch.where(near, w.data * 1.01, w.data)
+
+
 def margin(model, requests):
-    """For each request how near its quantised inputs come to a tie, in codes, by the reference's ops."""
+    """For each short request how near its quantised inputs come to a tie, by the reference; 0 for others."""
     from types import SimpleNamespace
 
     from bitnet_ref.kernels import load as ops
@@ -94,10 +107,12 @@ def margin(model, requests):
     watched = Transformer(model.cfg, model.transformer.weights, SimpleNamespace(
         **{**vars(plain), "absmax_int8": absmax_int8, "rmsnorm_int8": rmsnorm_int8}))
     found = []
-    for request in requests:
+    for context, continuation in requests:
+        ids = [*context, *continuation[:-1]]
         seen.clear()
-        watched(np.array([*request.context, *request.continuation[:-1]]))
-        found.append(min(seen, default=1.0))
+        if len(ids) <= SHORT:
+            watched(np.array(ids))
+        found.append(min(seen, default=0.0))
     return np.array(found)
 
 
@@ -133,7 +148,7 @@ def test_the_harness_finds_the_same_of_ours_and_of_its_own_model(pair, tmp_path)
     for name in names:
         mine, other = (sorted(found[who]["samples"][name], key=lambda s: s["doc_id"]) for who in found)
         assert len(mine) == (570 if name == "own_arc" else 60)
-        asked = [encode_pair(ours.tokenizer, *a, None) for s in mine for a in s["arguments"]]
+        asked = encode_pairs(ours.tokenizer, [a for s in mine for a in s["arguments"]], None)
         values = [[r[0][0] for s in samples for r in s["resps"]] for samples in (mine, other)]
         assert_close(which, ours, asked, *values, name)
         for metric in ("acc", "acc_norm"):
@@ -145,11 +160,11 @@ def test_the_harness_finds_the_same_of_ours_and_of_its_own_model(pair, tmp_path)
 @pytest.mark.data
 def test_the_request_file_has_the_same_answers_by_transformers(pair, torch):
     """1,140 groups: 570 questions, and their choices after "Answer:" alone."""
-    which, ours, theirs, tokenizer = pair
+    which, ours, theirs, _ = pair
     task = read_task(Path(os.environ[DATA], "arc", "arc_easy.val.rc_0shot.requests.jsonl.gz"))
     mine = score_task(ours, task, first=False)
-    requests = [encode_pair(ours.tokenizer, context, choice, None) for q in task.questions
-                for context in (q.context, q.without) for choice in q.choices]
+    requests = encode_pairs(ours.tokenizer, [(context, choice) for q in task.questions for context in
+                                             (q.context, q.without) for choice in q.choices], None)
     other = iter(by_transformers(torch, theirs, requests))
     there = [[next(other) for _ in row] for row in mine.found]
     assert_close(which, ours, requests, np.concatenate(mine.found), np.concatenate(there), "requests")
