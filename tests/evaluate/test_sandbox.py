@@ -394,7 +394,7 @@ def test_the_cell_ends_when_the_one_who_asked_is_killed(namespaces):
     asker.stdout.readline()
     tiny.wait_for(lambda: _below(asker.pid), asker)
     below = _below(asker.pid)
-    time.sleep(0.5)                                       # it is asleep by then; before, its pipe would end it
+    time.sleep(0.5)                                       # asleep by then; before, its pipe would end it
     asker.kill()
     asker.wait()
     asker.stdout.close()
