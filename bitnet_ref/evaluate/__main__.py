@@ -19,7 +19,7 @@ from bitnet_ref.evaluate.records import save_all
 def main(argv: list[str]) -> int:
     """Parse, run the kind that is asked for, print, keep the record."""
     parser = Parser("python -m bitnet_ref.evaluate", __doc__)
-    parser.add_argument("--model", type=text, required=True, metavar="MODEL",
+    parser.add_argument("--model", type=text, metavar="MODEL",
                         help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
     add_kinds(parser, text)
     parser.add_argument("--output", type=text, metavar="FILE",

@@ -1,8 +1,9 @@
 """The kinds of evaluation that `python -m bitnet_ref.evaluate` knows: the options of each, what runs it.
 
-A kind is chosen by its own flag (--tasks); perplexity needs none. Each returns an Outcome: lines for a
-person, figures for --json, the record for --output. What a kind needs is imported when it runs.
-Read after: evaluate/corpus. Read next: evaluate/__main__.
+A kind is chosen by its own flag (--tasks, --humaneval, --stride); perplexity needs none. Each returns an
+Outcome: lines for a person, figures for --json, the record for --output. What a kind needs is imported when
+it runs.
+Read after: evaluate/slid. Read next: evaluate/__main__.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitnet_ref.checks import check
 from bitnet_ref.evaluate.records import Record
 
 
@@ -40,7 +42,7 @@ class Kind(NamedTuple):
 
 
 def _add_perplexity(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("perplexity (without --tasks)")
+    group = parser.add_argument_group("perplexity (without the flags of another kind)")
     group.add_argument("--corpus", type=text, help="a named corpus, or a file, folder or glob "
                                                    "(default: the run's validation text)")
     group.add_argument("--windows", type=int,
@@ -60,6 +62,48 @@ def _run_perplexity(args: Namespace, argv: list[str]) -> Outcome:
              f"loss            {result.loss:.4f} nats per token\n"
              f"counted         {result.tokens:,} tokens, {result.bytes:,} bytes")
     return Outcome(lines, figures, (), result.perplexity is not None)
+
+
+def _add_sliding(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("perplexity by a window that slides over --corpus (docs/perplexity.md)")
+    group.add_argument("--stride", type=int, metavar="N",
+                       help="tokens from one window to the next (default: half the context)")
+    group.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's)")
+
+
+def _run_sliding(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.slid import evaluate
+
+    return Outcome(*evaluate(args, argv))
+
+
+def _add_code(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("code (docs/sandbox.md)")
+    group.add_argument("--humaneval", type=text, metavar="FILE", help="the problems: HumanEval.jsonl.gz")
+    group.add_argument("--run-programs", action="store_true",
+                       help="run the programs that the model writes, each in a sandbox")
+    group.add_argument("--judge", type=text, metavar="FILE|reference",
+                       help="judge these samples instead of the model's, or the dataset's own solutions")
+    group.add_argument("--samples", type=text, metavar="FILE",
+                       help="keep the samples here, and their results in FILE_results.jsonl; an interrupted "
+                            "evaluation goes on")
+    group.add_argument("--per-problem", type=int, default=1, metavar="N",
+                       help="samples of each problem (default: 1)")
+    group.add_argument("--pass-at", type=int, action="append", metavar="K",
+                       help="k of pass@k; may be given several times (default: 1)")
+    group.add_argument("--problems", type=int, metavar="N", help="only the first N (default: all)")
+    group.add_argument("--completion-tokens", type=int, default=300, metavar="N",
+                       help="tokens of a completion at most (default: 300)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="(default: 0, greedy)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: 1)")
+    group.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    group.add_argument("--workers", type=int, metavar="N", help="programs at a time (default: processors)")
+
+
+def _run_code(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.completions import evaluate
+
+    return Outcome(*evaluate(args, argv))
 
 
 def _add_choice(parser: ArgumentParser, text: Any) -> None:
@@ -93,6 +137,8 @@ def _or_dash(value: float | None) -> str:
 
 # The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
+    "code": Kind(_add_code, lambda args: args.humaneval is not None, _run_code),
+    "sliding": Kind(_add_sliding, lambda args: (args.stride, args.context) != (None, None), _run_sliding),
     "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
     "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
 }
@@ -105,5 +151,11 @@ def add_kinds(parser: ArgumentParser, text: Any) -> None:
 
 
 def run_kind(args: Namespace, argv: list[str]) -> Outcome:
-    """Run the kind that the command line asks for."""
-    return next(kind for kind in KINDS.values() if kind.asked(args)).run(args, argv)
+    """Run the kind that the command line asks for. Only samples of others are judged without a model."""
+    asked = [name for name, kind in KINDS.items() if kind.asked(args)]
+    check(len(asked) <= 2, "an evaluation must be of one kind", " and ".join(asked[:-1]),
+          "ask for one after the other")
+    name = asked[0]
+    check(args.model is not None or (name == "code" and args.judge is not None), "--model must be given",
+          "nothing", "see python -m bitnet_ref.evaluate --help")
+    return KINDS[name].run(args, argv)
