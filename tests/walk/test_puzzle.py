@@ -1,0 +1,106 @@
+"""Questions and their checks: what is right is told so, a plausible mistake is told what is wrong with it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.walk import check, puzzle
+
+EVERY = {number: q for notebook in puzzle.NOTEBOOKS for number, q in puzzle.questions(notebook).items()}
+
+
+def half_away(w):
+    z = w / np.mean(np.abs(w))
+    return np.clip(np.sign(z) * np.floor(np.abs(z) + 0.5), -1, 1).astype(np.int8)
+
+
+# number -> answers that a reader might give, each wrong
+WRONG = {
+    "01.1": [1.5, 1.6, 2, 3, "three", math.nan, None],
+    "01.2": [half_away, np.sign, lambda w: np.rint(w / np.mean(np.abs(w))),
+             lambda w: np.clip(np.rint(w), -1, 1), lambda w: np.clip(np.rint(w / np.max(np.abs(w))), -1, 1),
+             lambda w: np.clip(np.trunc(w / np.mean(np.abs(w))), -1, 1), lambda w: w.missing, "trits"],
+    "01.3": [1 / 3, 0.5, 31, math.erf(0.5)],
+    "01.4": [33, 31, 64, 0],
+    "01.5": [0.01, 1, 0.99],
+    "01.6": [lambda s, rho: s, lambda s, rho: s / rho, lambda s, rho: rho],
+    "01.7": ["range", "sign", "because", 7],
+}
+
+
+def test_wrong_answers_to_every_question():
+    assert WRONG.keys() == EVERY.keys()
+    assert all(len(answers) >= 2 for answers in WRONG.values())
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_the_solution_is_right(number):
+    verdict = check(number, EVERY[number].solution)
+    assert verdict.right, verdict
+    assert verdict
+    assert repr(verdict) == f"{number}: right."
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_mistakes_are_told_in_three_parts(number):
+    for answer in WRONG[number]:
+        verdict = check(number, answer)
+        assert verdict.right is False, f"{number}: {answer!r} passed"
+        assert not verdict
+        assert re_parts(repr(verdict), EVERY[number].hint), verdict
+
+
+def re_parts(said, hint):
+    rule, got, what_to_do = said.split("; got ")[0], "; got " in said, said.endswith(f"; {hint}")
+    return len(rule) > len("01.1: wrong. ") and got and what_to_do
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_no_answer_yet_is_neither(number):
+    verdict = check(number, ...)
+    assert verdict.right is None
+    assert not verdict
+    assert repr(verdict) == f"{number}: no answer yet. {EVERY[number].spec}"
+
+
+@pytest.mark.parametrize("number", [n for n, q in EVERY.items() if callable(q.solution)])
+def test_a_function_that_returns_nothing_yet_is_no_answer(number):
+    assert check(number, lambda *args: ...).right is None
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_a_question_is_one_line(number):
+    q = EVERY[number]
+    assert "\n" not in q.spec + q.hint
+    assert q.spec[-1] in "?."
+    assert not q.hint.endswith(".")
+
+
+def test_answers_leave_the_cases_as_they_were():
+    def spoils(w):
+        answer = EVERY["01.2"].solution(w)
+        w[:] = 0
+        return answer
+
+    assert check("01.2", spoils)
+    assert check("01.2", EVERY["01.2"].solution)
+
+
+def test_shapes_and_kinds_must_fit():
+    judge = puzzle.works_like(lambda: np.ones((2, 3)), ())
+    assert judge(lambda: np.ones((2, 3))) == ""
+    for bad in (np.ones((3, 2)), np.ones((1, 3)), 1.0, "ones", None, np.full((2, 3), np.nan), [1, 2]):
+        assert judge(lambda bad=bad: bad), bad
+    pair = puzzle.works_like(lambda: (1.0, 2.0), ())
+    assert pair(lambda: (1.0, 2.0)) == ""
+    assert pair(lambda: (1.0,))
+    assert pair(lambda: (2.0, 1.0))
+    assert pair(lambda: 1.0)
+
+
+def test_no_such_question():
+    for number in ("01.99", "77.1", "", "trits"):
+        with pytest.raises(CheckError, match="must be one of"):
+            check(number, 1)
