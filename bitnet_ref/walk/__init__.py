@@ -5,7 +5,7 @@
     derivative, frozen  derivatives by complex step; the straight-through estimator held against them
     twin                a small model and its full-precision twin, trained while one waits
     pictures            one for each notebook
-    ternary             the questions of the notebook of that name
+    ternary, layers_by_hand, a_block   the questions of the notebook of that name
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.
 Read after: bench/conform. Read next: walk/show.

@@ -29,7 +29,7 @@ def array_error(got: Any, want: Any) -> float:
     """Largest difference, relative to the largest entry of `want`."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{got.shape} is not {want.shape}"
-    return np.max(np.abs(got - want)) / max(np.max(np.abs(want)), np.finfo(float).tiny)
+    return float(np.max(np.abs(got - want)) / max(np.max(np.abs(want)), np.finfo(float).tiny))
 
 
 def backward_error(f: Callable[[Any], Any], dx: np.ndarray, dy: Any, x: np.ndarray,

@@ -2,7 +2,7 @@
 
 A `Picture` is bytes and shows itself: no backend to choose, no state of pyplot. Few colours are kept, a third
 of the bytes, since the heroes are stored in the repository.
-Read after: walk/ternary. Read next: nothing.
+Read after: walk/a_block. Read next: nothing.
 """
 
 import io
@@ -111,8 +111,8 @@ def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T:
     turned_q, turned_k = (rope(np.repeat(a, 256, axis=1), cos, sin)[0, :, 0] for a in (q, k))
     distance = np.arange(T)
     for at, colour, size in ((60, MINUS, 9), (120, PLUS, 5.5), (240, INK, 2.5)):
-        middle.plot(distance, turned_k[at - distance] @ turned_q[at], color=colour, marker="o", ms=size, lw=0.8,
-                    label=f"query at {at}")
+        middle.plot(distance, turned_k[at - distance] @ turned_q[at], color=colour, marker="o", ms=size,
+                    lw=0.8, label=f"query at {at}")
     middle.set(title="one query, one key: the score", xlabel="distance")
     middle.legend(frameon=False, fontsize=8)
     v = np.broadcast_to(np.eye(n_kv_heads), (1, T, n_kv_heads, n_kv_heads))    # each names its own head

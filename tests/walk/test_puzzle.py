@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bitnet_ref.checks import CheckError
+from bitnet_ref.layers import rope
 from bitnet_ref.walk import check, puzzle
 
 EVERY = {number: q for notebook in puzzle.NOTEBOOKS for number, q in puzzle.questions(notebook).items()}
@@ -14,6 +15,15 @@ EVERY = {number: q for notebook in puzzle.NOTEBOOKS for number, q in puzzle.ques
 def half_away(w):
     z = w / np.mean(np.abs(w))
     return np.clip(np.sign(z) * np.floor(np.abs(z) + 0.5), -1, 1).astype(np.int8)
+
+
+def rstd(x, eps=1e-5):
+    return (np.mean(x * x, -1, keepdims=True) + eps) ** -0.5
+
+
+def norm_back(dy, x, eps):
+    n = x * rstd(x, eps)
+    return rstd(x, eps) * (dy - n * np.mean(dy * n, -1, keepdims=True))
 
 
 # number -> answers that a reader might give, each wrong
@@ -27,6 +37,30 @@ WRONG = {
     "01.5": [0.01, 1, 0.99],
     "01.6": [lambda s, rho: s, lambda s, rho: s / rho, lambda s, rho: rho],
     "01.7": ["range", "sign", "because", 7],
+    "02.1": [lambda f, x: (f(x + 1e-8) - f(x)) / 1e-8, lambda f, x: (f(x + 1e-5) - f(x - 1e-5)) / 2e-5,
+             lambda f, x: np.real(f(x + 1e-30j)), lambda f, x: np.imag(f(x + 1e-30j))],
+    "02.2": [lambda dy, x: x.T @ dy, lambda dy, x: dy @ x, lambda dy, x: dy.T @ x / len(x)],
+    "02.3": [lambda dy, gate, up: (dy * up * np.maximum(gate, 0), dy * np.maximum(gate, 0) ** 2),
+             lambda dy, gate, up: (dy * up * 2 * gate, dy * gate**2),
+             lambda dy, gate, up: dy * up * 2 * np.maximum(gate, 0),
+             lambda dy, gate, up: (dy * np.maximum(gate, 0) ** 2, dy * up * 2 * np.maximum(gate, 0))],
+    "02.4": [lambda dy, x: dy * rstd(x), lambda dy, x: norm_back(dy, x, 0.0),
+             lambda dy, x: rstd(x) * (dy - x * rstd(x) * np.sum(dy * x * rstd(x), -1, keepdims=True)),
+             lambda dy, x: rstd(x) * (dy - x * rstd(x) * np.mean(dy * x * rstd(x)))],
+    "02.5": [rope, lambda dy, cos, sin: rope(dy, -cos, sin), lambda dy, cos, sin: dy],
+    "02.6": [lambda z, t: np.exp(z) / np.exp(z).sum(-1, keepdims=True) - np.eye(z.shape[1])[t],
+             lambda z, t: (np.exp(z) / np.exp(z).sum(-1, keepdims=True) - np.eye(z.shape[1])[t]) / len(t),
+             lambda z, t: -EVERY["02.6"].solution(z, t)],
+    "02.7": ["x", "n", "w_hat", None],
+    "03.1": [2, 3, 7, "four"],
+    "03.2": [11 % 5, 3, 11, 4],
+    "03.3": [lambda T, S: np.tril(np.ones((T, S), bool)), lambda T, S: np.ones((T, S), bool),
+             lambda T, S: np.tril(np.ones((T, S), bool), S - T - 1),
+             lambda T, S: np.triu(np.ones((T, S), bool), S - T)],
+    "03.4": [lambda L, n, d: L * n * d * 2, lambda L, n, d: 2 * L * n * d, lambda L, n, d: 2 * n * d * 2],
+    "03.5": [3, 101, 108, -4],
+    "03.6": [0, -1, 0.5, "r"],
+    "03.7": ["of the input", "of the gain", "of the loss"],
 }
 
 
@@ -44,6 +78,7 @@ def test_the_solution_is_right(number):
 
 
 @pytest.mark.parametrize("number", EVERY)
+@pytest.mark.filterwarnings("ignore")                     # of the mistakes themselves
 def test_mistakes_are_told_in_three_parts(number):
     for answer in WRONG[number]:
         verdict = check(number, answer)
