@@ -5,7 +5,8 @@
     derivative, frozen  derivatives by complex step; the straight-through estimator held against them
     twin                a small model and its full-precision twin, trained while one waits
     pictures            one for each notebook
-    ternary, layers_by_hand, a_block   the questions of the notebook of that name
+    exploding           the port that failed, and the model that it failed on
+    ternary, layers_by_hand, a_block, packing, formats   questions, of the notebook of that name
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.
 Read after: bench/conform. Read next: walk/show.

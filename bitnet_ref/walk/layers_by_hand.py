@@ -81,8 +81,8 @@ QUESTIONS = [
              lambda dy, cos, sin: rope(dy, cos, -sin)),
     Question("Write `dlogits(logits, targets)` of the mean cross-entropy, logits (M, V) and targets (M,).",
              works_like(_dlogits, (3 * W, np.array([0, 3, 1, 1, 2])), (900 * W, np.array([2, 2, 0, 1, 3]))),
-             "(CE.4): softmax, less 1 at the target, over the number of tokens M; subtract each row's largest "
-             "logit before exp",
+             "(CE.4): softmax, less 1 at the target, over the number of tokens M; subtract each row's "
+             "largest logit before exp",
              lambda logits, targets: (_softmax(logits) - np.eye(logits.shape[1])[targets]) / len(targets)),
     Question("Which x multiplies dy in dw of BitLinear: \"x\", \"n\" (after the norm) or \"x_hat\" "
              "(after rounding)?",

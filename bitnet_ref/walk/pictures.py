@@ -2,7 +2,7 @@
 
 A `Picture` is bytes and shows itself: no backend to choose, no state of pyplot. Few colours are kept, a third
 of the bytes, since the heroes are stored in the repository.
-Read after: walk/a_block. Read next: nothing.
+Read after: walk/formats. Read next: nothing.
 """
 
 import io
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 from bitnet_ref.layers import attention, rope
 from bitnet_ref.layers.rope import rope_table
+from bitnet_ref.pack.rans import entropy, histogram, pack_rans
+from bitnet_ref.pack.rosetta import LAYOUTS, pack
 from bitnet_ref.quant import absmean_ternary, ternary_stats
 from bitnet_ref.walk.derivative import array_error, complex_step
 
@@ -126,3 +128,41 @@ def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T:
     right.grid(which="minor", color="white", lw=3)
     right.tick_params(which="minor", length=0)
     return finished(figure, "angles over positions; three curves of one score that coincide; heads in runs")
+
+
+def bits_of_layouts(w_q: np.ndarray) -> Picture:
+    """Notebook 05: how often each trit of w_q int8 (N, K) occurs, and what each way to store them spends."""
+    counts = histogram(w_q)
+    spent = {name: 8 * pack(name, w_q).size / w_q.size for name in LAYOUTS}
+    spent["rans"] = 8 * pack_rans(w_q).size / w_q.size
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
+    for i, (n, colour) in enumerate(zip(counts, (MINUS, ZERO, PLUS))):
+        left.bar(i, n / w_q.size, color=colour)
+        left.text(i, n / w_q.size, f"{n / w_q.size:.1%}\n{np.log2(w_q.size / n):.2f} bits", ha="center",
+                  va="bottom", fontsize=9)
+    left.set(title="the trits of a model", yticks=[], ylim=(0, 1.25 * max(counts) / w_q.size))
+    left.set_xticks(range(3), ["−1", "0", "+1"])
+    names = sorted(spent, key=lambda name: -spent[name])
+    right.barh(names, [spent[name] for name in names],
+               color=[PLUS if name in ("i2", "b3", "rans") else ZERO for name in names])
+    for i, name in enumerate(names):
+        right.text(spent[name] + 0.01, i, f"{spent[name]:.3f}", va="center", fontsize=8)
+    right.axvline(np.log2(3), color=INK, lw=1, ls="--")
+    right.axvline(entropy(counts), color=MINUS, lw=1)
+    right.set(title=f"bits a trit: entropy {entropy(counts):.3f} (line), log2(3) {np.log2(3):.3f} (dashes)",
+              xlim=(0, 1.1 * max(spent.values())))
+    right.tick_params(axis="y", labelsize=8)
+    return finished(figure, "shares of the three trits, and the bits that each layout spends on one")
+
+
+def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
+    """Notebook 09: how the stream grows, a curve for each way to read the file.   each (L + 1,)"""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    ax = figure.subplots()
+    for (name, values), colour in zip(norms.items(), (MINUS, PLUS)):
+        ax.semilogy(values, color=colour, marker="o", ms=4, label=f"{name}: {values[-1]:,.0f} at the end")
+    ax.set(title="Which of the two is wrong?", xlabel="layer", ylabel="norm of the stream")
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False)
+    return finished(figure, "norm of the stream over the layers: both curves grow a hundredfold and more")

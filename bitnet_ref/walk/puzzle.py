@@ -15,7 +15,9 @@ import numpy as np
 
 from bitnet_ref.checks import lookup, shown
 
-NOTEBOOKS = {"01": "ternary", "02": "layers_by_hand", "03": "a_block"}        # -> the module of its questions
+# -> the module of its questions
+NOTEBOOKS = {"01": "ternary", "02": "layers_by_hand", "03": "a_block", "05": "packing",
+             "09": "formats"}
 OPEN = "no answer yet"
 Judge = Callable[[Any], str]             # "" if the answer is right, else "what must hold; got what came"
 

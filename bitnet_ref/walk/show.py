@@ -24,8 +24,14 @@ class Source:
     def __repr__(self) -> str:
         return self.text
 
-    def _repr_markdown_(self) -> str:
-        return f"```python\n{self.text}\n```"
+    def _repr_html_(self) -> str:
+        """Coloured by what colours the cells, on the ground and in the ink of the page."""
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles="font: 0.9em monospace")
+        return highlight(self.text, PythonLexer(), style)
 
 
 def show(*functions: Callable[..., Any]) -> Source:

@@ -8,6 +8,7 @@ import pytest
 from bitnet_ref.checks import CheckError
 from bitnet_ref.layers import rope
 from bitnet_ref.walk import check, puzzle
+from bitnet_ref.walk.exploding import misread
 
 EVERY = {number: q for notebook in puzzle.NOTEBOOKS for number, q in puzzle.questions(notebook).items()}
 
@@ -61,6 +62,21 @@ WRONG = {
     "03.5": [3, 101, 108, -4],
     "03.6": [0, -1, 0.5, "r"],
     "03.7": ["of the input", "of the gain", "of the loss"],
+    "05.1": [lambda t: sum((int(t[j]) + 1) << 2 * (3 - j) for j in range(4)),
+             lambda t: sum((int(t[j]) & 3) << 2 * j for j in range(4)), lambda t: t + 1],
+    "05.2": [lambda byte: [byte // 3**(4 - j) % 3 - 1 for j in range(5)],
+             lambda byte: [byte // 3**j % 3 for j in range(5)],
+             lambda byte: [byte >> 2 * j & 3 for j in range(4)]],
+    "05.3": [32, 41, 64],
+    "05.4": [lambda *p: -sum(x * math.log(x) for x in p if x), lambda *p: math.log2(3),
+             lambda *p: -sum(math.log2(x) for x in p if x)],
+    "05.5": [261, 2084, 4168, 0.521],
+    "05.6": ["an error", "zeros", "nothing"],
+    "09.1": [misread, lambda packed: np.concatenate([packed >> 2 * i & 3 for i in range(4)]),
+             lambda packed: np.vstack([(packed >> 6 - 2 * i & 3).astype(np.int8) - 1 for i in range(4)])],
+    "09.2": [2.5, 1, -0.4],
+    "09.3": [0.3, 0.4, 1 / 3, 1],
+    "09.4": ["norms", "my own decoder in Python", "luck"],
 }
 
 

@@ -1,6 +1,8 @@
 """`show` gives the code that runs, and where it stands."""
 
+import html
 import inspect
+import re
 
 import pytest
 
@@ -19,7 +21,11 @@ def test_the_source_itself():
 
 
 def test_a_notebook_colours_it():
-    assert show(rmsnorm)._repr_markdown_() == f"```python\n{show(rmsnorm)!r}\n```"
+    pytest.importorskip("pygments")
+    page = show(rmsnorm)._repr_html_()
+    assert html.unescape(re.sub("<[^>]*>", "", page)).strip() == repr(show(rmsnorm))
+    assert "color:" in page
+    assert "background" not in page
 
 
 @pytest.mark.parametrize("what", [len, 3, "rmsnorm", None])
