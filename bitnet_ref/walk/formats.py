@@ -23,10 +23,11 @@ QUESTIONS = [
              "less 1 for the trit",
              lambda packed: np.vstack([(packed >> 2 * i & 3).astype(np.int8) - 1 for i in range(4)])),
     Question("A file's `weight_scale` is 2.5, and its family stores the reciprocal. What multiplies the "
-             "trits?", number(1 / 2.5, 1e-3), "a scale is what you multiply integers by; this one divides", 0.4),
+             "trits?", number(1 / 2.5, 1e-3),
+             "a scale is what you multiply integers by; this one divides", 0.4),
     Question("Trits of shares 0.3, 0.4, 0.3 are read in a wrong order. What share is right by chance?",
-             number(sum(p * p for p in SHARES), 5e-3), "right is who meets his like: the sum of p squared",
-             0.34),
+             number(sum(p * p for p in SHARES), 5e-3),
+             "two independent draws agree with the sum of the squared shares", 0.34),
     Question("Which check could have found the port's mistake: \"norms\", \"my own decoder in Python\" or "
              "\"tensors of others\"?",
              choice("tensors of others", {"norms": "The right model's norms grow as well",

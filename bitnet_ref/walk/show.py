@@ -13,6 +13,7 @@ from typing import Any
 from bitnet_ref.checks import check
 
 ROOT = Path(__file__).resolve().parents[2]
+STYLE = "font: 0.9em monospace; white-space: pre; overflow-x: auto"       # on a phone too, a line is a line
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +31,7 @@ class Source:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
 
-        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles="font: 0.9em monospace")
+        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles=STYLE)
         return highlight(self.text, PythonLexer(), style)
 
 
