@@ -137,6 +137,7 @@ def test_answers_leave_the_cases_as_they_were():
 
     assert check("01.2", spoils)
     assert check("01.2", EVERY["01.2"].solution)
+    assert not check("01.2", np.zeros_like)
 
 
 def test_shapes_and_kinds_must_fit():
