@@ -4,14 +4,13 @@ A stand-in that shares the catalogue's code. The ports beside tests/conform are 
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 
+from bitnet_ref.conform import planted
 from bitnet_ref.conform.faults import catalogue
-from bitnet_ref.conform.graph import REFERENCE, graph, leaves
+from bitnet_ref.conform.graph import graph, leaves
 from bitnet_ref.conform.homework import homework
-from bitnet_ref.conform.judge import Judge
 from bitnet_ref.conform.read import Dump
 from bitnet_ref.conform.report import judge_dump
 
@@ -29,14 +28,7 @@ def given(seed=0, layout="hf"):
 
 def dumped(*tables, seed=0, layout="hf", dtype=np.float32):
     """{name: tensor} of a port that computes in float64, dumps in `dtype`, and has these slots wrong."""
-    nodes, leaf = given(seed, layout)
-    slots = SimpleNamespace(**vars(REFERENCE))
-    for table in tables:
-        vars(slots).update(table)
-    port, made = Judge(nodes, leaf, {}), {}
-    for node in nodes:
-        port.make(node.name, slots, made)
-    return {n.name: np.asarray(made[n.name]).astype(dtype) for n in nodes}
+    return planted.dumped(*given(seed, layout), *tables, dtype=dtype)
 
 
 def report(tensors, seed=0, layout="hf"):

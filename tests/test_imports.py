@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["checks", "config", "quant", "pack", "layers", "kernels", "model", "data", "chain", "formats",
-         "generate", "evaluate", "train", "bench", "serve"]
+         "generate", "evaluate", "train", "bench", "serve", "walk"]
 COMMANDS = {"chat", "cli", "info", "convert", "conform"}          # above all, as is every __main__
 SIBLINGS = {("model", "kernels")}                         # joined from above: Transformer(cfg, params, ops)
 
@@ -22,7 +22,7 @@ CORE = {"numpy", "ml_dtypes", "tqdm"}                     # light: any module ma
 COMPILED = ("kernels.numba_cpu", "kernels.numba_cuda", "bench.vectors", "bench.roofline", "bench.ladders")
 AT_TOP = {"numba": COMPILED, "llvmlite": COMPILED, "tokenizers": ("data",),
           "safetensors": ("formats", "conform", "bench.golden"), "threadpoolctl": ("kernels", "bench"),
-          "matplotlib": ("train.plots",)}
+          "matplotlib": ("train.plots", "walk.pictures")}
 TORCH = {"torch", "transformers"}
 
 

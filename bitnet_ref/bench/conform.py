@@ -3,7 +3,7 @@
 Does `conform` name the right line? Every fault of the catalogue is planted in two ports that were written
 apart from bitnet_ref, alone and in random pairs; the page docs/benchmarks/conform.md and the example in the
 README are written from what conform says of them. Run it in a clone.
-Read after: conform/__main__. Read next: nothing.
+Read after: conform/__main__. Read next: walk.
 """
 
 import importlib.util

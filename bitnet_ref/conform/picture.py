@@ -1,6 +1,6 @@
 """The picture of a report: error by layer and stage, a square for every tensor.
 
-Read after: conform/report. Read next: conform/export.
+Read after: conform/planted. Read next: conform/export.
 """
 
 import re

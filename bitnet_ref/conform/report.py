@@ -1,6 +1,6 @@
 """What `conform DIR` says: a line for every tensor, then the causes, as text, as JSON, and as a picture.
 
-Read after: conform/read. Read next: conform/picture.
+Read after: conform/read. Read next: conform/planted.
 """
 
 from collections import Counter

@@ -1,53 +1,25 @@
 """The straight-through estimator, for the whole ternary model and without trusting a line of its backward.
 
-Every quantiser is replaced by its input plus its residual, x_hat = x + r, with r frozen at the evaluation
-point. That model has the same value there, is smooth, and its derivative is what straight-through means. The
-complex step finds it through forward alone; the hand-written backward must agree.
+`walk.frozen` says how: the rounding residuals are frozen, the complex step differentiates what remains.
 """
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from derivative import model_gradients, model_loss, parameter_errors
+from derivative import model_loss
 from strategies import NORMS, label, small_batch, small_config, small_params, variants
 
 from bitnet_ref.kernels import load
-from bitnet_ref.quant import dequantise
+from bitnet_ref.walk.frozen import frozen, overlay, ste_errors
 
 OPS = load("numpy")
 
 
-def overlay(**replaced):
-    return SimpleNamespace(**{**vars(OPS), **replaced})
-
-
-def frozen(tape):
-    """The ops with x + r for every quantiser. An empty tape records the residuals, a full one plays them."""
-    replay = iter(tape) if tape else None
-
-    def quantised(x, quantise):
-        if replay is None:
-            tape.append(dequantise(*quantise(x)) - x)
-        return x + (tape[-1] if replay is None else next(replay))
-
-    def rmsnorm_int8(x, g, eps):
-        n, rstd = OPS.rmsnorm(x, g, eps)
-        return quantised(n, OPS.absmax_int8), 1.0, rstd
-
-    return overlay(absmean_ternary=lambda w: (quantised(w, OPS.absmean_ternary), 1.0),
-                   absmax_int8=lambda x: (quantised(x, OPS.absmax_int8), 1.0),
-                   rmsnorm_int8=rmsnorm_int8, prepare=lambda w_hat, _: w_hat,
-                   ternary_linear=lambda x_hat, _, w_hat: OPS.linear(x_hat, w_hat))
-
-
-def ste_errors(cfg, ops, rng, seed=0):
+def errors_of(cfg, ops, rng, seed=0):
     """{name: relative error} of the gradients of backend `ops`."""
     params, batch, tape = small_params(cfg, seed), small_batch(cfg, seed), []
     here = model_loss(cfg, frozen(tape), params, *batch)
     assert here == pytest.approx(model_loss(cfg, OPS, params, *batch), rel=1e-12)     # the same model, here
-    return parameter_errors(lambda moved: model_loss(cfg, frozen(tape), moved, *batch), params,
-                            model_gradients(cfg, ops, params, *batch), rng)
+    return ste_errors(cfg, ops, params, *batch, rng)
 
 
 EVERY = list(variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1), head=("full", "ternary"),
@@ -56,7 +28,7 @@ EVERY = list(variants(norm=NORMS, glu=("swiglu", "relu2"), n_kv_heads=(4, 2, 1),
 
 @pytest.mark.parametrize("given", EVERY, ids=label)
 def test_backward_is_the_derivative_with_frozen_residuals(given, tol, rng):
-    errors = ste_errors(small_config(**given), OPS, rng)
+    errors = errors_of(small_config(**given), OPS, rng)
     assert max(errors.values()) <= tol["ste"], errors
 
 
@@ -110,6 +82,6 @@ def a_mask_where_codes_are_clipped():
 @pytest.mark.parametrize("fault", [dw_from_the_unquantised_activation, dx_without_the_scale_of_the_weights,
                                    a_mask_where_codes_are_clipped])
 def test_the_check_catches(fault, rng):
-    errors = ste_errors(small_config(), fault(), rng)
+    errors = errors_of(small_config(), fault(), rng)
     assert max(errors.values()) > 1e-3
     assert sum(error > 1e-6 for error in errors.values()) >= 10         # it shows in most tensors, not in one

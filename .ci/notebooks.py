@@ -1,0 +1,112 @@
+"""The notebooks: write them from their text, or run them.
+
+    python .ci/notebooks.py write [NAME ...]          text -> .ipynb: executed, outputs stripped but the hero
+    python .ci/notebooks.py run [NAME ...]            execute, each within two minutes; all without names
+    python .ci/notebooks.py run --day --since COMMIT  three in turn by the day, and those that changed
+
+NAME is a number such as 01. Needs the extra `notebooks`. The text (.md, MyST) is what one edits.
+"""
+
+import argparse
+import datetime
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER, HERO, SECONDS, A_DAY = ROOT / "notebooks", "hero", 120, 3
+KEPT = "text/plain", "image/png"                           # of the hero's output
+
+
+def names():
+    """01_ternary, 02_layers_by_hand ..."""
+    return sorted(p.stem for p in FOLDER.glob("[0-9][0-9]_*.md"))
+
+
+def of_the_day(everything, day):
+    """Three of them, all in turn."""
+    first = day * A_DAY % len(everything)
+    return sorted({everything[(first + i) % len(everything)] for i in range(A_DAY)})
+
+
+def changed(since):
+    """Those that differ from a commit; all where their tools do, or where there is no such commit."""
+    diff = subprocess.run(["git", "-C", ROOT, "diff", "--name-only", since], capture_output=True, text=True)
+    seen = diff.stdout.split()
+    if diff.returncode or any(path.startswith("bitnet_ref/walk/") for path in seen):
+        return names()
+    return [name for name in names() if any(Path(path).stem == name for path in seen)]
+
+
+def stripped(notebook):
+    """Without outputs and counts; of the cell tagged hero, its picture stays."""
+    for cell in notebook.cells:
+        cell.pop("id", None)
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count, outputs = None, cell.outputs
+        cell.outputs = []
+        for output in outputs if HERO in cell.metadata.get("tags", ()) else ():
+            output.pop("execution_count", None)
+            output = {**output, "output_type": "display_data", "metadata": {},
+                      "data": {kind: output["data"][kind] for kind in KEPT}}
+            cell.outputs.append(type(cell)(output))
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+    notebook.nbformat_minor = 4                            # no ids, which would differ at each writing
+    notebook.metadata = {key: notebook.metadata[key] for key in ("jupytext", "kernelspec")}
+    return notebook
+
+
+def write(name):
+    """The .ipynb of a text."""
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = jupytext.read(FOLDER / f"{name}.md")
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3",
+                   resources={"metadata": {"path": str(FOLDER)}}).execute()
+    nbformat.write(stripped(notebook), FOLDER / f"{name}.ipynb")
+
+
+def run(name):
+    """Execute one where it stands; the file is not changed."""
+    with tempfile.TemporaryDirectory() as empty:           # its own pytest.ini: not the options of the suite
+        config = Path(empty) / "pytest.ini"
+        config.write_text("[pytest]\n", encoding="utf-8")
+        options = "-q", "-c", config, "-p", "no:cacheprovider", "--nbmake", f"--nbmake-timeout={SECONDS}"
+        subprocess.run([sys.executable, "-m", "pytest", *options, FOLDER / f"{name}.ipynb"], check=True,
+                       cwd=empty)
+
+
+def chosen(args):
+    """The notebooks that the command line names."""
+    everything = names()
+    if args.day or args.since:
+        some = of_the_day(everything, datetime.date.today().timetuple().tm_yday) if args.day else []
+        return sorted({*some, *(changed(args.since) if args.since else [])})
+    wanted = [n for n in everything if not args.names or any(n.startswith(part) for part in args.names)]
+    return wanted or sys.exit(f"no notebook of that name; there are {', '.join(everything)}")
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("verb", choices=("write", "run"))
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--day", action="store_true", help="three by the day of the year")
+    parser.add_argument("--since", metavar="COMMIT", help="and those that changed since")
+    args, slow = parser.parse_args(), []
+    for name in chosen(args):
+        began = time.monotonic()
+        {"write": write, "run": run}[args.verb](name)
+        took = time.monotonic() - began
+        print(f"{name}: {took:.0f} s", flush=True)
+        slow += [name] * (took > SECONDS)
+    sys.exit(f"over {SECONDS} s: {', '.join(slow)}" if slow else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The pictures of the notebooks, one hero to each, drawn from what the reader has just computed.
+
+A `Picture` is bytes and shows itself: no backend to choose, no state of pyplot. Few colours are kept, a third
+of the bytes, since the heroes are stored in the repository.
+Read after: walk/formats. Read next: nothing.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from bitnet_ref.layers import attention, rope
+from bitnet_ref.layers.rope import rope_table
+from bitnet_ref.pack.rans import entropy, histogram, pack_rans
+from bitnet_ref.pack.rosetta import LAYOUTS, pack
+from bitnet_ref.quant import absmean_ternary, ternary_stats
+from bitnet_ref.walk.derivative import array_error, complex_step
+
+MINUS, ZERO, PLUS, INK = "#4a7fc6", "#c9c9c9", "#d1603d", "#222222"
+COLOURS = 128
+
+
+@dataclass(frozen=True, repr=False)
+class Picture:
+    """A PNG, and in words what is to be seen in it."""
+
+    png: bytes
+    words: str
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def finished(figure: Figure, words: str) -> Picture:
+    """The figure as a Picture."""
+    from PIL import Image  # matplotlib's own dependency
+
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, format="png", optimize=True)
+    return Picture(small.getvalue(), words)
+
+
+def latent_and_trits(w: np.ndarray, corner: int = 20) -> Picture:
+    """Notebook 01: a corner of w (N, K), its trits, and where the thresholds lie among all weights."""
+    w_q, w_scale = absmean_ternary(w)
+    minus, zero, plus, _, bits = ternary_stats(w_q, w_scale)
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
+    most = 3 * w_scale
+    trits = ListedColormap([MINUS, "#f4f4f4", PLUS])
+    for ax, shown, colours, top, title in (
+            (left, w, "RdBu_r", most, f"latent weights, the first {corner} x {corner}"),
+            (middle, w_q, trits, 1, "their trits")):
+        ax.imshow(shown[:corner, :corner], cmap=colours, vmin=-top, vmax=top)
+        ax.set(title=title, xticks=[], yticks=[])
+    counts, edges = np.histogram(w / w_scale, np.linspace(-4, 4, 121))
+    centres = (edges[1:] + edges[:-1]) / 2
+    right.bar(centres, counts / w.size, width=edges[1] - edges[0],
+              color=np.where(centres < -0.5, MINUS, np.where(centres > 0.5, PLUS, ZERO)))
+    top = 1.3 * counts.max() / w.size
+    for x, share, name, colour in ((-2.4, minus, "−1", MINUS), (0, zero, "0", INK), (2.4, plus, "+1", PLUS)):
+        right.text(x, 0.93 * top, f"{name}: {share:.1%}", ha="center", color=colour, weight="bold")
+    right.vlines([-0.5, 0.5], 0, 0.85 * top, color=INK, ls="--", lw=1)
+    right.set(title=f"thresholds at half the scale: {bits:.3f} bits a trit", ylim=(0, top), yticks=[],
+              xlabel="weight / scale  (scale = mean |w|)")
+    return finished(figure, "a corner of a matrix, its trits, and a histogram cut at half of the scale")
+
+
+def steps_of_a_derivative(f: Callable[[Any], Any], x: np.ndarray, v: np.ndarray,
+                          exact: np.ndarray) -> Picture:
+    """Notebook 02: the error of f'(x) v by differences and by the complex step, over the step h.
+
+    x, v (...)  `exact`: by the hand-written backward, or known otherwise.
+    """
+    sizes = 10.0 ** np.arange(-30, 0)
+    ways = {"forward difference": (lambda h: (f(x + h * v) - f(x)) / h, MINUS, "s"),
+            "central difference": (lambda h: (f(x + h * v) - f(x - h * v)) / (2 * h), INK, "^"),
+            "complex step": (lambda h: complex_step(f, x, v, h), PLUS, "o")}
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    ax = figure.subplots()
+    for name, (way, colour, mark) in ways.items():
+        errors = [max(array_error(way(h), exact), np.finfo(float).epsneg) for h in sizes]
+        ax.loglog(sizes, errors, color=colour, marker=mark, ms=4, lw=1.3,
+                  label=f"{name}: at best {min(errors):.0e}")
+    ax.axhline(np.finfo(float).eps, color=INK, lw=0.8, ls=":")
+    ax.text(0.1, 4e-16, "one rounding", fontsize=8, color=INK, ha="right")
+    ax.set(title="How wrong is a derivative?", xlabel="step h", ylabel="relative error", ylim=(1e-17, 30))
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(0.28, 0.42))
+    return finished(figure, "error over step: differences turn up again, the complex step does not")
+
+
+def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T: int = 48) -> Picture:
+    """Notebook 03: RoPE's angles, a score that knows the distance alone, and what each head reads."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.25))
+    cos, sin = rope_table(np.arange(256), head_dim, 10000.0, np.float64)
+    left.imshow(cos[:T, 0].T, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
+    left.set(title="RoPE: cos of the angle", xlabel="position", ylabel="pair")
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 1, 1, head_dim))
+    turned_q, turned_k = (rope(np.repeat(a, 256, axis=1), cos, sin)[0, :, 0] for a in (q, k))
+    distance = np.arange(T)
+    for at, colour, size in ((60, MINUS, 9), (120, PLUS, 5.5), (240, INK, 2.5)):
+        middle.plot(distance, turned_k[at - distance] @ turned_q[at], color=colour, marker="o", ms=size,
+                    lw=0.8, label=f"query at {at}")
+    middle.set(title="one query, one key: the score", xlabel="distance")
+    middle.legend(frameon=False, fontsize=8)
+    v = np.broadcast_to(np.eye(n_kv_heads), (1, T, n_kv_heads, n_kv_heads))    # each names its own head
+    q, k = (rng.normal(size=(1, T, n, n_kv_heads)) for n in (n_heads, n_kv_heads))
+    o, _ = attention(q, k, v)
+    right.imshow(o[0, -1].T, aspect="auto", cmap=ListedColormap(["#f4f4f4", PLUS]), vmin=0, vmax=1)
+    right.set(title="grouped queries: who reads which keys", xlabel="query head", ylabel="key/value head",
+              xticks=range(n_heads), yticks=range(n_kv_heads))
+    right.set_xticks(np.arange(n_heads + 1) - 0.5, minor=True)
+    right.set_yticks(np.arange(n_kv_heads + 1) - 0.5, minor=True)
+    right.grid(which="minor", color="white", lw=3)
+    right.tick_params(which="minor", length=0)
+    return finished(figure, "angles over positions; three curves of one score that coincide; heads in runs")
+
+
+def bits_of_layouts(w_q: np.ndarray) -> Picture:
+    """Notebook 05: how often each trit of w_q int8 (N, K) occurs, and what each way to store them spends."""
+    counts = histogram(w_q)
+    spent = {name: 8 * pack(name, w_q).size / w_q.size for name in LAYOUTS}
+    spent["rans"] = 8 * pack_rans(w_q).size / w_q.size
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
+    for i, (n, colour) in enumerate(zip(counts, (MINUS, ZERO, PLUS))):
+        left.bar(i, n / w_q.size, color=colour)
+        left.text(i, n / w_q.size, f"{n / w_q.size:.1%}\n{np.log2(w_q.size / n):.2f} bits", ha="center",
+                  va="bottom", fontsize=9)
+    left.set(title="the trits of a model", yticks=[], ylim=(0, 1.25 * max(counts) / w_q.size))
+    left.set_xticks(range(3), ["−1", "0", "+1"])
+    names = sorted(spent, key=lambda name: -spent[name])
+    right.barh(names, [spent[name] for name in names],
+               color=[PLUS if name in ("i2", "b3", "rans") else ZERO for name in names])
+    for i, name in enumerate(names):
+        right.text(spent[name] + 0.01, i, f"{spent[name]:.3f}", va="center", fontsize=8)
+    right.axvline(np.log2(3), color=INK, lw=1, ls="--")
+    right.axvline(entropy(counts), color=MINUS, lw=1)
+    right.set(title=f"bits a trit: entropy {entropy(counts):.3f} (line), log2(3) {np.log2(3):.3f} (dashes)",
+              xlim=(0, 1.1 * max(spent.values())))
+    right.tick_params(axis="y", labelsize=8)
+    return finished(figure, "shares of the three trits, and the bits that each layout spends on one")
+
+
+def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
+    """Notebook 09: how the stream grows, a curve for each way to read the file.   each (L + 1,)"""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    ax = figure.subplots()
+    for (name, values), colour in zip(norms.items(), (MINUS, PLUS)):
+        ax.semilogy(values, color=colour, marker="o", ms=4, label=f"{name}: {values[-1]:,.0f} at the end")
+    ax.set(title="Which of the two is wrong?", xlabel="layer", ylabel="norm of the stream")
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False)
+    return finished(figure, "norm of the stream over the layers: both curves grow a hundredfold and more")

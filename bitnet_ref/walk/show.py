@@ -1,0 +1,55 @@
+"""The source of a function as the result of a cell: a notebook shows the code that runs, never a copy of it.
+
+A docstring is shown too: it has the shapes. In a notebook the source is coloured; elsewhere it is text.
+Read after: walk. Read next: walk/puzzle.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitnet_ref.checks import check
+
+ROOT = Path(__file__).resolve().parents[2]
+STYLE = "font: 0.9em monospace; white-space: pre; overflow-x: auto"       # on a phone too, a line is a line
+
+
+@dataclass(frozen=True, repr=False)
+class Source:
+    """Some functions as they stand in the library."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        """Coloured by what colours the cells, on the ground and in the ink of the page."""
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles=STYLE)
+        return highlight(self.text, PythonLexer(), style)
+
+
+def show(*functions: Callable[..., Any]) -> Source:
+    """The source of `functions`, each below the file and the line where it begins.
+
+    Raises CheckError for what is not a function, class or module of Python.
+    """
+    return Source("\n\n".join([_one(f) for f in functions]))
+
+
+def _one(function: Any) -> str:
+    try:
+        lines, first = inspect.getsourcelines(function)
+        file = Path(inspect.getsourcefile(function) or "")
+    except (TypeError, OSError):
+        check(False, "what is shown must be a function, class or module written in Python",
+              repr(function)[:80], "give its name without quotes and without brackets")
+        raise AssertionError from None
+    inside = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
+    return f"# {inside}, line {max(first, 1)}\n{''.join(lines).rstrip()}"

@@ -1,0 +1,179 @@
+"""The notebooks: both forms agree, the library owns the code, outputs are stripped, questions stand open.
+
+None is executed here: .ci/run executes three a day and those that changed, .ci/nightly all, by
+.ci/notebooks.py.
+"""
+
+import ast
+import base64
+import importlib.util
+import json
+import re
+import struct
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from bitnet_ref.walk import puzzle
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER, PROJECT = ROOT / "notebooks", tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TEXTS = {p.stem: p.read_text(encoding="utf-8") for p in sorted(FOLDER.glob("*.md")) if p.stem != "README"}
+SLUG = PROJECT["tool"]["bitnet_ref"]["repository"]
+REUSABLE, HERO_BYTES, HERO_WIDTH = 5, 64 * 1024, 1400     # lines of a definition; a picture, in pixels
+FENCE = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
+TAGS = re.compile(r"\A:tags: \[(.*?)\]\n\n?")
+
+each_notebook = pytest.mark.parametrize("name", TEXTS)
+
+
+def held(name):
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def cells_of_text(text):
+    """[(kind, source, tags)] of a MyST text, its header left out."""
+    body, found, at = text.split("---\n", 2)[2], [], 0
+    for fence in [*FENCE.finditer(body), None]:
+        prose = body[at:fence.start() if fence else None].strip("\n")
+        found += [("markdown", part.strip("\n"), []) for part in prose.split("\n+++\n") if part.strip()]
+        if fence:
+            at, source = fence.end(), fence[1]
+            tags = TAGS.match(source)
+            found.append(("code", TAGS.sub("", source).strip("\n"), tags[1].split(", ") if tags else []))
+    return found
+
+
+def cells(name):
+    return cells_of_text(TEXTS[name])
+
+
+def code(name):
+    """The sources of the code cells, magics left out."""
+    return [re.sub(r"^\s*[%!].*$", "    pass", source, flags=re.MULTILINE)
+            for kind, source, _ in cells(name) if kind == "code"]
+
+
+def definitions(source):
+    """(name, lines) of all functions and classes that a cell defines."""
+    return [(n.name, n.end_lineno - n.lineno + 1) for n in ast.walk(ast.parse(source))
+            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+
+
+def test_names_are_numbered_without_a_gap_in_a_pair_each():
+    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in TEXTS), sorted(TEXTS)
+    assert len({name[:2] for name in TEXTS}) == len(TEXTS)
+    assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(TEXTS)
+    assert {name[:2]: name[3:] for name in TEXTS} == puzzle.NOTEBOOKS
+
+
+@each_notebook
+def test_the_two_forms_agree(name):
+    """If not: python .ci/notebooks.py write NUMBER."""
+    stored = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", []))
+              for c in held(name)["cells"]]
+    assert stored == cells(name)
+
+
+@each_notebook
+def test_jupytext_reads_the_text_as_we_do(name):
+    jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebooks`")
+    read = jupytext.reads(TEXTS[name], "md")
+    assert [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in read.cells] == cells(name)
+    assert read.metadata["jupytext"]["formats"] == "ipynb,md:myst"
+
+
+@each_notebook
+def test_outputs_are_stripped_but_for_one_hero(name):
+    for cell in (c for c in held(name)["cells"] if c["cell_type"] == "code"):
+        hero = cell["metadata"].get("tags") == ["hero"]
+        assert cell["execution_count"] is None
+        assert len(cell["outputs"]) == hero, f"{name}: an output that is not the hero's, or none of the hero"
+        if hero:
+            data = cell["outputs"][0]["data"]
+            png = base64.b64decode("".join(data["image/png"]))
+            width = struct.unpack(">I", png[16:20])[0]
+            assert png[:8] == b"\x89PNG\r\n\x1a\n"
+            assert set(data) == {"image/png", "text/plain"}                # the words for who cannot see it
+            assert len(png) <= HERO_BYTES
+            assert 600 <= width <= HERO_WIDTH
+    assert sum("hero" in tags for _, _, tags in cells(name)) == 1, f"{name}: one hero"
+
+
+@each_notebook
+def test_the_library_owns_the_code(name):
+    for source in code(name):
+        long = [(what, n) for what, n in definitions(source) if n > REUSABLE]
+        assert not long, f"{name}: {long}: more than {REUSABLE} lines go into the library"
+
+
+def test_a_long_definition_is_noticed():
+    inside = "for i in ():\n    def long():\n" + "        i\n" * REUSABLE
+    assert definitions(inside) == [("long", REUSABLE + 1)]
+
+
+@each_notebook
+def test_the_first_cell_has_the_title_and_the_badges(name):
+    kind, source, _ = cells(name)[0]
+    assert kind == "markdown"
+    assert source.startswith(f"# {name[:2]} · ")
+    assert f"(https://colab.research.google.com/github/{SLUG}/blob/main/notebooks/{name}.ipynb)" in source
+    assert f"(https://mybinder.org/v2/gh/{SLUG}/main?labpath=notebooks/{name}.ipynb)" in source
+    assert f"git+https://github.com/{SLUG}" in cells(name)[1][1]       # a hosted runner has no library yet
+
+
+@each_notebook
+def test_each_question_stands_there_once_and_open(name):
+    prose = "\n".join(source for kind, source, _ in cells(name) if kind == "markdown")
+    asked = re.findall(r"^check\(\"(\d\d\.\d+)\", (.+)\)$", "\n".join(code(name)), re.MULTILINE)
+    known = puzzle.questions(name[:2])
+    assert [number for number, _ in asked] == list(known)
+    assert 4 <= len(known) <= 8
+    for number, answer in asked:
+        assert f"**{number}** {known[number].spec}" in prose, f"{name}: its text is not the question's"
+        assert answer == "..." or f"def {answer}(" in "\n".join(code(name))
+
+
+@each_notebook
+def test_what_a_text_names_is_there(name):
+    prose = "\n".join(source for kind, source, _ in cells(name) if kind == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, fragment = link.partition("#")
+        if not re.match(r"[a-z]+:", link):
+            assert (FOLDER / path).exists(), f"{name} links to {link}"
+            assert not fragment, f"{name}: {link}: link to the page"
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
+    for tag in set(re.findall(r"\([A-Z]{2}\.\d+\)", prose)):
+        assert rf"\text{{{tag}}}" in pages or f"**{tag}" in pages, f"{name}: no page has {tag}"
+
+
+@each_notebook
+def test_torch_is_not_needed(name):
+    for source in code(name):
+        for node in ast.walk(ast.parse(source)):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else (
+                [node.module] if isinstance(node, ast.ImportFrom) else [])
+            assert not {m.partition(".")[0] for m in modules} & {"torch", "transformers"}, name
+
+
+# ---- the turns ----
+
+
+def turns():
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / ".ci" / "notebooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 10])
+def test_all_take_turns(n):
+    everything = [f"{i:02}" for i in range(n)]
+    days = [turns().of_the_day(everything, day) for day in range(n, 2 * n)]
+    assert {name for day in days for name in day} == set(everything)
+    assert all(len(day) == min(n, 3) for day in days)
+
+
+def test_the_runner_knows_the_same_notebooks():
+    assert turns().names() == list(TEXTS)

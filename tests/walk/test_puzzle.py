@@ -1,0 +1,158 @@
+"""Questions and their checks: what is right is told so, a plausible mistake is told what is wrong with it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.layers import rope
+from bitnet_ref.walk import check, puzzle
+from bitnet_ref.walk.exploding import misread
+
+EVERY = {number: q for notebook in puzzle.NOTEBOOKS for number, q in puzzle.questions(notebook).items()}
+
+
+def half_away(w):
+    z = w / np.mean(np.abs(w))
+    return np.clip(np.sign(z) * np.floor(np.abs(z) + 0.5), -1, 1).astype(np.int8)
+
+
+def rstd(x, eps=1e-5):
+    return (np.mean(x * x, -1, keepdims=True) + eps) ** -0.5
+
+
+def norm_back(dy, x, eps):
+    n = x * rstd(x, eps)
+    return rstd(x, eps) * (dy - n * np.mean(dy * n, -1, keepdims=True))
+
+
+# number -> answers that a reader might give, each wrong
+WRONG = {
+    "01.1": [1.5, 1.6, 2, 3, "three", math.nan, None],
+    "01.2": [half_away, np.sign, lambda w: np.rint(w / np.mean(np.abs(w))),
+             lambda w: np.clip(np.rint(w), -1, 1), lambda w: np.clip(np.rint(w / np.max(np.abs(w))), -1, 1),
+             lambda w: np.clip(np.trunc(w / np.mean(np.abs(w))), -1, 1), lambda w: w.missing, "trits"],
+    "01.3": [1 / 3, 0.5, 31, math.erf(0.5)],
+    "01.4": [33, 31, 64, 0],
+    "01.5": [0.01, 1, 0.99],
+    "01.6": [lambda s, rho: s, lambda s, rho: s / rho, lambda s, rho: rho],
+    "01.7": ["range", "sign", "because", 7],
+    "02.1": [lambda f, x: (f(x + 1e-8) - f(x)) / 1e-8, lambda f, x: (f(x + 1e-5) - f(x - 1e-5)) / 2e-5,
+             lambda f, x: np.real(f(x + 1e-30j)), lambda f, x: np.imag(f(x + 1e-30j))],
+    "02.2": [lambda dy, x: x.T @ dy, lambda dy, x: dy @ x, lambda dy, x: dy.T @ x / len(x)],
+    "02.3": [lambda dy, gate, up: (dy * up * np.maximum(gate, 0), dy * np.maximum(gate, 0) ** 2),
+             lambda dy, gate, up: (dy * up * 2 * gate, dy * gate**2),
+             lambda dy, gate, up: dy * up * 2 * np.maximum(gate, 0),
+             lambda dy, gate, up: (dy * np.maximum(gate, 0) ** 2, dy * up * 2 * np.maximum(gate, 0))],
+    "02.4": [lambda dy, x: dy * rstd(x), lambda dy, x: norm_back(dy, x, 0.0),
+             lambda dy, x: rstd(x) * (dy - x * rstd(x) * np.sum(dy * x * rstd(x), -1, keepdims=True)),
+             lambda dy, x: rstd(x) * (dy - x * rstd(x) * np.mean(dy * x * rstd(x)))],
+    "02.5": [rope, lambda dy, cos, sin: rope(dy, -cos, sin), lambda dy, cos, sin: dy],
+    "02.6": [lambda z, t: np.exp(z) / np.exp(z).sum(-1, keepdims=True) - np.eye(z.shape[1])[t],
+             lambda z, t: (np.exp(z) / np.exp(z).sum(-1, keepdims=True) - np.eye(z.shape[1])[t]) / len(t),
+             lambda z, t: -EVERY["02.6"].solution(z, t)],
+    "02.7": ["x", "n", "w_hat", None],
+    "03.1": [2, 3, 7, "four"],
+    "03.2": [11 % 5, 3, 11, 4],
+    "03.3": [lambda T, S: np.tril(np.ones((T, S), bool)), lambda T, S: np.ones((T, S), bool),
+             lambda T, S: np.tril(np.ones((T, S), bool), S - T - 1),
+             lambda T, S: np.triu(np.ones((T, S), bool), S - T)],
+    "03.4": [lambda L, n, d: L * n * d * 2, lambda L, n, d: 2 * L * n * d, lambda L, n, d: 2 * n * d * 2],
+    "03.5": [3, 101, 108, -4],
+    "03.6": [0, -1, 0.5, "r"],
+    "03.7": ["of the input", "of the gain", "of the loss"],
+    "05.1": [lambda t: sum((int(t[j]) + 1) << 2 * (3 - j) for j in range(4)),
+             lambda t: sum((int(t[j]) & 3) << 2 * j for j in range(4)), lambda t: t + 1],
+    "05.2": [lambda byte: [byte // 3**(4 - j) % 3 - 1 for j in range(5)],
+             lambda byte: [byte // 3**j % 3 for j in range(5)],
+             lambda byte: [byte >> 2 * j & 3 for j in range(4)]],
+    "05.3": [32, 41, 64],
+    "05.4": [lambda *p: -sum(x * math.log(x) for x in p if x), lambda *p: math.log2(3),
+             lambda *p: -sum(math.log2(x) for x in p if x)],
+    "05.5": [261, 2084, 4168, 0.521],
+    "05.6": ["an error", "zeros", "nothing"],
+    "09.1": [misread, lambda packed: np.concatenate([packed >> 2 * i & 3 for i in range(4)]),
+             lambda packed: np.vstack([(packed >> 6 - 2 * i & 3).astype(np.int8) - 1 for i in range(4)])],
+    "09.2": [2.5, 1, -0.4],
+    "09.3": [0.3, 0.4, 1 / 3, 1],
+    "09.4": ["norms", "my own decoder in Python", "luck"],
+}
+
+
+def test_wrong_answers_to_every_question():
+    assert WRONG.keys() == EVERY.keys()
+    assert all(len(answers) >= 2 for answers in WRONG.values())
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_the_solution_is_right(number):
+    verdict = check(number, EVERY[number].solution)
+    assert verdict.right, verdict
+    assert verdict
+    assert repr(verdict) == f"{number}: right."
+
+
+@pytest.mark.parametrize("number", EVERY)
+@pytest.mark.filterwarnings("ignore")                     # of the mistakes themselves
+def test_mistakes_are_told_in_three_parts(number):
+    for answer in WRONG[number]:
+        verdict = check(number, answer)
+        assert verdict.right is False, f"{number}: {answer!r} passed"
+        assert not verdict
+        assert re_parts(repr(verdict), EVERY[number].hint), verdict
+
+
+def re_parts(said, hint):
+    rule, got, what_to_do = said.split("; got ")[0], "; got " in said, said.endswith(f"; {hint}")
+    return len(rule) > len("01.1: wrong. ") and got and what_to_do
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_no_answer_yet_is_neither(number):
+    verdict = check(number, ...)
+    assert verdict.right is None
+    assert not verdict
+    assert repr(verdict) == f"{number}: no answer yet. {EVERY[number].spec}"
+
+
+@pytest.mark.parametrize("number", [n for n, q in EVERY.items() if callable(q.solution)])
+def test_a_function_that_returns_nothing_yet_is_no_answer(number):
+    assert check(number, lambda *args: ...).right is None
+
+
+@pytest.mark.parametrize("number", EVERY)
+def test_a_question_is_one_line(number):
+    q = EVERY[number]
+    assert "\n" not in q.spec + q.hint
+    assert q.spec[-1] in "?."
+    assert not q.hint.endswith(".")
+
+
+def test_answers_leave_the_cases_as_they_were():
+    def spoils(w):
+        answer = EVERY["01.2"].solution(w)
+        w[:] = 0
+        return answer
+
+    assert check("01.2", spoils)
+    assert check("01.2", EVERY["01.2"].solution)
+    assert not check("01.2", np.zeros_like)
+
+
+def test_shapes_and_kinds_must_fit():
+    judge = puzzle.works_like(lambda: np.ones((2, 3)), ())
+    assert judge(lambda: np.ones((2, 3))) == ""
+    for bad in (np.ones((3, 2)), np.ones((1, 3)), 1.0, "ones", None, np.full((2, 3), np.nan), [1, 2]):
+        assert judge(lambda bad=bad: bad), bad
+    pair = puzzle.works_like(lambda: (1.0, 2.0), ())
+    assert pair(lambda: (1.0, 2.0)) == ""
+    assert pair(lambda: (1.0,))
+    assert pair(lambda: (2.0, 1.0))
+    assert pair(lambda: 1.0)
+
+
+def test_no_such_question():
+    for number in ("01.99", "77.1", "", "trits"):
+        with pytest.raises(CheckError, match="must be one of"):
+            check(number, 1)

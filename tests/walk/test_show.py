@@ -1,0 +1,34 @@
+"""`show` gives the code that runs, and where it stands."""
+
+import html
+import inspect
+import re
+
+import pytest
+
+from bitnet_ref.checks import CheckError
+from bitnet_ref.layers import rmsnorm, rmsnorm_backward
+from bitnet_ref.walk import show
+
+
+def test_the_source_itself():
+    text = repr(show(rmsnorm, rmsnorm_backward))
+    for f in (rmsnorm, rmsnorm_backward):
+        assert inspect.getsource(f).rstrip() in text
+    assert text.startswith("# bitnet_ref/layers/rmsnorm.py, line ")
+    line = int(text.partition("line ")[2].partition("\n")[0])
+    assert inspect.getsourcelines(rmsnorm)[1] == line
+
+
+def test_a_notebook_colours_it():
+    pytest.importorskip("pygments")
+    page = show(rmsnorm)._repr_html_()
+    assert html.unescape(re.sub("<[^>]*>", "", page)).strip() == repr(show(rmsnorm))
+    assert "color:" in page
+    assert "background" not in page
+
+
+@pytest.mark.parametrize("what", [len, 3, "rmsnorm", None])
+def test_what_has_no_source(what):
+    with pytest.raises(CheckError, match="must be a function"):
+        show(what)
