@@ -196,6 +196,37 @@ def test_what_is_scored_survives(after, task, run, tmp_path, monkeypatch):
     assert list(tmp_path.glob(".r.json.*")) == []
 
 
+def test_two_interruptions_lose_nothing_either(task, tmp_path, monkeypatch):
+    """What the second command keeps stands at its own place among all."""
+    model, read, real = load(tiny.trained()), read_task(task), kept.likelihoods
+    want = score_task(model, read)
+
+    def breaking(*args):
+        for n, pair in enumerate(real(*args)):
+            if n == 9:
+                raise Broken
+            yield pair
+
+    for way in (breaking, breaking, real):
+        monkeypatch.setattr(kept, "likelihoods", way)
+        if way is real:
+            assert score_task(model, read, kept=tmp_path / "part") == want
+        else:
+            with pytest.raises(Broken):
+                score_task(model, read, kept=tmp_path / "part")
+
+
+def test_a_score_is_on_the_disk_at_once_and_of_this_vocabulary(task, run, tmp_path, monkeypatch):
+    with keeping(tmp_path / "x.part") as keep:
+        keep(3, Likelihood(-1.5, True))
+        assert read_kept(tmp_path / "x.part", 5) == {3: Likelihood(-1.5, True)}
+    named = []
+    monkeypatch.setattr(choice, "kept_file", lambda *args: named.append(args) or kept_file(*args))
+    assert run("--tasks", task, "--output", tmp_path / "r.json")[0] == 0
+    model = load_record(tmp_path / "r.json").model
+    assert {model.weights, model.vocabulary, read_task(task).sha256} <= set(named[0])
+
+
 def test_a_file_of_kept_scores_is_believed_only_where_it_is_whole(tmp_path):
     path = tmp_path / "x.part"
     with keeping(path) as keep:
