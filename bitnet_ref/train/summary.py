@@ -5,10 +5,8 @@ Read after: train/report. Read next: train/__main__.
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from bitnet_ref.chain.table import write_table
 from bitnet_ref.checks import CheckError
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.prepare import Dataset
+from bitnet_ref.evaluate import provenance
 from bitnet_ref.evaluate.compressors import compressed_bits_per_byte, tail
 from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.generate.spoken import SPOKEN, spoken
@@ -77,11 +76,8 @@ def _write(run: Run, summary: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores and the versions that a timing depends on."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), cpu)
-    return {"processor": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
+    here = provenance.machine()
+    return {"processor": here["cpu"], "cores": here["cores"], "python": platform.python_version(),
             "numpy": np.__version__}
 
 
