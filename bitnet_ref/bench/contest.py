@@ -16,7 +16,7 @@ import numpy as np
 from bitnet_ref.bench import interval
 from bitnet_ref.bench.cells import T95
 from bitnet_ref.bench.interval import Figure, Interval
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import check
 from bitnet_ref.evaluate.records import Metric, Record
 
 WIN, LOSS, UNKNOWN, REFUSED = "win", "loss", "unknown", "refused"

@@ -22,6 +22,7 @@ PROMPT, TOKENS = 128, 64     # tokens read, tokens written, at most; a short con
 TURN = 0.3                   # seconds, at least, that a figure is taken over
 METRICS = {"prefill tokens/s": "higher", "decode tokens/s": "higher", "first token ms": "lower",
            "peak MiB": "lower", "joules per token": "lower"}
+MODULE = "bitnet_ref.bench.efficiency"
 RAPL = Path("/sys/class/powercap")
 Round = dict[str, float | None]
 
@@ -36,7 +37,7 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
     for i in range(rounds):
         say(f"efficiency: round {i + 1} of {rounds}")
         for name in names[i % len(names):] + names[:i % len(names)]:
-            with Child(sys.executable, "bitnet_ref.bench.efficiency", models[name], str(threads or 0)) as child:
+            with Child(sys.executable, MODULE, models[name], str(threads or 0)) as child:
                 said = child.ask("measure")
             if said["why no energy"]:
                 notes[f"energy: unknown: {said['why no energy']}"] = None
