@@ -4,44 +4,34 @@ python -m bitnet_ref.evaluate --model RUN --corpus wikitext-2 --json
 Perplexity and bits per byte of a trained model, on the run's own validation text or on another corpus, with
 the number of tokens and bytes that were counted. Exit code 1 if the model is worse than guessing: no
 perplexity is printed then.
-Read after: evaluate/corpus. Read next: train.
+Read after: evaluate/kinds. Read next: train.
 """
 
 import json
 import sys
 
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, add_int8_head, run_command, text
+from bitnet_ref.evaluate.kinds import add_kinds, run_kind
+from bitnet_ref.evaluate.records import save_all
 
 
 def main(argv: list[str]) -> int:
-    """Parse, load, score, print."""
+    """Parse, run the kind that is asked for, print, keep the record."""
     parser = Parser("python -m bitnet_ref.evaluate", __doc__)
-    parser.add_argument("--model", type=text, required=True, metavar="RUN",
-                        help="folder of a training run, or one checkpoint in it")
-    parser.add_argument("--corpus", type=text, help="a named corpus, or a file, folder or glob "
-                                                    "(default: the run's validation text)")
-    parser.add_argument("--windows", type=int,
-                        help="score at most this many windows, evenly spaced (default: all)")
+    parser.add_argument("--model", type=text, required=True, metavar="MODEL",
+                        help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
+    add_kinds(parser, text)
+    parser.add_argument("--output", type=text, metavar="FILE", help="keep the record as JSON, for reports; of several "
+                                                                 "tasks in FILE.TASK.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_backend(parser)
     add_int8_head(parser)
     args = parser.parse_args(argv)
-
-    from bitnet_ref.evaluate.corpus import score_corpus
-    result = score_corpus(args.model, args.corpus, args.windows, args.backend, args.threads,
-                          args.int8_head)
-    figures = {"loss": result.loss, "perplexity": result.perplexity, "bits per byte": result.bits_per_byte,
-               "tokens": result.tokens, "bytes": result.bytes}
-    if args.json:
-        print(json.dumps(figures))
-    else:
-        perplexity = f"{result.perplexity:.3f}" if result.perplexity is not None else (
-            f"none: a loss above log({result.vocab_size}) means worse than guessing; "
-            "is this the right tokenizer and model?")
-        print(f"perplexity      {perplexity}\nbits per byte   {result.bits_per_byte:.4f}\n"
-              f"loss            {result.loss:.4f} nats per token\n"
-              f"counted         {result.tokens:,} tokens, {result.bytes:,} bytes")
-    return DONE if result.perplexity is not None else CHECK_FAILED
+    result = run_kind(args, argv)
+    if args.output is not None:
+        save_all(args.output, result.records)
+    print(json.dumps(result.figures) if args.json else result.lines)
+    return DONE if result.good else CHECK_FAILED
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ Read after: evaluate. Read next: evaluate/provenance.
 
 import json
 import os
+import re
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -103,6 +105,20 @@ def save(path: str | Path, record: Record) -> None:
         file.write(data)
 
 
+def save_all(path: str | Path, made: Sequence[Record]) -> None:
+    """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each."""
+    check(len(made) > 0, "--output must be of an evaluation that keeps a record", path,
+          "leave it out, and use --json")
+    for record in made:
+        save(path if len(made) == 1 else place_of(path, record.task), record)
+
+
+def place_of(path: str | Path, task: str) -> Path:
+    """Where the record of one of several tasks lies: a name that is no path."""
+    name = re.sub(r"[^\w.-]", "_", task)
+    return Path(path).with_name(f"{Path(path).stem}.{name}{Path(path).suffix or '.json'}")
+
+
 def load(path: str | Path) -> Record:
     """The record in a file. Raises CheckError: no file, too large, not JSON, not of this schema, a field that
     is missing, of another type or out of range."""
@@ -123,8 +139,9 @@ def load(path: str | Path) -> Record:
 
 def from_table(table: Any, where: str) -> Record:
     """The record that a JSON object says; `where` names it in errors. Raises CheckError as `load`."""
-    check(isinstance(table, dict) and table.get("schema") == SCHEMA, f"{where} must be of schema {SCHEMA}",
-          repr(table.get("schema") if isinstance(table, dict) else table)[:50], "update bitnet_ref, or " + FIX)
+    schema = table.get("schema") if isinstance(table, dict) else table
+    check(isinstance(table, dict) and schema == SCHEMA, f"{where} must be of schema {SCHEMA}",
+          repr(schema)[:50], f"update bitnet_ref, or {FIX}")
     parts = {name: _part(kind, table.get(name), f"{name} of {where}")
              for name, kind in (("model", Model), ("made", Made), ("data", Data))}
     held = table.get("metrics")
@@ -141,7 +158,7 @@ def from_table(table: Any, where: str) -> Record:
 
 
 def _part(kind: type, held: Any, where: str) -> Any:
-    """A dataclass of `kind` from a JSON object that has each of its fields, of its type; others are let be."""
+    """A dataclass of `kind` from a JSON object that has each of its fields, of its type."""
     check(isinstance(held, dict), f"{where} must be a table", repr(held)[:50], FIX)
     hints = get_type_hints(kind)
     for name, wanted in hints.items():
@@ -156,7 +173,8 @@ def _part(kind: type, held: Any, where: str) -> Any:
 
 def _metric(held: Any, where: str) -> Metric:
     found = _part(Metric, held, where)
-    check(found.better in ("higher", "lower"), f"better in {where} must be higher or lower", found.better, FIX)
+    check(found.better in ("higher", "lower"), f"better in {where} must be higher or lower", found.better,
+          FIX)
     check(found.stderr is None or found.stderr >= 0, f"stderr in {where} must not be negative", found.stderr,
           FIX)
     return found
