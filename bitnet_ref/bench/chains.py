@@ -3,7 +3,7 @@
 The figures are those of bench/speculation, whose every text with guesses is the plain text, token for token;
 here with the spread over prompts. Compression is the share of training tokens that chains would save, and
 how much of held-out text they cover: what it does to a model is another experiment (docs/compression.md).
-Read after: bench/rivals. Read next: bench/evaluation.
+Read after: bench/rivals. Read next: bench/evaluation_report.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ python -m bitnet_ref.evaluate compare old/report.json new/report.json
 Has anything become worse? Two records of one evaluation, or two reports. Of records with their values by item
 the interval is of pairs; of reports each row brings its own spread over seeds, rounds or prompts.
 Exit code 0: nothing is worse beyond its uncertainty. 1: something is. 2: the two cannot be compared.
-Read after: bench/evaluation_pictures. Read next: bench/__main__.
+Read after: bench/evaluation. Read next: bench/__main__.
 """
 
 import json

@@ -79,7 +79,7 @@ def contest(name: str, ours: Sequence[Record], theirs: Sequence[Record], metric:
         "contest": name, "task": first.task, "metric": metric, "better": mine[0].better, "ours": names[0],
         "theirs": names[1], "n": size(first), "unit": unit, "commands": commands,
         "values": [m.value for m in mine], "others": [m.value for m in other]}
-    why = refusal(first, theirs[0], metric)
+    why = next((w for o in ours for t in theirs if (w := refusal(o, t, metric))), None)
     if why:
         return Row(**about, value=None, other=None, delta=None, low=None, high=None, verdict=REFUSED,
                    flags=[why])

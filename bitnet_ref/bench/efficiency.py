@@ -3,7 +3,7 @@
 Each round starts a new process for each model, by turns: its peak memory is its own, and what differs from
 one start to the next (where memory lies, what the machine is doing) is in the spread of the rounds. Peak
 memory has the interpreter and its libraries in it, which a small model does not outweigh.
-Read after: bench/contest. Read next: bench/evaluation.
+Read after: bench/contest. Read next: bench/rivals.
 """
 
 import statistics

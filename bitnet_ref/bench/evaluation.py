@@ -4,7 +4,7 @@ python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records re
 
 Train BitNet and its full-precision twins, score them on WikiText-2's test text, time them, and write where
 BitNet wins and where it loses: report.html, report.json, report.md. What is done is not done again.
-Read after: bench/chains. Read next: bench/evaluation_report.
+Read after: bench/evaluation_page. Read next: bench/compare.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ def tested(job: Job, name: str, path: Path) -> Record:
             assert loss is not None
             rows.append([float(loss) * targets.size, targets.size,
                          int(model.tokenizer.token_bytes[targets].sum())])
-        nats, count, size = np.sum(rows, axis=0)
+        nats, count, size = (float(total) for total in np.sum(rows, axis=0))
         metrics = {"bits per byte": Metric(nats / math.log(2) / size, len(rows), None, "lower"),
                    "perplexity": Metric(math.exp(nats / count), len(rows), None, "lower")}
         digest = hashlib.sha256("".join(docs).encode()).hexdigest()

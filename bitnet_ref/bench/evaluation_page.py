@@ -2,7 +2,7 @@
 
 A minute's reading comes first: how many wins, losses and unknowns, and the one figure of each contest that
 counts. Each row has its size, its interval and the number of the command that made it.
-Read after: bench/evaluation_report. Read next: bench/evaluation_pictures.
+Read after: bench/evaluation_pictures. Read next: bench/evaluation.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Bits per byte grow downwards, so that up and to the left (fewer bytes) or up and to the right (more tokens per
 second) is better. The bars are the 95 % intervals of the tables.
-Read after: bench/evaluation_page. Read next: bench/compare.
+Read after: bench/evaluation_report. Read next: bench/evaluation_page.
 """
 
 from collections.abc import Callable

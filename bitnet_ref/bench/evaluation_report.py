@@ -3,7 +3,7 @@
 A report is one JSON object; the pages are written from it alone. BitNet is always "ours": a win is its win.
 Deficiencies are part of the report, not of its small print: every loss, every flag, every kind of evaluation
 that nobody ran.
-Read after: bench/evaluation. Read next: bench/evaluation_page.
+Read after: bench/chains. Read next: bench/evaluation_pictures.
 """
 
 from collections.abc import Mapping, Sequence
