@@ -37,7 +37,7 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
     for i in range(rounds):
         say(f"efficiency: round {i + 1} of {rounds}")
         for name in names[i % len(names):] + names[:i % len(names)]:
-            with Child(sys.executable, MODULE, models[name], str(threads or 0)) as child:
+            with Child(sys.executable, MODULE, models[name], str(threads or 0), ours=True) as child:
                 said = child.ask("measure")
             if said["why no energy"]:
                 notes[f"energy: unknown: {said['why no energy']}"] = None
