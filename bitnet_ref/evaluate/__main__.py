@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", type=text, required=True, metavar="MODEL",
                         help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
     add_kinds(parser, text)
-    parser.add_argument("--output", type=text, metavar="FILE", help="keep the record as JSON, for reports; of several "
-                                                                 "tasks in FILE.TASK.json")
+    parser.add_argument("--output", type=text, metavar="FILE",
+                        help="keep the record as JSON, for reports; of several tasks as FILE.TASK.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_backend(parser)
     add_int8_head(parser)
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     result = run_kind(args, argv)
     if args.output is not None:
         save_all(args.output, result.records)
+        for part in result.kept:
+            part.unlink(missing_ok=True)
     print(json.dumps(result.figures) if args.json else result.lines)
     return DONE if result.good else CHECK_FAILED
 

@@ -3,7 +3,7 @@
 Bits per byte = (compressed size of training + validation text, less that of the training text alone) /
 validation bytes. gzip sees only the last 32 KiB of what came before; xz sees all of it (a 64 MiB dictionary),
 so xz profits from every repeat over any distance.
-Read after: evaluate/perplexity. Read next: evaluate/corpus.
+Read after: evaluate/choice. Read next: evaluate/corpus.
 """
 
 import gzip

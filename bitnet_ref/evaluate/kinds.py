@@ -7,18 +7,24 @@ Read after: evaluate/corpus. Read next: evaluate/__main__.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet_ref.evaluate.records import Record
 
 
 class Outcome(NamedTuple):
-    """What an evaluation found, a record for each task. `good`: worth a figure (else the exit code is 1)."""
+    """What an evaluation found, a record for each task. `good`: worth a figure (else the exit code is 1).
+
+    `kept`: files that go once the records are written.
+    """
 
     lines: str
     figures: dict[str, Any]
     records: tuple[Record, ...] = ()
     good: bool = True
+    kept: tuple[Path, ...] = ()
 
 
 class Kind(NamedTuple):
@@ -56,8 +62,38 @@ def _run_perplexity(args: Namespace, argv: list[str]) -> Outcome:
     return Outcome(lines, figures, (), result.perplexity is not None)
 
 
+def _add_choice(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("multiple choice, and what lm-evaluation-harness knows")
+    group.add_argument("--tasks", type=text, metavar="TASK,...",
+                       help="files of questions (.jsonl, .jsonl.gz), names of such in $BITNET_REF_DATA/arc, "
+                            "and tasks of lm-evaluation-harness")
+    group.add_argument("--task-folder", type=text, metavar="DIR",
+                       help="a folder of task files (YAML) for the harness, which needs no network then")
+    group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
+    group.add_argument("--batch", type=int, default=16, help="contexts read side by side (default: 16)")
+    group.add_argument("--no-first", dest="first", action="store_false",
+                       help="begin no text with the model's first id (as its training texts began)")
+
+
+def _run_choice(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.choice import run_tasks
+
+    records, kept = run_tasks(args, argv)
+    rows = [(r.task, name, m) for r in records for name, m in r.metrics.items()]
+    lines = [f"{'task':<28} {'figure':<12} {'value':>8} {'stderr':>8} {'chance':>8} {'n':>7}"]
+    lines += [f"{task:<28} {name:<12} {m.value:>8.4f} {_or_dash(m.stderr)} {_or_dash(m.chance)} {m.n:>7,}"
+              for task, name, m in rows]
+    figures = {r.task: {name: asdict(m) for name, m in r.metrics.items()} for r in records}
+    return Outcome("\n".join(lines), figures, tuple(records), kept=kept)
+
+
+def _or_dash(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
+
+
 # The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
+    "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
     "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
 }
 

@@ -5,7 +5,7 @@ A backend whose cached decode equals the full forward gives the same bits either
 are taken longest first, so that too large a batch fails at once.
 Port note: a continuation of n tokens needs n rows of logits: the context's last, and those of all but its own
 last token.
-Read after: evaluate/perplexity. Read next: evaluate/compressors.
+Read after: evaluate/perplexity. Read next: evaluate/tasks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -99,8 +99,8 @@ def _of_groups(model: Transformer, wanted: list[Request],
     contexts, lengths = _rows([wanted[g[0]].context for g in groups])
     after, state = model.prefill(contexts, lengths)
     for k in range(max(map(len, groups))):
-        found = {b: [_token(after[b], wanted[g[k]].continuation[0])] for b, g in enumerate(groups) if k < len(g)}
         texts = [list(wanted[g[k]].continuation) if k < len(g) else [] for g in groups]
+        found = {b: [_token(after[b], text[0])] for b, text in enumerate(texts) if text}
         _read_on(model, state, texts, found)
         for b, parts in found.items():
             logprob = float(sum(p for p, _ in parts))

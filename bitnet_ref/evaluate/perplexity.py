@@ -4,7 +4,7 @@ Bits per byte compares models with different tokenizers; perplexity does not, an
 says only that the model is worse than guessing, so it is refused there.
 Port note: the stream starts with the end-of-text token, so every byte of text is predicted; the loss of the
 end-of-text tokens counts, their bytes (none) do not: the figure can only be too high, never too low.
-Read after: evaluate/provenance. Read next: evaluate/compressors.
+Read after: evaluate/provenance. Read next: evaluate/likelihood.
 """
 
 import math

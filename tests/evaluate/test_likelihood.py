@@ -155,7 +155,8 @@ def bpe():
 
 def test_a_pair_is_cut_as_the_harness_cuts_it(bpe):
     """The two are encoded together; spaces between them are the continuation's."""
-    for context, continuation in [("Ba ce", " di fo"), ("Ba ce ", "di fo"), ("Ba ce\n", "di"), ("Ba ce", "di")]:
+    for context, continuation in [("Ba ce", " di fo"), ("Ba ce ", "di fo"), ("Ba ce\n", "di"),
+                                  ("Ba ce", "di")]:
         got = encode_pair(bpe, context, continuation, 0)
         alone = bpe.encode(context.rstrip()).tolist()
         assert got.context == (0, *alone)
