@@ -38,7 +38,7 @@ MINIMUM = {"perplexity": Minimum(100_000, "bytes", "bytes"), "choice": Minimum(2
            "speculation": Minimum(8, "prompts")}
 QUOTIENT = {"bits per byte": ("nats", "bytes"), "perplexity": ("nats", "tokens"),
             "word perplexity": ("nats", "words")}
-COLUMN = {"acc": "correct", "acc_norm": "correct_norm"}
+COLUMN = {"acc": "correct", "acc_norm": "correct_norm", "acc_uncond": "correct_uncond"}
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def flags(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> list
     for who, record in (("ours", ours[0]), ("theirs", theirs[0])):
         if at_chance(record, metric):
             said.append(f"{who} is at chance: guessing explains it")
-    if min(len(ours), len(theirs)) == 1 and ours[0].kind == "perplexity":
-        said.append("one seed: the interval is of the text alone, not of training again")
+    if min(len(ours), len(theirs)) == 1 and ours[0].kind in ("perplexity", "choice", "code"):
+        said.append("one seed: the interval is of the test set alone, not of training again")
     if ours[0].items is None and metric not in NOTHING_VARIES:
         said.append("no values by item were kept: no interval")
     return said

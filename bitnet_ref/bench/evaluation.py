@@ -9,37 +9,33 @@ Read after: bench/evaluation_page. Read next: bench/compare.
 
 import hashlib
 import json
-import math
 import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bitnet_ref.bench import chains, efficiency, evaluation_page, evaluation_report, rivals
 from bitnet_ref.bench.cells import FIGURES, T95
+from bitnet_ref.bench.child import PACKAGE
 from bitnet_ref.bench.evaluation_report import Contestant
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.config import PRESETS
 from bitnet_ref.data.atomic import whole_file
-from bitnet_ref.data.batches import sequential
-from bitnet_ref.data.corpus import part_documents
 from bitnet_ref.data.download import DATA
 from bitnet_ref.evaluate import records
-from bitnet_ref.evaluate.provenance import made, model_facts
+from bitnet_ref.evaluate.provenance import made, weights_sha256
 from bitnet_ref.evaluate.records import Data, Metric, Record
 from bitnet_ref.formats.hf_write import write_hf
+from bitnet_ref.formats.opened import kind_of
 from bitnet_ref.formats.source import open_run
-from bitnet_ref.generate.language_model import load
 
 COMMAND = "evaluate report"
-CHAINS = "chains.json"
+CHAINS, NOTES = "chains.json", "efficiency-notes.json"
 CORPUS = "wikitext-2"            # train, valid and test are official parts of it
 
 
@@ -51,6 +47,7 @@ class Job(NamedTuple):
     threads: int | None
     rounds: int
     prompts: int
+    context: int                 # tokens of a window of the test text, of all models
 
     def record(self, name: str) -> Path:
         """The file of one evaluation."""
@@ -77,55 +74,45 @@ def stored(run: Path, folder: Path) -> Path:
     return folder
 
 
-def once(file: Path, model: records.Model, make: Callable[[], Record]) -> Record:
-    """The record in `file` if it is of these weights; else a new one, written there."""
+def evaluated(job: Job, name: str, path: Path, task: str, *flags: str) -> Record:
+    """The record of `python -m bitnet_ref.evaluate --model path flags`, a process of its own, so that the
+    command in the record is one that can be typed. If there is one of these weights, that one."""
+    file = job.record(f"{name}.{task}")
     if file.exists():
         found = records.load(file)
-        if found.model.weights == model.weights:
+        if found.model.weights == weights_sha256(path, kind_of(path)):
             return found
-    record = make()
-    records.save(file, record)
-    return record
+        file.unlink()
+    say(f"{name}: {task}")
+    threads = ("--threads", str(job.threads)) if job.threads else ()
+    words = [sys.executable, "-m", "bitnet_ref.evaluate", "--model", str(path), *flags, *threads,
+             "--output", str(file)]
+    place = os.pathsep.join(p for p in (str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")) if p)
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": place}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, encoding="utf-8", errors="replace", check=False)
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    check(file.exists(), f"{name} must be evaluated on {task}", f"exit code {done.returncode}: {last}",
+          "see what it says when it is run by itself")
+    return records.load(file)
 
 
 def tested(job: Job, name: str, path: Path) -> Record:
-    """Bits per byte on the test text, window by window."""
-    model = load(path, threads=job.threads)
-    about = model_facts(model, str(path))
-
-    def make() -> Record:
-        began, docs = time.perf_counter(), list(part_documents(CORPUS, "test"))
-        say(f"{name}: the test text of {CORPUS}")
-        eos = np.array([model.tokenizer.eos], np.int32)
-        tokens = np.concatenate([eos, *(part for ids in model.tokenizer.encode_batch(docs)
-                                        for part in (ids, eos))])
-        rows = []
-        for ids, targets in sequential(tokens, model.cfg.context, 1):
-            loss = model(ids, targets)[1]
-            assert loss is not None
-            rows.append([float(loss) * targets.size, targets.size,
-                         int(model.tokenizer.token_bytes[targets].sum())])
-        nats, count, size = (float(total) for total in np.sum(rows, axis=0))
-        metrics = {"bits per byte": Metric(nats / math.log(2) / size, len(rows), None, "lower"),
-                   "perplexity": Metric(math.exp(nats / count), len(rows), None, "lower")}
-        digest = hashlib.sha256("".join(docs).encode()).hexdigest()
-        return Record("perplexity", CORPUS, about, job.made(began), Data(f"{CORPUS}, test", digest, len(rows)),
-                      metrics, rows, ["nats", "tokens", "bytes"])
-
-    return once(job.record(f"{name}.{CORPUS}"), about, make)
+    """Of the test text, in windows that do not overlap."""
+    length = str(job.context)
+    return evaluated(job, name, path, CORPUS, "--corpus", CORPUS, "--context", length, "--stride", length)
 
 
-def timed(job: Job, paths: dict[str, Path]) -> tuple[dict[str, Record], list[str]]:
+def timed(job: Job, models: dict[str, Contestant]) -> tuple[dict[str, Record], list[str]]:
     """{who: efficiency} of all, measured by turns; and what could not be measured."""
-    about = {who: model_facts(load(path), str(path)) for who, path in paths.items()}
-    files = {who: job.record(f"{who}.efficiency") for who in paths}
-    notes = job.record("efficiency-notes")
+    about = {who: c.records[0].model for who, c in models.items()}
+    files = {who: job.record(f"{who}.efficiency") for who in models}
+    notes = job.place / NOTES
     if all(f.exists() for f in (*files.values(), notes)):
         found = {who: records.load(file) for who, file in files.items()}
-        if all(found[who].model.weights == about[who].weights for who in paths):
-            return found, json.loads(notes.read_text(encoding="utf-8"))
+        if all(found[who].model.weights == about[who].weights for who in models):
+            return found, list(json.loads(notes.read_text(encoding="utf-8")))
     began = time.perf_counter()
-    given = {who: str(path) for who, path in paths.items()}
+    given = {who: str(c.path) for who, c in models.items()}
     rounds, said = efficiency.measured(given, job.rounds, job.threads, say)
     made_by = job.made(began)
     found = {who: _efficiency(about[who], rows, made_by) for who, rows in rounds.items()}
@@ -167,26 +154,36 @@ def spoken(job: Job, run: Path, weights: str) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Parse, train, measure, write, print the summary."""
     args = parsed(argv)
-    job = Job(Path(args.output), ["report", *argv][1:], args.threads, args.rounds, args.prompts)
     plan = plan_of(args)
-    runs = Path(args.runs or job.place / "runs")
-    trained = rivals.train_all(plan, runs)
-    contestants: dict[str, Contestant] = {}
-    for who, each in trained.items():
-        paths = [stored(runs / run["name"], job.place / "models" / run["name"]) for run in each]
-        scored = [tested(job, run["name"], path) for run, path in zip(each, paths)]
-        contestants[who] = Contestant(rivals.NAMES[who], rivals.CONTESTS.get(who, ""), scored, paths[0], each)
-    for path in map(Path, args.baseline):
-        name = path.resolve().name
-        contestants[name] = Contestant(name, f"baseline {name}", [tested(job, f"baseline-{name}", path)], path)
-    speed, notes = timed(job, {who: c.path for who, c in contestants.items()})
+    job = Job(Path(args.output), argv, args.threads, args.rounds, args.prompts, plan.model.context)
+    began, runs = time.perf_counter(), Path(args.runs or job.place / "runs")
+    models = contestants(job, rivals.train_all(plan, runs), runs, [Path(path) for path in args.baseline])
     others = [records.load(file) for folder in args.records for file in sorted(Path(folder).glob("*.json"))]
-    first = contestants[rivals.BITNET]
+    for task in args.task:
+        others += [evaluated(job, who, models[who].path, Path(task).name, "--tasks", task)
+                   for who in models if who not in (rivals.SMALL, rivals.LONG)]
+    speed, notes = timed(job, models)
+    first = models[rivals.BITNET]
     found = spoken(job, runs / first.runs[0]["name"], first.records[0].model.weights)
-    report = evaluation_report.assembled(contestants, speed, others, found, notes, job.made(time.perf_counter()))
+    report = evaluation_report.assembled(models, speed, others, found, notes, job.made(began))
     evaluation_page.write(job.place, report)
     print(evaluation_page.summary(report))
     return DONE
+
+
+def contestants(job: Job, trained: dict[str, list[dict[str, Any]]], runs: Path,
+                baselines: list[Path]) -> dict[str, Contestant]:
+    """Everybody, scored on the test text."""
+    found: dict[str, Contestant] = {}
+    for who, each in trained.items():
+        paths = [stored(runs / run["name"], job.place / "models" / run["name"]) for run in each]
+        scored = [tested(job, run["name"], path) for run, path in zip(each, paths)]
+        found[who] = Contestant(rivals.NAMES[who], rivals.CONTESTS.get(who, ""), scored, paths[0], each)
+    for path in baselines:
+        name = path.resolve().name
+        check(name not in found, "baselines must have names of their own", name, "rename the folder")
+        found[name] = Contestant(name, f"baseline {name}", [tested(job, f"baseline-{name}", path)], path)
+    return found
 
 
 def plan_of(args: Any) -> rivals.Plan:
@@ -205,6 +202,8 @@ def parsed(argv: list[str]) -> Any:
                         help="a model to be held against, of any format; may be given several times")
     parser.add_argument("--records", type=text, action="append", default=[], metavar="DIR",
                         help="results of evaluate --output, to join the tables")
+    parser.add_argument("--task", type=text, action="append", default=[], metavar="TASK",
+                        help="multiple choice to score too, as evaluate --tasks; may be given several times")
     parser.add_argument("--runs", type=text, metavar="DIR", help="where the runs are (default: DIR/runs)")
     parser.add_argument("--preset", type=text, default="nano", help="BitNet's shape (default: nano)")
     for name, default, what in (("steps", 300, "of training"), ("seeds", 3, "of each trained model"),

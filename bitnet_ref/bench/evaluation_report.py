@@ -19,6 +19,11 @@ from bitnet_ref.evaluate.records import Made, Record
 SCHEMA = 1
 QUALITY = ("bits per byte", "perplexity", "word perplexity")
 SPEED = (*efficiency.METRICS, "model bytes")
+# What is the same by construction: the narrower twin has as many bytes; the twin trained for longer is as fast
+# as the other twin, and to time it again would count a win or a loss twice.
+SAME = {rivals.SMALL: ("model bytes",), rivals.LONG: SPEED}
+AGAIN = "perplexity", "word perplexity", "acc_norm", "acc_uncond"
+COMPARED = ("bits per byte", "perplexity", "word perplexity", "acc", "acc_norm", "acc_uncond")
 # What the mission asks for, by the kind of record; what there is no record of is said to be missing.
 ASKED = {"choice": "reasoning (ARC, HellaSwag, PIQA, WinoGrande, BoolQ)", "code": "code (HumanEval)"}
 
@@ -48,7 +53,7 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
                  for metric in QUALITY if metric in ours.records[0].metrics]
         mine, theirs = speed[rivals.BITNET], speed[who]
         rows += [contest(rival.contest, [mine], [theirs], metric, names) for metric in SPEED
-                 if metric in mine.metrics and metric in theirs.metrics]
+                 if metric in mine.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
     rows += joined(others)
     rows += chains.rows(spoken, ours.name, made.command)
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
@@ -64,7 +69,8 @@ def joined(others: Sequence[Record]) -> list[Row]:
     ternary = [r for r in others if r.model.linear == "ternary"]
     full = [r for r in others if r.model.linear == "full"]
     return [contest(r.kind, [o], [r], metric, (o.model.path, r.model.path)) for o in ternary for r in full
-            if (o.kind, o.task) == (r.kind, r.task) for metric in o.metrics if metric in r.metrics]
+            if (o.kind, o.task) == (r.kind, r.task)
+            for metric in o.metrics if metric in r.metrics and (metric in COMPARED or metric[:5] == "pass@")]
 
 
 def described(who: str, c: Contestant, speed: Record) -> dict[str, Any]:
@@ -87,9 +93,12 @@ def described(who: str, c: Contestant, speed: Record) -> dict[str, Any]:
 
 
 def tally(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many of each verdict, in all and by contest."""
+    """How many of each verdict, in all and by contest. Perplexities say again what bits per byte say, and
+    acc_norm what acc says: they are shown, not counted."""
     by: dict[str, dict[str, int]] = {}
     for row in rows:
+        if row.metric in AGAIN:
+            continue
         counts = by.setdefault(row.contest, dict.fromkeys((WIN, LOSS, UNKNOWN, REFUSED), 0))
         counts[row.verdict] += 1
     whole = {verdict: sum(c[verdict] for c in by.values()) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}

@@ -17,7 +17,7 @@ from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, add_int8_hea
 from bitnet_ref.evaluate.kinds import add_kinds, run_kind
 from bitnet_ref.evaluate.records import save_all
 
-COMMANDS = {"report": "evaluation", "compare": "compare"}      # of their own; they train and time, as bench does
+COMMANDS = {"report": "evaluation", "compare": "compare"}  # they train and time, as bench does
 
 
 def main(argv: list[str]) -> int:
@@ -25,8 +25,8 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         return int(import_module(f"bitnet_ref.bench.{COMMANDS[argv[0]]}").main(argv[1:]))
     parser = Parser("python -m bitnet_ref.evaluate", __doc__)
-    parser.add_argument("command", nargs="?", choices=tuple(COMMANDS), help="what else there is: its own --help")
-    parser.add_argument("--model", type=text, required=True, metavar="MODEL",
+    parser.add_argument("command", nargs="?", choices=tuple(COMMANDS), help="has a --help of its own")
+    parser.add_argument("--model", type=text, metavar="MODEL",
                         help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
     add_kinds(parser, text)
     parser.add_argument("--output", type=text, metavar="FILE",

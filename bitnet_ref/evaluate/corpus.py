@@ -1,6 +1,6 @@
 """Score a trained run on a corpus: its own validation text, or any other.
 
-Read after: evaluate/compressors. Read next: evaluate/kinds.
+Read after: evaluate/compressors. Read next: evaluate/confine.
 """
 
 from typing import Any

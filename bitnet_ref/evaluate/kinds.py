@@ -2,7 +2,7 @@
 
 A kind is chosen by its own flag (--tasks); perplexity needs none. Each returns an Outcome: lines for a
 person, figures for --json, the record for --output. What a kind needs is imported when it runs.
-Read after: evaluate/corpus. Read next: evaluate/__main__.
+Read after: evaluate/slid. Read next: evaluate/__main__.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitnet_ref.checks import check
 from bitnet_ref.evaluate.records import Record
 
 
@@ -91,9 +92,53 @@ def _or_dash(value: float | None) -> str:
     return f"{'-':>8}" if value is None else f"{value:>8.4f}"
 
 
+def _add_sliding(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("perplexity by a window that slides over --corpus (docs/perplexity.md)")
+    group.add_argument("--stride", type=int, metavar="N",
+                       help="tokens from one window to the next (default: half the context)")
+    group.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's)")
+
+
+def _run_sliding(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.slid import evaluate
+
+    return Outcome(*evaluate(args, argv))
+
+
+def _add_code(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("code (docs/sandbox.md)")
+    group.add_argument("--humaneval", type=text, metavar="FILE", help="the problems: HumanEval.jsonl.gz")
+    group.add_argument("--run-programs", action="store_true",
+                       help="run the programs that the model writes, each in a sandbox")
+    group.add_argument("--judge", type=text, metavar="FILE|reference",
+                       help="judge these samples instead of the model's, or the dataset's own solutions")
+    group.add_argument("--samples", type=text, metavar="FILE",
+                       help="keep the samples here, and their results in FILE_results.jsonl; an interrupted "
+                            "evaluation goes on")
+    group.add_argument("--per-problem", type=int, default=1, metavar="N",
+                       help="samples of each problem (default: 1)")
+    group.add_argument("--pass-at", type=int, action="append", metavar="K",
+                       help="k of pass@k; may be given several times (default: 1)")
+    group.add_argument("--problems", type=int, metavar="N", help="only the first N (default: all)")
+    group.add_argument("--completion-tokens", type=int, default=300, metavar="N",
+                       help="tokens of a completion at most (default: 300)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="(default: 0, greedy)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: 1)")
+    group.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    group.add_argument("--workers", type=int, metavar="N", help="programs at a time (default: processors)")
+
+
+def _run_code(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.completions import evaluate
+
+    return Outcome(*evaluate(args, argv))
+
+
 # The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
     "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
+    "code": Kind(_add_code, lambda args: args.humaneval is not None, _run_code),
+    "sliding": Kind(_add_sliding, lambda args: (args.stride or args.context) is not None, _run_sliding),
     "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
 }
 
@@ -105,5 +150,8 @@ def add_kinds(parser: ArgumentParser, text: Any) -> None:
 
 
 def run_kind(args: Namespace, argv: list[str]) -> Outcome:
-    """Run the kind that the command line asks for."""
-    return next(kind for kind in KINDS.values() if kind.asked(args)).run(args, argv)
+    """Run the kind that the command line asks for. Only samples of others are judged without a model."""
+    name, kind = next((name, kind) for name, kind in KINDS.items() if kind.asked(args))
+    check(args.model is not None or (name == "code" and args.judge is not None), "--model must be given",
+          "nothing", "see python -m bitnet_ref.evaluate --help")
+    return kind.run(args, argv)

@@ -1,0 +1,66 @@
+"""The kind of evaluation "sliding": perplexity of a corpus by `sliding`, as lines, figures and a record.
+
+Finished windows lie in FILE.partial beside the record that --output names until it is complete, so that an
+interrupted evaluation of the same weights and text goes on.
+Read after: evaluate/sliding. Read next: evaluate/kinds.
+"""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bitnet_ref.checks import check
+from bitnet_ref.evaluate.journal import digest
+from bitnet_ref.evaluate.provenance import made, model_facts
+from bitnet_ref.evaluate.records import Data, Metric, Record
+from bitnet_ref.evaluate.sliding import FIELDS, Sliding, check_window, slide, texts_of, tokenised
+from bitnet_ref.generate.language_model import load
+
+
+def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tuple[Record, ...], bool]:
+    """(lines for a person, figures, the record, whether the model is better than guessing).
+
+    Raises CheckError for options out of range, a text that its tokens lose, a partial file of something else.
+    """
+    began = time.monotonic()
+    check(args.corpus is not None, "a window slides over a text", "none", "name one with --corpus PATH")
+    check(args.windows is None, "--windows must stand without --stride and --context", args.windows,
+          "leave it out: a window that slides counts every token")
+    texts, sha = texts_of(args.corpus)
+    model = load(args.model, args.backend, args.threads, args.int8_head)
+    context = model.cfg.context if args.context is None else args.context
+    stride = max(1, context // 2) if args.stride is None else args.stride
+    check_window(context, stride, model.cfg.context)
+    ready = [tokenised(text, model.tokenizer, model.first) for text in tqdm(texts, "tokens", delay=2)]
+    facts = model_facts(model, args.model)
+    kept = (args.output and f"{args.output}.partial",
+            digest(facts.weights, facts.vocabulary, sha, context, stride, args.backend, args.int8_head))
+    found = slide(model.transformer, ready, context, stride, kept=kept, progress=True)
+    metrics = _metrics(found)
+    record = Record("perplexity", Path(args.corpus).stem, facts,
+                    made("evaluate", argv, time.monotonic() - began, args.backend),
+                    Data(Path(args.corpus).name, sha, len(found.rows)), metrics, found.rows, list(FIELDS))
+    figures = {name: m.value for name, m in metrics.items()} | {
+        "loss": found.score.loss, "tokens": found.score.tokens, "bytes": found.score.bytes,
+        "words": found.words, "context": context, "stride": stride}
+    return _lines(found, context, stride), figures, (record,), found.score.perplexity is not None
+
+
+def _metrics(found: Sliding) -> dict[str, Metric]:
+    """Those that mean something: no perplexity of a model that is worse than guessing."""
+    values = {"bits per byte": found.score.bits_per_byte, "perplexity": found.score.perplexity,
+              "word perplexity": found.word_perplexity if found.score.perplexity is not None else None}
+    return {name: Metric(v, len(found.rows), better="lower") for name, v in values.items() if v is not None}
+
+
+def _lines(found: Sliding, context: int, stride: int) -> str:
+    score = found.score
+    perplexity = "none: worse than guessing" if score.perplexity is None else (
+        f"{score.perplexity:.3f} per token, {found.word_perplexity:.3f} per word")
+    return (f"perplexity      {perplexity}\nbits per byte   {score.bits_per_byte:.4f}\n"
+            f"loss            {score.loss:.4f} nats per token\n"
+            f"counted         {score.tokens:,} tokens, {score.bytes:,} bytes, {found.words:,} words\n"
+            f"by              {len(found.rows):,} windows of {context} tokens, {stride} apart")
