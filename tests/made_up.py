@@ -23,7 +23,7 @@ def perplexity(nats=2.0, noise=0.05, windows=40, size=4000, seed=0, sha256="text
     hard = 1 + 0.3 * np.random.default_rng(text).standard_normal(windows)
     own = 1 + noise * np.random.default_rng(1000 + seed).standard_normal(windows)
     rows = [[float(nats * size / 4 * h * o), size / 4, size] for h, o in zip(hard, own)]
-    total, tokens, n_bytes = np.sum(rows, axis=0)
+    total, tokens, n_bytes = np.sum(rows, axis=0).tolist()
     metrics = {"bits per byte": Metric(total / math.log(2) / n_bytes, windows, None, "lower"),
                "perplexity": Metric(math.exp(total / tokens), windows, None, "lower")}
     return Record("perplexity", "wikitext-2", model(**about), MADE, Data("text", sha256, windows), metrics,

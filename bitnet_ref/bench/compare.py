@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_ref.bench.cells import T95
-from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN, Row, contest
+from bitnet_ref.bench.contest import LOSS, MINIMUM, REFUSED, UNKNOWN, WIN, Row, contest
 from bitnet_ref.bench.interval import Interval, around, difference
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
@@ -21,6 +21,7 @@ from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.evaluate import records
 
 LARGEST = 1 << 26                # bytes of a report
+TIMED = MINIMUM["efficiency"].unit, MINIMUM["speculation"].unit
 KEY = "contest", "task", "metric", "ours", "theirs"
 FIX = "give the report.json that python -m bitnet_ref.evaluate report wrote"
 WORDS = {WIN: "better", LOSS: "WORSE", UNKNOWN: "within its uncertainty", REFUSED: "refused"}
@@ -45,7 +46,8 @@ def compared(old: Path, new: Path) -> list[tuple[str, str, str]]:
     neither, one of each, or with nothing in common."""
     held = [opened(path) for path in (old, new)]
     kinds = [isinstance(h, records.Record) for h in held]
-    check(kinds[0] == kinds[1], "two records or two reports must be compared", "one of each", "give two alike")
+    check(kinds[0] == kinds[1], "two records or two reports must be compared", "one of each",
+          "give two alike")
     return of_records(*held) if kinds[0] else of_reports(*held)
 
 
@@ -70,7 +72,9 @@ def _rows(table: dict[str, Any], path: Path) -> dict[tuple[str, ...], dict[str, 
     rows = table.get("rows")
     good = isinstance(rows, list) and all(_is_row(row) for row in rows)
     check(good, f"{path} must have rows as a report has them", "others", FIX)
-    return {tuple(row[name] for name in KEY): row for row in rows or []}
+    made = table.get("made")
+    machine = made.get("machine") if isinstance(made, dict) else None
+    return {tuple(row[name] for name in KEY): {**row, "machine": machine} for row in rows or []}
 
 
 def _is_row(row: Any) -> bool:
@@ -107,11 +111,14 @@ def of_reports(old: dict[tuple[str, ...], dict[str, Any]],
     found = []
     seen: set[tuple[str, ...]] = set()
     for key in both:
-        contest_, task, metric, ours, _ = key
+        _, task, metric, ours, _ = key
         about = (task, metric, ours)
         if about in seen:                                  # BitNet's figure stands in several contests
             continue
         seen.add(about)
+        if new[key].get("unit") in TIMED and old[key]["machine"] != new[key]["machine"]:
+            found.append((f"{ours}, {task} {metric}", REFUSED, "timed on another machine"))
+            continue
         change = _change(old[key], new[key])
         verdict = (WIN if change.value > 0 else LOSS) if change.decided else UNKNOWN
         said = f"{change.value:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]"

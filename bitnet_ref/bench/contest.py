@@ -17,9 +17,11 @@ from bitnet_ref.bench import interval
 from bitnet_ref.bench.cells import T95
 from bitnet_ref.bench.interval import Figure, Interval
 from bitnet_ref.checks import check
+from bitnet_ref.evaluate.humaneval import pass_at_k
 from bitnet_ref.evaluate.records import Metric, Record
 
 WIN, LOSS, UNKNOWN, REFUSED = "win", "loss", "unknown", "refused"
+TIMED = "efficiency", "speculation"
 NOTHING_VARIES = ("model bytes",)        # counted by formula: a difference of one is a difference
 
 
@@ -109,6 +111,8 @@ def refusal(ours: Record, theirs: Record, metric: str) -> str | None:
                 "score both on the same file")
     if metric == "perplexity" and ours.model.vocabulary != theirs.model.vocabulary:
         return "perplexity per token of two vocabularies means nothing; compare bits per byte"
+    if ours.kind in TIMED and metric not in NOTHING_VARIES and _machine(ours) != _machine(theirs):
+        return f"timings of two machines, {_machine(ours)} and {_machine(theirs)}; time both on one"
     for record in (ours, theirs):
         if metric == "perplexity" and record.metrics[metric].value > record.model.vocab_size:
             return (f"perplexity {record.metrics[metric].value:,.0f} is above the vocabulary of "
@@ -167,7 +171,7 @@ def between(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> In
         return Interval(0.0, 0.0, 0.0)
     if min(other) <= 0 or ours[0].items is None or theirs[0].items is None:
         return None
-    if ours[0].kind in ("efficiency", "speculation"):
+    if ours[0].kind in TIMED:
         return by_rounds(ours[0], theirs[0], metric, better)
     text = by_items(ours, theirs, metric, better)
     if len(ours) == len(theirs) and len(ours) in T95:
@@ -206,6 +210,9 @@ def figure_of(record: Record, metric: str) -> tuple[Figure, np.ndarray]:
     """How the metric is made of sums over items, and those items (n, 2): numerator and denominator."""
     names = record.item_fields or []
     items = np.array(record.items, float)
+    if metric.startswith("pass@"):
+        values = [pass_at_k(int(n), round(share * n), int(metric[5:])) for share, n in items]
+        return _figure(metric), np.stack([values, np.ones(len(items))], axis=1)
     top, bottom = QUOTIENT.get(metric, (COLUMN.get(metric, metric), None))
     for name in (top, bottom):
         check(name is None or name in names, f"the items of a record must have {name} for {metric}",
@@ -223,6 +230,10 @@ def _figure(metric: str) -> Callable[[Any], Any]:
     if metric.endswith("perplexity"):
         return lambda sums: np.exp(quotient(sums))
     return quotient
+
+
+def _machine(record: Record) -> str:
+    return f"{record.made.machine.get('cpu')}, {record.made.machine.get('threads')} threads"
 
 
 def _found(records: Sequence[Record], metric: str) -> list[Metric]:

@@ -109,7 +109,8 @@ def bar(row: dict[str, Any], reach: float = 50.0) -> dict[str, float] | None:
 
 def content(report: dict[str, Any]) -> dict[str, Any]:
     """The names that evaluation.html.jinja uses."""
-    return {**report, "tables": tables(report), "keys": [(sentence(r), r["verdict"]) for r in key_rows(report)],
+    return {**report, "tables": tables(report),
+            "keys": [(sentence(row), row["verdict"]) for row in key_rows(report)],
             "verdicts": [(VERDICTS[v], v, n) for v, n in report["summary"]["all"].items()],
             "numbered": commands(report), "number": number, "percent": lambda share: f"{share:.1%}"}
 

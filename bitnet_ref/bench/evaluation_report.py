@@ -19,8 +19,8 @@ from bitnet_ref.evaluate.records import Made, Record
 SCHEMA = 1
 QUALITY = ("bits per byte", "perplexity", "word perplexity")
 SPEED = (*efficiency.METRICS, "model bytes")
-# What is the same by construction: the narrower twin has as many bytes; the twin trained for longer is as fast
-# as the other twin, and to time it again would count a win or a loss twice.
+# What is the same by construction: the narrower twin has as many bytes; the twin of other steps is as fast as
+# the first, and to time it again would count a win or a loss twice.
 SAME = {rivals.SMALL: ("model bytes",), rivals.LONG: SPEED}
 AGAIN = "perplexity", "word perplexity", "acc_norm", "acc_uncond"
 COMPARED = ("bits per byte", "perplexity", "word perplexity", "acc", "acc_norm", "acc_uncond")
@@ -115,7 +115,7 @@ def deficiencies(rows: Sequence[Row], others: Sequence[Record], notes: Sequence[
     for row in rows:
         for words in row.flags if row.verdict != REFUSED else ():
             weak.setdefault(words, []).append(f"{row.contest}, {row.task}, {row.metric}")
-    said += [f"{words}: {len(where)} rows, among them {where[0]}" if len(where) > 1 else f"{words}: {where[0]}"
+    said += [f"{words}: {where[0]}" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
              for words, where in weak.items()]
     there = {record.kind for record in others}
     said += [f"not measured here: {what}" for kind, what in ASKED.items() if kind not in there]

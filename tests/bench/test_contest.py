@@ -92,6 +92,13 @@ def test_what_must_not_be_compared(theirs, metric, words):
         assert (found.value, found.other, found.delta, found.low) == (None,) * 4
 
 
+def test_timings_of_two_machines():
+    here = made_up.efficiency([100, 101, 102])
+    there = replace(here, made=replace(made_up.MADE, machine={"cpu": "another"}))
+    assert row([here], [there], "decode tokens/s").verdict == REFUSED
+    assert row([here], [there], "model bytes").verdict == UNKNOWN          # the same, wherever
+
+
 def test_any_seed_may_be_refused():
     """The third was trained on another text, or guesses."""
     bad = [*seeds(1.9)[:2], made_up.perplexity(nats=6.0)]

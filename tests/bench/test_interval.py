@@ -1,4 +1,4 @@
-"""bench/interval: intervals that hold the truth as often as they say, deltas whose sign means what it says."""
+"""bench/interval: intervals that hold the truth as often as they say, deltas whose sign means something."""
 
 import numpy as np
 import pytest

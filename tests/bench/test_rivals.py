@@ -54,7 +54,8 @@ def test_the_same_seconds(bitnet, twin, steps):
 
 def test_all_are_trained_and_none_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ProcessPoolExecutor", tiny.AtOnce)
-    monkeypatch.setattr(rivals, "pace", lambda plan, shapes: dict.fromkeys(shapes, 1.0) | {rivals.BITNET: 1.5})
+    paces = dict.fromkeys((rivals.TWIN, rivals.SMALL), 1.0) | {rivals.BITNET: 1.5}
+    monkeypatch.setattr(rivals, "pace", lambda plan, shapes: paces)
     found = rivals.train_all(plan(), tmp_path)
     assert list(found) == list(rivals.NAMES)
     for who, each in found.items():
