@@ -181,7 +181,6 @@ def contestants(job: Job, trained: dict[str, list[dict[str, Any]]], runs: Path,
         found[who] = Contestant(rivals.NAMES[who], rivals.CONTESTS.get(who, ""), scored, paths[0], each)
     for path in baselines:
         name = path.resolve().name
-        check(name not in found, "baselines must have names of their own", name, "rename the folder")
         found[name] = Contestant(name, f"baseline {name}", [tested(job, f"baseline-{name}", path)], path)
     return found
 
@@ -220,6 +219,9 @@ def parsed(argv: list[str]) -> Any:
               getattr(args, name), "use 3")
     for path in (*args.baseline, *args.records):
         check(Path(path).exists(), "a baseline or a folder of records must exist", path, "check the path")
+    names = [*rivals.NAMES, *(Path(path).resolve().name for path in args.baseline)]
+    check(len(set(names)) == len(names), "baselines must have names of their own", ", ".join(names),
+          "rename the folder")
     if args.data:
         os.environ[DATA] = args.data
     return args

@@ -86,7 +86,7 @@ def commands(report: dict[str, Any]) -> dict[str, int]:
 
 def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """[{title, about, categories: {category: rows}}] of the contests, rows with their words."""
-    numbers, found = commands(report), {}
+    numbers, found = commands(report), dict[str, dict[str, Any]]()
     for row in report["rows"]:
         category = next((c for c, names in CATEGORIES.items() if row["metric"] in names), "tasks")
         shown = {**row, "mine": number(row["value"]), "other text": number(row["other"]),

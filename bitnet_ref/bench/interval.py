@@ -60,7 +60,7 @@ def bootstrap(items: np.ndarray, figure: Figure, seed: int = 0, resamples: int =
     draws = np.sort(figure(resampled(items, seed, resamples)))
     if draws[0] == draws[-1] == value:                     # nothing varies: the figure of any sample
         return Interval(value, value, value)
-    below = (np.mean(draws < value) + np.mean(draws <= value)) / 2
+    below = float(np.mean(draws < value) + np.mean(draws <= value)) / 2
     bias = NORMAL.inv_cdf(min(max(below, 1 / resamples), 1 - 1 / resamples))    # (EV.3)
     away = figure(total - items)                           # the jackknife: each item left out once
     away = away.mean() - away

@@ -30,8 +30,8 @@ def report(path, *rows):
 
 
 def row(values, metric="bits per byte", better="lower", theirs="twin", unit="bytes"):
-    return {"unit": unit, "contest": "equal", "task": "text", "metric": metric, "ours": "BitNet", "theirs": theirs,
-            "better": better, "values": values}
+    return {"unit": unit, "contest": "equal", "task": "text", "metric": metric, "ours": "BitNet",
+            "theirs": theirs, "better": better, "values": values}
 
 
 # ---- records ----
