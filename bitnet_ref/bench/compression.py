@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.compression --output runs/compression --root . --pres
 What --compress is worth: runs with and without, at equal epochs and at equal time, judged on plain text; what
 tables save, and whether one must be mined again. Runs are ordinary folders; what is done is not run again.
 Only the seconds of a step, taken by turns, depend on the machine. --root writes docs/compression.md.
-Read after: bench/chain_tables. Read next: bench/size.
+Read after: bench/chain_tables. Read next: bench/scoring.
 """
 
 import json

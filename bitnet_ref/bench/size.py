@@ -2,7 +2,7 @@
 
 Lines of every module, and of what a reader of the reference reads: quant, layers/, model/, and the trainer's
 loop, optimiser and schedules. Comments and blank lines count: they are read too.
-Read after: bench/compression. Read next: bench/layout_pictures.
+Read after: bench/scoring. Read next: bench/layout_pictures.
 """
 
 import sys

@@ -19,7 +19,7 @@ import numpy as np
 
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.evaluate.kept import score_requests
-from bitnet_ref.evaluate.likelihood import Likelihood, Request, encode_pair
+from bitnet_ref.evaluate.likelihood import Likelihood, Request, encode_pairs
 from bitnet_ref.evaluate.provenance import made
 from bitnet_ref.evaluate.records import Data, Metric, Model, Record
 from bitnet_ref.evaluate.zero_shot import count_cut
@@ -83,9 +83,10 @@ class Answers:
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p, greedy) of each (context, continuation)."""
-        tokenizer, first = self.model.tokenizer, self.model.first
-        asked = [encode_pair(tokenizer, context, continuation, first if self.first or not context else None)
-                 for context, continuation in (r.args for r in requests)]
+        pairs, first = [r.args for r in requests], self.model.first
+        asked = encode_pairs(self.model.tokenizer, pairs, first)
+        if not self.first:                                 # where it has to stand for an empty context alone
+            asked = [r._replace(context=r.context[1:] or r.context) for r in asked]
         self.cut += count_cut(asked, self.max_length)
         return [(value.logprob, value.greedy) for value in self._scored(asked, "loglikelihood")]
 

@@ -20,7 +20,7 @@ from bitnet_ref.model.transformer import require_finite
 
 TOGETHER = 8                 # continuations of one context that share a reading of it
 ROWS = 2048                  # tokens of contexts in a batch, beside the limit on their number
-LOGITS = 1 << 25             # numbers of logits held at once
+LOGITS = 1 << 23             # numbers of logits held at once
 
 
 class Request(NamedTuple):
@@ -37,23 +37,28 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, first: int | None) -> Request:
-    """The ids of both, as lm-evaluation-harness cuts them: the two are encoded as one text, and what the
-    context alone does not cover is the continuation; spaces at the context's end are the continuation's.
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], first: int | None) -> list[Request]:
+    """The ids of (context, continuation), as lm-evaluation-harness cuts them: the two are encoded as one
+    text, and what the context alone does not cover is the continuation; spaces at the context's end are the
+    continuation's.
 
     `first`: the id that begins every text, or None. Raises CheckError where nothing is left to score.
     """
-    kept = context.rstrip()
-    whole, alone = tokenizer.encode_batch([context + continuation, kept])
-    begin = [] if first is None else [first]
-    check(len(continuation) > 0, "a continuation must not be empty", f"none after {context[-40:]!r}",
-          "give every choice a text")
-    check(len(whole) > len(alone), "a continuation must have a token of its own",
-          f"{continuation!r}, which the tokenizer joins to {kept[-20:]!r}", "begin it with a space")
-    request = Request((*begin, *alone.tolist()), tuple(whole[len(alone):].tolist()))
-    check(len(request.context) > 0, "a context must have a token", "an empty one, and no first id",
-          "leave --no-first out")
-    return request
+    contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
+    alone = dict(zip(contexts, tokenizer.encode_batch(contexts)))
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    begin, found = (() if first is None else (first,)), []
+    for (context, continuation), whole in zip(pairs, wholes):
+        kept = context.rstrip()
+        ids = alone[kept]
+        check(len(continuation) > 0, "a continuation must not be empty", f"none after {context[-40:]!r}",
+              "give every choice a text")
+        check(len(whole) > len(ids), "a continuation must have a token of its own",
+              f"{continuation!r}, which the tokenizer joins to {kept[-20:]!r}", "begin it with a space")
+        check(len(begin) + len(ids) > 0, "a context must have a token", "an empty one, and no first id",
+              "leave --no-first out")
+        found.append(Request((*begin, *ids.tolist()), tuple(whole[len(ids):].tolist())))
+    return found
 
 
 def fitted(request: Request, context: int) -> Request:
@@ -100,34 +105,39 @@ def _of_groups(model: Transformer, wanted: list[Request],
     after, state = model.prefill(contexts, lengths)
     for k in range(max(map(len, groups))):
         texts = [list(wanted[g[k]].continuation) if k < len(g) else [] for g in groups]
-        found = {b: [_token(after[b], text[0])] for b, text in enumerate(texts) if text}
-        _read_on(model, state, texts, found)
-        for b, parts in found.items():
-            logprob = float(sum(p for p, _ in parts))
-            require_finite(logprob, "the log-likelihood of a continuation", model, contexts[b:b + 1])
-            yield groups[b][k], Likelihood(logprob, all(best for _, best in parts))
+        there = np.array([b for b, text in enumerate(texts) if text])
+        logprob, greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
+        _add(after[there], np.array([texts[b][0] for b in there]), there, logprob, greedy)
+        _read_on(model, state, texts, logprob, greedy)
+        for b in there.tolist():
+            require_finite(logprob[b], "the log-likelihood of a continuation", model, contexts[b:b + 1])
+            yield groups[b][k], Likelihood(float(logprob[b]), bool(greedy[b]))
 
 
-def _read_on(model: Transformer, state: Any, texts: list[list[int]],
-             found: dict[int, list[tuple[float, bool]]]) -> None:
-    """From `state` on: to found[b] goes what each token of texts[b] but the first has, in pieces that leave
-    room for their logits."""
+def _read_on(model: Transformer, state: Any, texts: list[list[int]], logprob: np.ndarray,
+             greedy: np.ndarray) -> None:
+    """From `state` on, what each token of `texts` but the first has, in pieces that leave room for logits."""
     step, at = max(1, LOGITS // (len(texts) * model.cfg.vocab_size)), 0
     while any(len(t) > at + 1 for t in texts):
-        rows, lengths = _rows([t[at:-1][:step] for t in texts])
+        pieces = [t[at:-1][:step] for t in texts]
+        rows, lengths = _rows(pieces)
         logits, state = model.extend(rows, state, lengths)
-        for b, n in enumerate(lengths.tolist()):
-            found_here = [_token(logits[b, i], texts[b][at + i + 1]) for i in range(n)]
-            if n:
-                found[b] += found_here
+        targets = [t for text, piece in zip(texts, pieces) for t in text[at + 1:at + 1 + len(piece)]]
+        _add(logits[np.arange(rows.shape[1]) < lengths[:, None]], np.array(targets),
+             np.repeat(np.arange(len(texts)), lengths), logprob, greedy)
         at += step
 
 
-def _token(logits: np.ndarray, token: int) -> tuple[float, bool]:
-    """logits (V,)  ->  log p(token) in float64, whether no other is likelier."""
-    x = logits.astype(np.float64)
-    top = x.max()
-    return x[token] - top - np.log(np.sum(np.exp(x - top))), bool(np.argmax(logits) == token)    # (LL.1)
+def _add(logits: np.ndarray, tokens: np.ndarray, texts: np.ndarray, logprob: np.ndarray,
+         greedy: np.ndarray) -> None:
+    """logits (n, V), after each of which a token (n,) of the text (n,) comes: adds log p(token) to logprob
+    (B,), in the order of the tokens; greedy (B,) ends where another is likelier."""
+    x, row = logits.astype(np.float64), np.arange(len(tokens))
+    top = x.max(axis=1)
+    x -= top[:, None]
+    at = x[row, tokens]
+    np.add.at(logprob, texts, at - np.log(np.exp(x, out=x).sum(axis=1)))                         # (LL.1)
+    np.logical_and.at(greedy, texts, logits.argmax(axis=1) == tokens)
 
 
 def _rows(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

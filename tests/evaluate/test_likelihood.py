@@ -13,7 +13,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.checks import NonFiniteError
 from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.evaluate import likelihood
-from bitnet_ref.evaluate.likelihood import Likelihood, Request, encode_pair, fitted, likelihoods
+from bitnet_ref.evaluate.likelihood import Likelihood, Request, encode_pairs, fitted, likelihoods
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
 
@@ -145,6 +145,11 @@ def test_backends_agree(backends):
         assert a.greedy is b.greedy
 
 
+def encode_pair(tokenizer, context, continuation, first):
+    got, = encode_pairs(tokenizer, [(context, continuation)], first)
+    return got
+
+
 # --- what is cut -------------------------------------------------------------------------------------------
 
 
@@ -162,6 +167,8 @@ def test_a_pair_is_cut_as_the_harness_cuts_it(bpe):
         assert got.context == (0, *alone)
         assert got.continuation == tuple(bpe.encode(context + continuation).tolist()[len(alone):])
     assert encode_pair(bpe, "Ba", " ce", None).context == tuple(bpe.encode("Ba").tolist())
+    several = [("Ba ", "ce"), ("Ba", " di"), ("", "fo")]
+    assert encode_pairs(bpe, several, 0) == [encode_pair(bpe, *pair, 0) for pair in several]
     assert encode_pair(bpe, "", "Ba ce", 0) == Request((0,), tuple(bpe.encode("Ba ce").tolist()))
 
 

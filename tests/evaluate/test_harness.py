@@ -1,0 +1,183 @@
+"""evaluate/harness: our models as models of lm-evaluation-harness, on task files of our own, with no network.
+
+Most need the library (extra `eval`); what is said without it does not. Scores against its own `hf` model are
+in test_harness_oracle.
+"""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from questions import harness_tasks, questions, written
+from tiny import own_cache  # noqa: F401
+
+from bitnet_ref.cli import run_command
+from bitnet_ref.evaluate import __main__ as command
+from bitnet_ref.evaluate import harness
+from bitnet_ref.evaluate.harness import Answers
+from bitnet_ref.evaluate.records import load as load_record
+from bitnet_ref.evaluate.tasks import read_task
+from bitnet_ref.evaluate.zero_shot import score_task
+from bitnet_ref.generate.language_model import load
+
+
+@pytest.fixture
+def lm_eval(monkeypatch):
+    """The library, offline, with caches of its own."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", os.environ.get("HF_HOME") or str(tiny.folder() / "hf"))
+    return pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra `eval`)")
+
+
+@pytest.fixture
+def model():
+    return load(tiny.trained())
+
+
+def instances(*args):
+    """Requests as the library passes them on."""
+    return [SimpleNamespace(args=a) for a in args]
+
+
+# --- what is answered --------------------------------------------------------------------------------------
+
+
+def test_log_likelihoods_are_those_of_zero_shot(model, tmp_path):
+    task = read_task(written(tmp_path / "q.jsonl", questions()))
+    answers = Answers(model)
+    asked = instances(*[(q.context, c) for q in task.questions for c in q.choices])
+    got = answers.loglikelihood(asked)
+    assert [p for p, _ in got] == [p for found in score_task(model, task).found for p in found]
+    assert all(type(p) is float and type(greedy) is bool for p, greedy in got)
+    assert answers.cut == sum(len(answers.tok_encode(c + d)) > 33 for c, d in (r.args for r in asked))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_empty_context_is_the_first_id(model, first):
+    answers = Answers(model, first=first)
+    assert answers.loglikelihood(instances(("", "Ba"))) == Answers(model).loglikelihood(instances(("", "Ba")))
+    assert answers.tok_encode("Ba")[:first] == [model.first][:first]
+    assert answers.tok_encode("Ba", add_special_tokens=False) == model.tokenizer.encode("Ba").tolist()
+
+
+@settings(max_examples=10)
+@given(n=st.integers(1, 120), seed=st.integers(0, 99))
+def test_a_whole_text_is_scored_each_token_once(n, seed):
+    """Against a loop: windows of the context, the last of them moved back to be full."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra `eval`)")
+    model = load(tiny.trained())
+    text = " ".join(np.random.default_rng(seed).choice(tiny.text(100).split(), n))
+    ids, T = [model.first, *model.tokenizer.encode(text).tolist()], model.cfg.context
+    want, at = 0.0, 1
+    while at < len(ids):
+        new = min(T, len(ids) - at)
+        begin = max(0, at + new - 1 - T)
+        logits = model(np.array(ids[begin:at + new - 1]))[0][0].astype(np.float64)[-new:]
+        want += float((logits[np.arange(new), ids[at:at + new]] - np.log(np.exp(logits).sum(-1))).sum())
+        at += new
+    got, = Answers(model).loglikelihood_rolling(instances((text,)))
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_texts_end_before_their_stops(model):
+    answers, how = Answers(model, batch=2), {"max_gen_toks": 12, "do_sample": False}
+    contexts = ["Ba", "Ce di", "Fo", "Ba ce"]
+    free = answers.generate_until(instances(*[(c, how) for c in contexts]))
+    assert free == model.generate(contexts, 12, temperature=0)
+    stop = free[0][3]
+    others = {"until": stop}, {"until": [stop, ""]}, {"max_gen_toks": 2}
+    cut = answers.generate_until(instances(*[("Ba", {**how, **other}) for other in others]))
+    assert cut[0] == cut[1] == free[0][:free[0].index(stop)]
+    assert cut[2] == model.generate("Ba", 2, temperature=0)
+    long = answers.generate_until(instances(("Ba ce di " * 40, how)))
+    assert isinstance(long[0], str)
+
+
+def test_what_the_library_asks_about_a_model(model):
+    answers = Answers(model)
+    assert answers.max_length == 32
+    assert answers.eot_token_id == answers.prefix_token_id == model.tokenizer.eos
+    assert answers.tokenizer_name == model.tokenizer.vocabulary
+    own = answers._loglikelihood_tokens([(None, [0, 1], [2])])
+    assert own == answers._loglikelihood_tokens([(("a", "b"), [0, 1], [2])])
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    tiny.trained()
+    capsys.readouterr()
+
+    def run(*arguments):
+        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.slow
+def test_tasks_of_a_folder_have_the_figures_of_local_files(lm_eval, run, tmp_path):
+    """The same questions both ways: the library's prompts and metrics are ours."""
+    names = harness_tasks(tmp_path)
+    files = [tmp_path / f"{name}.jsonl" for name in names]
+    code, _, err = run("--tasks", ",".join(names), "--task-folder", tmp_path, "--output", tmp_path / "o.json")
+    assert code == 0, err
+    for file in files:
+        theirs = load_record(tmp_path / f"o.{file.stem}.json")
+        assert run("--tasks", file, "--output", tmp_path / "own.json")[0] == 0
+        ours = load_record(tmp_path / "own.json")
+        for name in ("acc", "acc_norm"):
+            assert theirs.metrics[name].value == pytest.approx(ours.metrics[name].value)
+            assert theirs.metrics[name].stderr == pytest.approx(ours.metrics[name].stderr)
+            assert theirs.metrics[name].chance == pytest.approx(ours.metrics[name].chance)
+        assert [row[:2] for row in theirs.items] == ours.items
+        assert theirs.item_fields[:2] == ours.item_fields
+        assert "lm_eval" in theirs.made.versions
+    assert list(tmp_path.glob(".o.json.*")) == []
+
+
+@pytest.mark.slow
+def test_a_task_that_the_library_cannot_run_is_refused(lm_eval, run, tmp_path):
+    name, *_ = harness_tasks(tmp_path)
+    code, _, err = run("--tasks", "no_such_task", "--task-folder", tmp_path)
+    assert code == 2
+    tiny.assert_three_parts(err.splitlines()[-1], "lm-evaluation-harness knows", "no_such_task", name)
+    (tmp_path / f"{name}.jsonl").unlink()
+    code, _, err = run("--tasks", name, "--task-folder", tmp_path)
+    assert code == 2
+    tiny.assert_three_parts(err.splitlines()[-1], "lm-evaluation-harness must be able to run", name)
+    code, _, err = run("--tasks", name, "--task-folder", tmp_path / "none")
+    assert code == 2
+    tiny.assert_three_parts(err.splitlines()[-1], "--task-folder must be a folder")
+
+
+def test_without_the_library_the_way_out_is_said(run, monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, _, err = run("--tasks", "arc_easy")
+    assert code == 2
+    tiny.assert_three_parts(err, "lm-evaluation-harness", "no library lm_eval", harness.INSTALL)
+    with tiny.refusal("lm-evaluation-harness"):
+        harness.adapted(model)
+
+
+def test_a_record_is_made_of_what_the_library_found():
+    """Of several filters the first; figures of another kind are kept without rows."""
+    sample = {"filter": "none", "doc_hash": "a", "prompt_hash": "b", "filtered_resps": [1, 2], "acc": 1.0,
+              "word_perplexity": (1.0, 2)}
+    found = {"results": {"t": {"alias": "t", "acc,none": 1.0, "acc_stderr,none": "N/A", "f1,other": 0.5,
+                               "word_perplexity,none": 7.0, "word_perplexity_stderr,none": 0.5}},
+             "configs": {"t": {"output_type": "multiple_choice"}},
+             "higher_is_better": {"t": {"acc": True, "word_perplexity": False}}}
+    record = harness._record("t", [sample, {**sample, "filter": "other"}], found, None, None)
+    assert {n: (m.value, m.n, m.stderr, m.better, m.chance) for n, m in record.metrics.items()} == {
+        "acc": (1.0, 1, None, "higher", 0.5), "word_perplexity": (7.0, 1, 0.5, "lower", None)}
+    assert (record.items, record.item_fields, record.kind) == ([[1.0]], ["correct"], "choice")
