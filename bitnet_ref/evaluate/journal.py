@@ -52,11 +52,6 @@ class Journal:
             except OSError as e:
                 raise unwritable(self.path, e) from None
 
-    def done(self) -> None:
-        """What was kept is no longer needed."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("line 3 of path", object) of a file of JSON lines. Raises CheckError naming file and line."""

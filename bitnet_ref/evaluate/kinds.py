@@ -1,6 +1,6 @@
 """The kinds of evaluation that `python -m bitnet_ref.evaluate` knows: the options of each, what runs it.
 
-A kind is chosen by its own flag (--tasks); perplexity needs none. Each returns an Outcome: lines for a
+A kind is chosen by its own flag (--tasks, --humaneval, --stride); perplexity needs none. Each returns an Outcome: lines for a
 person, figures for --json, the record for --output. What a kind needs is imported when it runs.
 Read after: evaluate/slid. Read next: evaluate/__main__.
 """
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 
 
 def _add_perplexity(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("perplexity (without --tasks)")
+    group = parser.add_argument_group("perplexity (without the flags of another kind)")
     group.add_argument("--corpus", type=text, help="a named corpus, or a file, folder or glob "
                                                    "(default: the run's validation text)")
     group.add_argument("--windows", type=int,
@@ -61,35 +61,6 @@ def _run_perplexity(args: Namespace, argv: list[str]) -> Outcome:
              f"loss            {result.loss:.4f} nats per token\n"
              f"counted         {result.tokens:,} tokens, {result.bytes:,} bytes")
     return Outcome(lines, figures, (), result.perplexity is not None)
-
-
-def _add_choice(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("multiple choice, and what lm-evaluation-harness knows")
-    group.add_argument("--tasks", type=text, metavar="TASK,...",
-                       help="files of questions (.jsonl, .jsonl.gz), names of such in $BITNET_REF_DATA/arc, "
-                            "and tasks of lm-evaluation-harness")
-    group.add_argument("--task-folder", type=text, metavar="DIR",
-                       help="a folder of task files (YAML) for the harness, which needs no network then")
-    group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
-    group.add_argument("--batch", type=int, default=16, help="contexts read side by side (default: 16)")
-    group.add_argument("--no-first", dest="first", action="store_false",
-                       help="begin no text with the model's first id (as its training texts began)")
-
-
-def _run_choice(args: Namespace, argv: list[str]) -> Outcome:
-    from bitnet_ref.evaluate.choice import run_tasks
-
-    records, kept = run_tasks(args, argv)
-    rows = [(r.task, name, m) for r in records for name, m in r.metrics.items()]
-    lines = [f"{'task':<28} {'figure':<12} {'value':>8} {'stderr':>8} {'chance':>8} {'n':>7}"]
-    lines += [f"{task:<28} {name:<12} {m.value:>8.4f} {_or_dash(m.stderr)} {_or_dash(m.chance)} {m.n:>7,}"
-              for task, name, m in rows]
-    figures = {r.task: {name: asdict(m) for name, m in r.metrics.items()} for r in records}
-    return Outcome("\n".join(lines), figures, tuple(records), kept=kept)
-
-
-def _or_dash(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
 
 
 def _add_sliding(parser: ArgumentParser, text: Any) -> None:
@@ -134,11 +105,40 @@ def _run_code(args: Namespace, argv: list[str]) -> Outcome:
     return Outcome(*evaluate(args, argv))
 
 
+def _add_choice(parser: ArgumentParser, text: Any) -> None:
+    group = parser.add_argument_group("multiple choice, and what lm-evaluation-harness knows")
+    group.add_argument("--tasks", type=text, metavar="TASK,...",
+                       help="files of questions (.jsonl, .jsonl.gz), names of such in $BITNET_REF_DATA/arc, "
+                            "and tasks of lm-evaluation-harness")
+    group.add_argument("--task-folder", type=text, metavar="DIR",
+                       help="a folder of task files (YAML) for the harness, which needs no network then")
+    group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
+    group.add_argument("--batch", type=int, default=16, help="contexts read side by side (default: 16)")
+    group.add_argument("--no-first", dest="first", action="store_false",
+                       help="begin no text with the model's first id (as its training texts began)")
+
+
+def _run_choice(args: Namespace, argv: list[str]) -> Outcome:
+    from bitnet_ref.evaluate.choice import run_tasks
+
+    records, kept = run_tasks(args, argv)
+    rows = [(r.task, name, m) for r in records for name, m in r.metrics.items()]
+    lines = [f"{'task':<28} {'figure':<12} {'value':>8} {'stderr':>8} {'chance':>8} {'n':>7}"]
+    lines += [f"{task:<28} {name:<12} {m.value:>8.4f} {_or_dash(m.stderr)} {_or_dash(m.chance)} {m.n:>7,}"
+              for task, name, m in rows]
+    figures = {r.task: {name: asdict(m) for name, m in r.metrics.items()} for r in records}
+    return Outcome("\n".join(lines), figures, tuple(records), kept=kept)
+
+
+def _or_dash(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
+
+
 # The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
-    "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
     "code": Kind(_add_code, lambda args: args.humaneval is not None, _run_code),
-    "sliding": Kind(_add_sliding, lambda args: (args.stride or args.context) is not None, _run_sliding),
+    "sliding": Kind(_add_sliding, lambda args: (args.stride, args.context) != (None, None), _run_sliding),
+    "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
     "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
 }
 
@@ -151,7 +151,10 @@ def add_kinds(parser: ArgumentParser, text: Any) -> None:
 
 def run_kind(args: Namespace, argv: list[str]) -> Outcome:
     """Run the kind that the command line asks for. Only samples of others are judged without a model."""
-    name, kind = next((name, kind) for name, kind in KINDS.items() if kind.asked(args))
+    asked = [name for name, kind in KINDS.items() if kind.asked(args)]
+    check(len(asked) <= 2, "an evaluation must be of one kind", " and ".join(asked[:-1]),
+          "ask for one after the other")
+    name = asked[0]
     check(args.model is not None or (name == "code" and args.judge is not None), "--model must be given",
           "nothing", "see python -m bitnet_ref.evaluate --help")
-    return kind.run(args, argv)
+    return KINDS[name].run(args, argv)

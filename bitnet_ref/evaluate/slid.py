@@ -20,8 +20,9 @@ from bitnet_ref.evaluate.sliding import FIELDS, Sliding, check_window, slide, te
 from bitnet_ref.generate.language_model import load
 
 
-def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tuple[Record, ...], bool]:
-    """(lines for a person, figures, the record, whether the model is better than guessing).
+def evaluate(args: Namespace, argv: list[str]
+             ) -> tuple[str, dict[str, Any], tuple[Record, ...], bool, tuple[Path, ...]]:
+    """(lines for a person, figures, the record, whether the model is better than guessing, the partial file).
 
     Raises CheckError for options out of range, a text that its tokens lose, a partial file of something else.
     """
@@ -36,9 +37,9 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
     check_window(context, stride, model.cfg.context)
     ready = [tokenised(text, model.tokenizer, model.first) for text in tqdm(texts, "tokens", delay=2)]
     facts = model_facts(model, args.model)
-    kept = (args.output and f"{args.output}.partial",
-            digest(facts.weights, facts.vocabulary, sha, context, stride, args.backend, args.int8_head))
-    found = slide(model.transformer, ready, context, stride, kept=kept, progress=True)
+    under = digest(facts.weights, facts.vocabulary, sha, context, stride, args.backend, args.int8_head)
+    part = None if args.output is None else Path(f"{args.output}.partial")
+    found = slide(model.transformer, ready, context, stride, args.batch, (part, under), progress=True)
     metrics = _metrics(found)
     record = Record("perplexity", Path(args.corpus).stem, facts,
                     made("evaluate", argv, time.monotonic() - began, args.backend),
@@ -46,7 +47,8 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
     figures = {name: m.value for name, m in metrics.items()} | {
         "loss": found.score.loss, "tokens": found.score.tokens, "bytes": found.score.bytes,
         "words": found.words, "context": context, "stride": stride}
-    return _lines(found, context, stride), figures, (record,), found.score.perplexity is not None
+    good = found.score.perplexity is not None
+    return _lines(found, context, stride), figures, (record,), good, () if part is None else (part,)
 
 
 def _metrics(found: Sliding) -> dict[str, Metric]:

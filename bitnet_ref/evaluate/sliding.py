@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -133,7 +133,7 @@ def slide(model: Transformer, texts: Sequence[Text], context: int, stride: int, 
                for span in spans(len(text.tokens), context, stride)]
     check(bool(windows), "there must be a token to score", "none", "give more text")
     journal = Journal(*kept)
-    rows = [row for held in journal.rows for row in held["rows"]]
+    rows = _kept(journal, windows)
     batch = max(1, min(batch, LOGITS // (context * model.cfg.vocab_size)))
     with tqdm(total=len(windows), initial=len(rows), desc="sliding", disable=not progress) as bar:
         while len(rows) < len(windows):
@@ -143,8 +143,17 @@ def slide(model: Transformer, texts: Sequence[Text], context: int, stride: int, 
             rows += new
             bar.update(len(new))
     nats, tokens, size, words = (math.fsum(row[i] for row in rows) for i in range(4))
-    journal.done()
     return Sliding(rows, Score(nats, int(tokens), int(size), model.cfg.vocab_size), int(words))
+
+
+def _kept(journal: Journal, windows: Sequence[tuple[int, int, int, int]]) -> list[list[float]]:
+    """The rows of the first windows that a journal holds."""
+    rows: list[Any] = [row for held in journal.rows for row in held.get("rows", [None])]
+    check(len(rows) <= len(windows) and all(
+        isinstance(row, list) and len(row) == len(FIELDS) and all(type(x) is float for x in row)
+        and math.isfinite(row[0]) and row[1] == end - done for row, (_, _, end, done) in zip(rows, windows)),
+        f"{journal.path} must hold windows of this text", "others", "delete it")
+    return rows
 
 
 def _alike(windows: Sequence[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:

@@ -13,11 +13,11 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import ADD, PROBLEMS, put
 
 from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate import humaneval
 from bitnet_ref.evaluate.humaneval import (
-    Problem,
     Sample,
     counts,
     estimate,
@@ -30,11 +30,6 @@ from bitnet_ref.evaluate.humaneval import (
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved
 
 LIMITS = Limits(seconds=2, deadline=15.0)
-ADD = Problem("t/0", "def add(x, y):\n    \"\"\" The sum. \"\"\"\n", "add",
-              "def check(candidate):\n    assert candidate(2, 3) == 5\n", "    return x + y\n")
-TWICE = Problem("t/1", "def one(x):\n    return x\n\ndef twice(x):\n    \"\"\" Twice. \"\"\"\n", "twice",
-                "def check(candidate):\n    assert twice(one(4)) == 8\n", "    return 2 * x\n")
-PROBLEMS = {p.task_id: p for p in (ADD, TWICE)}
 
 
 @pytest.fixture
@@ -50,12 +45,6 @@ def dataset():
     if not os.environ.get("BITNET_REF_DATA"):
         pytest.skip("set BITNET_REF_DATA to a folder of corpora (docs/data.md)")
     return Path(os.environ["BITNET_REF_DATA"]) / "humaneval"
-
-
-def put(path, rows):
-    text = "".join([json.dumps(row) + "\n" for row in rows]).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
-    return path
 
 
 # --- pass@k ------------------------------------------------------------------------------------------------
@@ -170,7 +159,8 @@ def test_samples_that_do_not_fit_are_refused(rows, words, tmp_path):
 # --- judging -----------------------------------------------------------------------------------------------
 
 SAMPLES = [Sample("t/0", "    return x + y\n"), Sample("t/0", "    return x - y\n"),
-           Sample("t/1", "    return x * 2"), Sample("t/1", "    while True: pass"), Sample("t/0", "    import os; os._exit(0)")]
+           Sample("t/1", "    return x * 2"), Sample("t/1", "    while True: pass"),
+           Sample("t/0", "    import os; os._exit(0)")]
 
 
 def test_samples_are_judged_in_order(walls):

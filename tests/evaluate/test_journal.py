@@ -37,7 +37,6 @@ def test_cut_anywhere_whole_lines_are_left(cut, tmp_path_factory):
 def test_without_a_path_nothing_is_kept():
     kept = Journal(None, "abc")
     kept.add({"n": 1})
-    kept.done()
     assert kept.rows == [{"n": 1}]
 
 
@@ -48,13 +47,6 @@ def test_rows_of_something_else_are_refused(tmp_path):
     (tmp_path / "rows").write_text('{"n": 1}\n')
     with tiny.refusal("same model, data and options"):
         Journal(tmp_path / "rows", "abc")
-
-
-def test_done_removes_it(tmp_path):
-    kept = Journal(tmp_path / "rows", "abc")
-    kept.add({"n": 1})
-    kept.done()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("content", "words"), [

@@ -352,14 +352,15 @@ def test_a_lie_is_not_what_makes_a_right_answer_wrong():
 # --- what is left behind -----------------------------------------------------------------------------------
 
 def cells():
-    """The processes that a sandbox started and that are still there."""
+    """The processes that this one started a sandbox with and that still run."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"bitnet_ref.evaluate.cell" in path.read_bytes():
-                found.append(path.parent.name)
+            words = path.read_bytes().split(b"\0")
         except OSError:
             continue
+        if any(b"bitnet_ref.evaluate.cell" in w for w in words) and _alive(path.parent.name):
+            found.append(path.parent.name)
     return found
 
 
@@ -470,6 +471,20 @@ def test_without_landlock_files_can_be_read_and_the_proof_says_so(monkeypatch):
     without(monkeypatch, "c.landlock = lambda *a: None")
     with tiny.refusal("the sandbox must contain processes", "reading, reading", "virtual machine"):
         proved.__wrapped__()
+
+
+def test_it_holds_where_namespaces_are_forbidden(monkeypatch):
+    """As in most containers: proved anew, nothing stays behind, and the judge cannot be reached."""
+    without(monkeypatch, "c.NAMESPACES = -1")
+    assert proved.__wrapped__() == ("Landlock", "seccomp", "resource limits")
+    got = judged("import time\ndef f(x):\n    time.sleep(66)\n", limits=Limits(deadline=0.7))
+    assert got.reason == "timeout"
+    got = judged("import os\ndef f(x):\n    for n in range(1, 65):\n        os.kill(os.getppid(), n)\n")
+    assert (got.reason, "PermissionError" in got.detail) == ("failed", True)
+    end = time.monotonic() + 5
+    while cells():
+        assert time.monotonic() < end, cells()
+        time.sleep(0.02)
 
 
 def headers(path, prefix="__NR_"):

@@ -1,0 +1,19 @@
+"""Two problems in the form of HumanEval, and a writer of its files: for tests of what judges programs."""
+
+import gzip
+import json
+
+from bitnet_ref.evaluate.humaneval import Problem
+
+ADD = Problem("t/0", "def add(x, y):\n    \"\"\" The sum. \"\"\"\n", "add",
+              "def check(candidate):\n    assert candidate(2, 3) == 5\n", "    return x + y\n")
+TWICE = Problem("t/1", "def one(x):\n    return x\n\ndef twice(x):\n    \"\"\" Twice. \"\"\"\n", "twice",
+                "def check(candidate):\n    assert twice(one(4)) == 8\n", "    return 2 * x\n")
+PROBLEMS = {p.task_id: p for p in (ADD, TWICE)}
+
+
+def put(path, rows):
+    """`path`, with a line of JSON for each row, packed where its name says so."""
+    text = "".join([json.dumps(row) + "\n" for row in rows]).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
