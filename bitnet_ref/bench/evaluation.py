@@ -211,6 +211,14 @@ def parsed(argv: list[str]) -> Any:
                                 ("threads", None, "to run with")):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default or 'all'})")
     args = parser.parse_args(argv)
+    check_args(args)
+    if args.data:
+        os.environ[DATA] = args.data
+    return args
+
+
+def check_args(args: Any) -> None:
+    """Raise CheckError for what has no meaning, before hours are spent."""
     for name in ("steps", "jobs", "prompts", "threads"):
         value = getattr(args, name)
         check(value is None or value > 0, f"--{name} must be greater than 0", value, "use 1 or more")
@@ -222,9 +230,6 @@ def parsed(argv: list[str]) -> Any:
     names = [*rivals.NAMES, *(Path(path).resolve().name for path in args.baseline)]
     check(len(set(names)) == len(names), "baselines must have names of their own", ", ".join(names),
           "rename the folder")
-    if args.data:
-        os.environ[DATA] = args.data
-    return args
 
 
 if __name__ == "__main__":
