@@ -58,5 +58,7 @@ def _row(way: str, name: str, drafter: dict[str, Any], texts: dict[str, Any], wh
     return Row(contest=CONTEST, task=way, metric=METRIC, better="higher", ours=f"{who}, guesses by {name}",
                theirs=f"{who}, plain", value=value, other=1.0, values=ratios.tolist(), others=[1.0],
                delta=gain.value if gain else 100 * (value - 1), low=gain.low if gain else None,
-               high=gain.high if gain else None, verdict=verdict, n=len(ratios), unit=unit, flags=flags,
+               high=gain.high if gain else None,
+               own_low=1 + gain.low / 100 if gain else None, own_high=1 + gain.high / 100 if gain else None,
+               verdict=verdict, n=len(ratios), unit=unit, flags=flags,
                commands=[command])

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.bench.cells import T95
 from bitnet_ref.bench.contest import LOSS, MINIMUM, REFUSED, UNKNOWN, WIN, Row, contest
-from bitnet_ref.bench.interval import Interval, around, difference
+from bitnet_ref.bench.interval import Interval, difference
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
 from bitnet_ref.data.atomic import unreadable
@@ -81,8 +80,9 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in KEY):
         return False
     values = row.get("values")
+    ends = [v for v in (row.get("own_low"), row.get("own_high")) if v is not None]
     return (row.get("better") in ("higher", "lower") and isinstance(values, list)
-            and all(type(v) in (int, float) and abs(v) < 1e300 for v in values))
+            and all(type(v) in (int, float) and abs(v) < 1e300 for v in (*values, *ends)))
 
 
 # ---- what came of them ----
@@ -127,24 +127,19 @@ def of_reports(old: dict[tuple[str, ...], dict[str, Any]],
 
 
 def _change(old: dict[str, Any], new: dict[str, Any]) -> Interval:
-    """Equal values have not changed; else the spread of each side counts, and one value alone has none."""
+    """Equal values have not changed; else the spread of each side counts, and what was counted has none."""
     if old["values"] == new["values"]:
         return Interval(0.0, 0.0, 0.0)
-    sides = [_spread(row["values"]) for row in (old, new)]
+    sides = [_spread(row) for row in (old, new)]
     check(sides[0].value != 0, f"{old['metric']} of the old report must not be 0", 0, "make it again")
     return difference(sides[0], sides[1], new["better"])
 
 
-def _spread(values: list[float]) -> Interval:
-    """Student's interval of up to five values; of more, two standard errors."""
-    if len(values) in T95:
-        return around(values)
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Interval(mean, mean, mean)
-    square = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    half = 2 * (square / len(values)) ** 0.5
-    return Interval(mean, mean - half, mean + half)
+def _spread(row: dict[str, Any]) -> Interval:
+    """The mean of a row's values between the ends that the row brings, or else of itself alone."""
+    mean = sum(row["values"]) / len(row["values"])
+    low, high = row.get("own_low"), row.get("own_high")
+    return Interval(mean, mean if low is None else low, mean if high is None else high)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ COLUMN = {"acc": "correct", "acc_norm": "correct_norm", "acc_uncond": "correct_u
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report. `value`: ours, the mean of `values` over seeds; `interval`: of the delta, %."""
+    """A line of the report. `value`: ours, the mean of `values` over seeds or rounds, which lies between
+    `own_low` and `own_high`; `low` and `high`: the ends of the delta, %."""
 
     contest: str
     task: str
@@ -63,6 +64,8 @@ class Row:
     verdict: str
     n: int
     unit: str
+    own_low: float | None = None
+    own_high: float | None = None
     flags: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
@@ -80,7 +83,7 @@ def contest(name: str, ours: Sequence[Record], theirs: Sequence[Record], metric:
     about: dict[str, Any] = {
         "contest": name, "task": first.task, "metric": metric, "better": mine[0].better, "ours": names[0],
         "theirs": names[1], "n": size(first), "unit": unit, "commands": commands,
-        "values": [m.value for m in mine], "others": [m.value for m in other]}
+        "values": values_of(ours, metric), "others": values_of(theirs, metric)}
     why = next((w for o in ours for t in theirs if (w := refusal(o, t, metric))), None)
     if why:
         return Row(**about, value=None, other=None, delta=None, low=None, high=None, verdict=REFUSED,
@@ -90,7 +93,9 @@ def contest(name: str, ours: Sequence[Record], theirs: Sequence[Record], metric:
     verdict = judged(found) if found else UNKNOWN
     if verdict != UNKNOWN and all(at_chance(r, metric) for r in (ours[0], theirs[0])):
         verdict = UNKNOWN
+    own = interval.around(about["values"]) if len(about["values"]) in T95 else own_interval(first, metric)
     return Row(**about, value=_mean(mine), other=_mean(other), verdict=verdict, flags=said,
+               own_low=own.low if own else None, own_high=own.high if own else None,
                delta=found.value if found else _delta(mine, other),
                **({"low": found.low, "high": found.high} if found else {"low": None, "high": None}))
 
@@ -196,6 +201,14 @@ def by_rounds(ours: Record, theirs: Record, metric: str, better: str) -> Interva
     if ours.kind == "efficiency" and len(mine) == len(other) and len(mine) in T95:
         return interval.over_seeds(mine[:, 0].tolist(), other[:, 0].tolist(), better)
     return interval.paired([mine], [other], figure, better) if len(mine) == len(other) > 1 else None
+
+
+def values_of(records: Sequence[Record], metric: str) -> list[float]:
+    """One for each seed; of timings one for each round."""
+    first = records[0]
+    if first.kind in TIMED and first.items and metric in (first.item_fields or []):
+        return [row[(first.item_fields or []).index(metric)] for row in first.items]
+    return [record.metrics[metric].value for record in records]
 
 
 def own_interval(record: Record, metric: str) -> Interval | None:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_ref.bench import compare
+from bitnet_ref.bench.cells import T95
 from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN, contest
+from bitnet_ref.bench.interval import Interval, around
 from bitnet_ref.cli import run_command
 from bitnet_ref.evaluate import records
 
@@ -30,8 +32,9 @@ def report(path, *rows):
 
 
 def row(values, metric="bits per byte", better="lower", theirs="twin", unit="bytes"):
-    return {"unit": unit, "contest": "equal", "task": "text", "metric": metric, "ours": "BitNet",
-            "theirs": theirs, "better": better, "values": values}
+    own = around(values) if len(values) in T95 else Interval(0, None, None)
+    return {"contest": "equal", "task": "text", "metric": metric, "ours": "BitNet", "theirs": theirs,
+            "better": better, "values": values, "own_low": own.low, "own_high": own.high, "unit": unit}
 
 
 # ---- records ----
@@ -89,11 +92,17 @@ def test_timings_of_another_machine_are_not_compared(tmp_path):
     assert [verdict for _, verdict, _ in compare.compared(old, new)] == [REFUSED, UNKNOWN]
 
 
-def test_more_values_than_the_table_has(tmp_path):
-    noisy = [1.0 + 0.1 * (n % 3) for n in range(12)]
-    old = report(tmp_path / "old.json", row(noisy, "speed", "higher"))
-    new = report(tmp_path / "new.json", row([0.5 * v for v in noisy], "speed", "higher"))
-    assert compare.compared(old, new)[0][1] == LOSS
+def test_timings_and_single_scores_bring_their_own_spread(tmp_path):
+    """Twice the same model: other rounds, other questions right; neither is a regression."""
+    fast, slow = ([100, 104, 96], [97, 103, 94])
+    pairs = [(made_up.efficiency(rates), made_up.choice(0.5, seed=rates[0])) for rates in (fast, slow)]
+    for n, (rates, score) in enumerate(pairs):
+        rows = [contest("equal", [found], [found], metric, ("a", "b")).table()
+                for found, metric in ((rates, "decode tokens/s"), (score, "acc"))]
+        rows[1]["values"] = [0.5 - 0.02 * n]
+        report(tmp_path / f"{n}.json", *rows)
+    found = compare.compared(tmp_path / "0.json", tmp_path / "1.json")
+    assert [verdict for _, verdict, _ in found] == [UNKNOWN, UNKNOWN]
 
 
 def test_a_report_of_ours_can_be_read(tmp_path):
