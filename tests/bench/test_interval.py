@@ -1,5 +1,7 @@
 """bench/interval: intervals that hold the truth as often as they say, deltas whose sign means something."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import tiny
@@ -116,6 +118,25 @@ def test_a_mean_over_seeds_of_pairs():
 
 
 # ---- by hand ----
+
+def test_the_ends_are_efrons():
+    """The same draws, each step spelt out: 30 exponential values, whose mean is skewed to the right."""
+    values = np.random.default_rng(2).exponential(1, 30)
+    items, normal = np.stack([values, np.ones(30)], axis=1), NormalDist()
+    found = interval.bootstrap(items, quotient, seed=4)
+    draws = sorted(float(s / n) for s, n in interval.resampled(items, 4))
+    mean = sum(values) / 30
+    z0 = normal.inv_cdf(sum(d < mean for d in draws) / len(draws))
+    without = [(sum(values) - v) / 29 for v in values]
+    away = [sum(without) / 30 - w for w in without]
+    a = sum(d ** 3 for d in away) / (6 * sum(d ** 2 for d in away) ** 1.5)
+    assert a > 0.02
+    for end, alpha in ((found.low, 0.025), (found.high, 0.975)):
+        z = z0 + normal.inv_cdf(alpha)
+        assert end == pytest.approx(np.quantile(draws, normal.cdf(z0 + z / (1 - a * z))), rel=1e-9)
+    assert (found.low, found.high) > tuple(np.quantile(draws, (0.025, 0.975)))
+
+
 
 def test_seeds_by_students_table():
     found = interval.over_seeds([2.0, 2.2, 2.1], [2.0, 2.0, 2.0], "lower")
