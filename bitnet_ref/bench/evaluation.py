@@ -159,9 +159,7 @@ def main(argv: list[str]) -> int:
     began, runs = time.perf_counter(), Path(args.runs or job.place / "runs")
     models = contestants(job, rivals.train_all(plan, runs), runs, [Path(path) for path in args.baseline])
     others = [records.load(file) for folder in args.records for file in sorted(Path(folder).glob("*.json"))]
-    for task in args.task:
-        others += [evaluated(job, who, models[who].path, Path(task).name, "--tasks", task)
-                   for who in models if who not in (rivals.SMALL, rivals.LONG)]
+    models = {who: replace(c, tasks=asked(job, who, c, args.task)) for who, c in models.items()}
     speed, notes = timed(job, models)
     first = models[rivals.BITNET]
     found = spoken(job, runs / first.runs[0]["name"], first.records[0].model.weights)
@@ -183,6 +181,15 @@ def contestants(job: Job, trained: dict[str, list[dict[str, Any]]], runs: Path,
         name = path.resolve().name
         found[name] = Contestant(name, f"baseline {name}", [tested(job, f"baseline-{name}", path)], path)
     return found
+
+
+def asked(job: Job, who: str, c: Contestant, tasks: list[str]) -> dict[str, list[Record]]:
+    """{task: its records, by seed} of multiple choice, but for the narrower twin and that of equal time."""
+    if who in (rivals.SMALL, rivals.LONG):
+        return {}
+    paths = {run["name"]: job.place / "models" / run["name"] for run in c.runs} or {f"baseline-{who}": c.path}
+    return {task: [evaluated(job, name, path, Path(task).name, "--tasks", task)
+                   for name, path in paths.items()] for task in tasks}
 
 
 def plan_of(args: Any) -> rivals.Plan:

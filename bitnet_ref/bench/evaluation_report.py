@@ -31,13 +31,14 @@ ASKED = {"choice": "reasoning (ARC, HellaSwag, PIQA, WinoGrande, BoolQ)", "code"
 @dataclass(frozen=True)
 class Contestant:
     """A model of the report. `contest`: what it is BitNet's rival in; `records`: of the test text, by seed;
-    `runs`: of those trained here."""
+    `runs`: of those trained here; `tasks`: records of multiple choice by task, each by seed."""
 
     name: str
     contest: str
     records: Sequence[Record]
     path: Path
     runs: Sequence[dict[str, Any]] = field(default_factory=list)
+    tasks: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
 
 def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record], others: Sequence[Record],
@@ -51,10 +52,14 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
         names = ours.name, rival.name
         rows += [contest(rival.contest, ours.records, rival.records, metric, names)
                  for metric in QUALITY if metric in ours.records[0].metrics]
+        rows += [contest(rival.contest, ours.tasks[task], rival.tasks[task], metric, names)
+                 for task in ours.tasks if task in rival.tasks for metric in ours.tasks[task][0].metrics
+                 if metric in COMPARED]
         mine, theirs = speed[rivals.BITNET], speed[who]
         rows += [contest(rival.contest, [mine], [theirs], metric, names) for metric in SPEED
                  if metric in mine.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
     rows += joined(others)
+    others = [*others, *(r for c in contestants.values() for each in c.tasks.values() for r in each)]
     rows += chains.rows(spoken, ours.name, made.command)
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
     report: dict[str, Any] = {
@@ -108,7 +113,7 @@ def tally(rows: Sequence[Row]) -> dict[str, Any]:
 def deficiencies(rows: Sequence[Row], others: Sequence[Record], notes: Sequence[str]) -> list[str]:
     """What a reader must know before believing anything: losses, refusals, weak rows, what was not run."""
     said = [f"{row.ours} loses to {row.theirs} in {row.metric} ({row.contest}): {percent(row)}"
-            for row in rows if row.verdict == LOSS]
+            for row in rows if row.verdict == LOSS and row.metric not in AGAIN]
     said += [f"{row.metric}, {row.ours} against {row.theirs}: refused: {row.flags[0]}"
              for row in rows if row.verdict == REFUSED]
     weak: dict[str, list[str]] = {}
