@@ -1,10 +1,10 @@
 """python -m bitnet_ref.evaluate --model RUN
-python -m bitnet_ref.evaluate --model RUN --corpus wikitext-2 --json
+python -m bitnet_ref.evaluate --model MODEL --tasks questions.jsonl,piqa --output FILE
 python -m bitnet_ref.evaluate report (or compare, each with its own --help)
 
-Perplexity and bits per byte of a trained model, on the run's own validation text or on another corpus, with
-the number of tokens and bytes that were counted. Exit code 1 if the model is worse than guessing: no
-perplexity is printed then.
+How good a model is (docs/evaluation.md): its perplexity and bits per byte, on the run's own validation text
+or on another corpus; with --tasks its accuracy on multiple choice. Exit code 1 if the model is worse than
+guessing: no perplexity is printed then.
 Read after: evaluate/kinds. Read next: train.
 """
 

@@ -8,6 +8,7 @@ Read after: evaluate/zero_shot. Read next: evaluate/choice.
 
 import hashlib
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -172,6 +173,9 @@ def run(answers: Any, facts: Model, tasks: list[str], args: Namespace, argv: lis
         raise CheckError(f"lm-evaluation-harness must be able to run {', '.join(tasks)}; got "
                          f"{type(e).__name__}: {str(e)[:300]}; see the task's file, and whether its data are "
                          "here or may be fetched") from e
+    if answers.cut:
+        print(f"note: {answers.cut:,} contexts were longer than the model's and lost their begin",
+              file=sys.stderr)
     about = made("evaluate", argv, time.monotonic() - began, args.backend, ("lm_eval",))
     return [_record(task, samples, found, facts, about) for task, samples in found["samples"].items()]
 
