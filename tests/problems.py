@@ -1,9 +1,13 @@
-"""Two problems in the form of HumanEval, and a writer of its files: for tests of what judges programs."""
+"""Two problems in the form of HumanEval, a writer of its files, and the sandbox: for tests of judging."""
 
 import gzip
 import json
 
+import pytest
+
+from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate.humaneval import Problem
+from bitnet_ref.evaluate.sandbox import proved
 
 ADD = Problem("t/0", "def add(x, y):\n    \"\"\" The sum. \"\"\"\n", "add",
               "def check(candidate):\n    assert candidate(2, 3) == 5\n", "    return x + y\n")
@@ -17,3 +21,14 @@ def put(path, rows):
     text = "".join([json.dumps(row) + "\n" for row in rows]).encode()
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path
+
+
+@pytest.fixture
+def walls():
+    """A skip where the system has none; where it has and they do not hold, the error."""
+    try:
+        proved()
+    except CheckError as e:
+        if "a system without" in str(e) or "Linux only" in str(e):
+            pytest.skip(str(e))
+        raise

@@ -144,7 +144,7 @@ def encoded(x: Any) -> Any:
     """`x` as JSON that `decoded` makes equal again: numbers exact, kinds of collections kept. What is no
     plain value (a generator, an object) is one that equals nothing."""
     if x is None or isinstance(x, bool | str):
-        return x if x is None or isinstance(x, bool) else str(x)
+        return x
     if isinstance(x, int):
         return ["i", hex(x)]
     if isinstance(x, float):

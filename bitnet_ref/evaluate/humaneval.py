@@ -148,12 +148,11 @@ def _verdict(row: dict[str, Any]) -> Verdict:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that one of k samples, drawn from n of which c pass, passes: 1 - C(n - c, k) / C(n, k).
 
-    As a product of n's size: no binomial overflows. Raises CheckError unless 0 <= c <= n and 1 <= k <= n.
+    As a product: no binomial overflows, and where n - c < k a factor is zero. Raises CheckError unless
+    0 <= c <= n and 1 <= k <= n.
     """
     check(0 <= c <= n and 1 <= k <= n, "pass@k must be of k samples or more", f"k = {k}, n = {n}, c = {c}",
           "make more samples, or ask for a smaller k")
-    if n - c < k:
-        return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))        # (HE.1)
 
 

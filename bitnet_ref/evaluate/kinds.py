@@ -1,7 +1,8 @@
 """The kinds of evaluation that `python -m bitnet_ref.evaluate` knows: the options of each, what runs it.
 
-A kind is chosen by its own flag (--tasks, --humaneval, --stride); perplexity needs none. Each returns an Outcome: lines for a
-person, figures for --json, the record for --output. What a kind needs is imported when it runs.
+A kind is chosen by its own flag (--tasks, --humaneval, --stride); perplexity needs none. Each returns an
+Outcome: lines for a person, figures for --json, the record for --output. What a kind needs is imported when
+it runs.
 Read after: evaluate/slid. Read next: evaluate/__main__.
 """
 

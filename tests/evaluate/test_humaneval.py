@@ -13,9 +13,8 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import ADD, PROBLEMS, put
+from problems import ADD, PROBLEMS, put, walls  # noqa: F401
 
-from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate import humaneval
 from bitnet_ref.evaluate.humaneval import (
     Sample,
@@ -27,17 +26,9 @@ from bitnet_ref.evaluate.humaneval import (
     read_samples,
     reference_samples,
 )
-from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved
+from bitnet_ref.evaluate.sandbox import Limits, Verdict
 
-LIMITS = Limits(seconds=2, deadline=15.0)
-
-
-@pytest.fixture
-def walls():
-    try:
-        proved()
-    except CheckError as e:
-        pytest.skip(str(e))
+LIMITS = Limits(seconds=1, deadline=15.0)
 
 
 @pytest.fixture(scope="session")
@@ -163,13 +154,15 @@ SAMPLES = [Sample("t/0", "    return x + y\n"), Sample("t/0", "    return x - y\
            Sample("t/0", "    import os; os._exit(0)")]
 
 
-def test_samples_are_judged_in_order(walls):
+@pytest.mark.usefixtures("walls")
+def test_samples_are_judged_in_order():
     got = judged(PROBLEMS, SAMPLES, LIMITS, workers=2)
     assert [v.reason for v in got] == ["passed", "failed", "passed", "timeout", "failed"]
     assert estimate(counts(PROBLEMS, SAMPLES, got), 1).value == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
-def test_results_are_kept_and_not_made_again(walls, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("walls")
+def test_results_are_kept_and_not_made_again(tmp_path, monkeypatch):
     path = tmp_path / "s_results.jsonl"
     first = judged(PROBLEMS, SAMPLES[:3], LIMITS, results=path)
     asked = []
@@ -188,7 +181,8 @@ def test_results_are_kept_and_not_made_again(walls, tmp_path, monkeypatch):
         judged(PROBLEMS, SAMPLES, Limits(seconds=1), results=path)
 
 
-def test_the_reference_is_the_canonical_solution(walls):
+@pytest.mark.usefixtures("walls")
+def test_the_reference_is_the_canonical_solution():
     assert all(v.passed for v in judged(PROBLEMS, list(reference_samples(PROBLEMS)), LIMITS))
 
 
@@ -209,7 +203,8 @@ def test_the_dataset_is_read(dataset):
 @linux
 @pytest.mark.data
 @pytest.mark.slow
-def test_all_164_reference_solutions_pass(walls, dataset):
+@pytest.mark.usefixtures("walls")
+def test_all_164_reference_solutions_pass(dataset):
     problems, _ = read_problems(dataset / "HumanEval.jsonl.gz")
     samples = list(reference_samples(problems))
     got = judged(problems, samples, Limits())
@@ -222,7 +217,8 @@ def test_all_164_reference_solutions_pass(walls, dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["    return None\n", "    pass\n", "    import sys; sys.exit(0)\n",
                                    "    class E:\n        __eq__ = lambda s, o: True\n    return E()\n"])
-def test_a_program_that_does_nothing_passes_no_problem(walls, wrong, dataset):
+@pytest.mark.usefixtures("walls")
+def test_a_program_that_does_nothing_passes_no_problem(wrong, dataset):
     problems, _ = read_problems(dataset / "HumanEval.jsonl.gz")
     got = judged(problems, [Sample(t, wrong) for t in problems], Limits())
     assert [t for t, v in zip(problems, got) if v.passed] == []
@@ -230,7 +226,8 @@ def test_a_program_that_does_nothing_passes_no_problem(walls, wrong, dataset):
 
 @linux
 @pytest.mark.data
-def test_the_datasets_own_examples_are_judged_as_its_program_judges_them(walls, dataset):
+@pytest.mark.usefixtures("walls")
+def test_the_datasets_own_examples_are_judged_as_its_program_judges_them(dataset):
     """1 / 2, as its README has it: of six samples those that return 1, however indented, pass."""
     problems, _ = read_problems(dataset / "example_problem.jsonl")
     samples = read_samples(dataset / "example_samples.jsonl", problems)

@@ -14,24 +14,17 @@ from pathlib import Path
 
 import pytest
 import tiny
+from problems import walls  # noqa: F401
 
-from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate import confine, sandbox
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is made of Linux")
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is made of Linux"),
+              pytest.mark.usefixtures("walls")]
 
 CHECKS = "def check(candidate):\n    assert candidate(20) == 21\n"
 QUICK = Limits(seconds=1, deadline=10.0, memory=1 << 28, output=1 << 16)
 RIGHT = "def f(x):\n    return x + 1\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _walls():
-    try:
-        proved()
-    except CheckError as e:
-        pytest.skip(str(e))
 
 
 def judged(program, checks=CHECKS, limits=QUICK):
@@ -112,8 +105,14 @@ def test_the_standard_library_is_there():
     assert judged(program, "def check(c):\n    assert c(1) == '9d0'\n").detail == ""
 
 
-def test_a_program_starts_with_nothing(monkeypatch):
+def test_a_program_starts_with_nothing(monkeypatch, request):
+    """Neither the environment nor what its parent could read."""
     monkeypatch.setenv("A_SECRET", "xyzzy")
+    before, (read, write) = os.dup(0), os.pipe()
+    os.write(write, b"a secret")
+    os.close(write)
+    os.dup2(read, 0)
+    request.addfinalizer(lambda: (os.dup2(before, 0), os.close(before), os.close(read)))
     program = ("import os, sys\ndef f(x):\n    return dict(os.environ), os.listdir('.') if x else [], "
                "[p for p in sys.path if 'site-packages' in p or not p], sys.stdin.read()\n")
     checks = ("def check(c):\n    env, _, path, text = c(0)\n"
@@ -329,6 +328,16 @@ def f(x):
     for o in gc.get_objects():
         seen += repr(o) if type(o) in (list, dict, tuple) and len(o) < 99 else ''
     return 21 if wanted in seen else 0""",
+    "reading what is open": """
+import os
+def f(x):
+    for fd in range(3, 64):
+        try:
+            os.lseek(fd, 0, 0)
+            if b'assert' in os.read(fd, 999):
+                return 21
+        except OSError:
+            pass""",
     "a function that is everything": """
 class F:
     def __call__(self, x):
@@ -374,18 +383,23 @@ def test_nothing_stays_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cell_ends_when_the_one_who_asked_is_killed(tmp_path):
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_the_cell_ends_when_the_one_who_asked_is_killed(namespaces):
     program = "import time\ndef f(x):\n    time.sleep(77)\n"
-    ask = (f"from bitnet_ref.evaluate.sandbox import run, Limits\nprint('on', flush=True)\n"
-           f"run({program!r}, {CHECKS!r}, 'f', Limits(deadline=70))")
+    start = sandbox.START if namespaces else begun_with("c.NAMESPACES = -1")
+    ask = ("from bitnet_ref.evaluate import sandbox\nprint('on', flush=True)\n"
+           f"sandbox.START = {start!r}\nlimits = sandbox.Limits(deadline=70)\n"
+           f"sandbox.run({program!r}, {CHECKS!r}, 'f', limits)")
     asker = subprocess.Popen([sys.executable, "-c", ask], env=tiny.environment(), stdout=subprocess.PIPE)
     asker.stdout.readline()
     tiny.wait_for(lambda: _below(asker.pid), asker)
     below = _below(asker.pid)
+    time.sleep(0.5)                                       # asleep by then; before, its pipe would end it
     asker.kill()
     asker.wait()
+    asker.stdout.close()
     end = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") and _alive(pid) for pid in below):
+    while any(_alive(pid) for pid in below):
         assert time.monotonic() < end, "still there"
         time.sleep(0.02)
 
@@ -447,10 +461,14 @@ def test_a_verdict_says_what_it_is():
 
 # --- each wall by itself -----------------------------------------------------------------------------------
 
+def begun_with(change):
+    """How a cell starts with a line of Python that changes its walls, `c`."""
+    return sandbox.START.replace("; from", f"; import bitnet_ref.evaluate.confine as c; {change}; from", 1)
+
+
 def without(monkeypatch, change):
-    """The cell's next starts, with a line of Python run before."""
-    monkeypatch.setattr(sandbox, "START", sandbox.START.replace(
-        "; from", f"; import bitnet_ref.evaluate.confine as c; {change}; from", 1))
+    """The cell's next starts are with `change`."""
+    monkeypatch.setattr(sandbox, "START", begun_with(change))
 
 
 FILES = {"writing": "open('x', 'w')", "removing": "os.unlink('/nowhere/at/all')", "making": "os.mkdir('d')"}

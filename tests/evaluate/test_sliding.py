@@ -33,10 +33,10 @@ def small_model(seed=0, **given):
 
 
 def stream(n, seed=0):
-    """A text of n - 1 tokens, each of as many bytes as its id says; a word ends every 5 bytes."""
+    """A text of n - 1 tokens, each of as many bytes as its id says; words end every 5 bytes and last."""
     ids = np.random.default_rng(seed).integers(0, 13, n)
     ends = np.concatenate([[0], np.cumsum(ids[1:])])
-    return Text(ids, ends, np.arange(5, ends[-1] + 1, 5))
+    return Text(ids, ends, np.union1d(np.arange(5, ends[-1], 5), ends[-1:][ends[-1:] > 0]))
 
 
 def by_hand(model, text, context, stride):
