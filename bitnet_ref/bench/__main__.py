@@ -3,7 +3,7 @@ python -m bitnet_ref.bench kernels --m 512 --n 2560 --k 2560
 python -m bitnet_ref.bench decode --json decode.json --picture decode.png
 
 How fast this machine runs bitnet_ref, beside its limits and the peers that it has, all in the same rounds.
-Read after: bench/report. Read next: bench/golden.
+Read after: bench/compare. Read next: bench/golden.
 """
 
 import sys

@@ -27,12 +27,14 @@ PATIENCE = 900.0              # seconds for one answer; torch.compile takes minu
 class Child:
     """`python -m module arguments`, started and greeted; then `ask`. Ends with its `with` block.
 
+    `ours`: of this interpreter, with its libraries and its compiled code, which is kept by the file's place.
     Raises CheckError if it cannot start, or lacks what it needs: its own words.
     """
 
-    def __init__(self, python: str, module: str, *arguments: str) -> None:
+    def __init__(self, python: str, module: str, *arguments: str, ours: bool = False) -> None:
         self.place = tempfile.TemporaryDirectory(prefix="bitnet_ref-")
-        path = os.pathsep.join(p for p in (alone_in(self.place.name), os.environ.get("PYTHONPATH", "")) if p)
+        first = str(PACKAGE.parent) if ours else alone_in(self.place.name)
+        path = os.pathsep.join(p for p in (first, os.environ.get("PYTHONPATH", "")) if p)
         self.said = tempfile.TemporaryFile()  # noqa: SIM115  stderr, for libraries talk; closed in close()
         try:
             self.process = subprocess.Popen(

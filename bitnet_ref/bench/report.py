@@ -2,7 +2,7 @@
 
 A record is the JSON of one part with the machine it was measured on. The page is written from records alone,
 so parts may be measured at different times and no figure is typed by hand.
-Read after: bench/startup. Read next: bench/__main__.
+Read after: bench/startup. Read next: bench/interval.
 """
 
 import json

@@ -156,15 +156,15 @@ def _by_turns(model: LanguageModel, tables: Tables, given: list[list[int]], toke
     texts = {"prompts": len(given), "tokens": tokens, "equal tokens": equal,
              "distinct 4-grams": statistics.median(distinct),
              "plain tokens per second": 1 / statistics.median(plain_seconds)}
-    return texts, {name: {**asdict(paces[name].counts), "ratio": statistics.median(ratios[name])}
-                   for name in NAMES}
+    return texts, {name: {**asdict(paces[name].counts), "ratio": statistics.median(ratios[name]),
+                          "ratios": ratios[name]} for name in NAMES}
 
 
 def _figures(row: dict[str, Any], costs: list[float], human: float | None) -> dict[str, Any]:
     """A drafter's figures; the speed-up by the `formula` is that of calls of their mean length."""
     calls = max(1, row["calls"])
     length = 1 + row["drafted"] / calls
-    return {"speed-up": row["ratio"], "length": length,
+    return {"speed-up": row["ratio"], "ratios": row.get("ratios", []), "length": length,
             "formula": formula(row["made"] / calls, length, costs),
             "acceptance": row["accepted"] / row["drafted"] if row["drafted"] else None, "human": human,
             "calls per token": calls / max(1, row["made"]), "share": row["accepted"] / max(1, row["made"])}

@@ -1,6 +1,6 @@
 """python -m bitnet_ref.evaluate --model RUN
-python -m bitnet_ref.evaluate --model RUN --corpus wikitext-2 --json
 python -m bitnet_ref.evaluate --model MODEL --tasks questions.jsonl,piqa --output FILE
+python -m bitnet_ref.evaluate report (or compare, each with its own --help)
 
 How good a model is (docs/evaluation.md): its perplexity and bits per byte, on the run's own validation text
 or on another corpus; with --tasks its accuracy on multiple choice. Exit code 1 if the model is worse than
@@ -10,15 +10,22 @@ Read after: evaluate/kinds. Read next: train.
 
 import json
 import sys
+from importlib import import_module
 
+from bitnet_ref.checks import check
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, add_backend, add_int8_head, run_command, text
 from bitnet_ref.evaluate.kinds import add_kinds, run_kind
 from bitnet_ref.evaluate.records import save_all
 
+COMMANDS = {"report": "evaluation", "compare": "compare"}  # they train and time, as bench does
+
 
 def main(argv: list[str]) -> int:
     """Parse, run the kind that is asked for, print, keep the record."""
+    if argv and argv[0] in COMMANDS:
+        return int(import_module(f"bitnet_ref.bench.{COMMANDS[argv[0]]}").main(argv[1:]))
     parser = Parser("python -m bitnet_ref.evaluate", __doc__)
+    parser.add_argument("command", nargs="?", choices=tuple(COMMANDS), help="has a --help of its own")
     parser.add_argument("--model", type=text, metavar="MODEL",
                         help="a run, a Hugging Face folder or name, a .bitnet or .gguf file")
     add_kinds(parser, text)
@@ -28,6 +35,7 @@ def main(argv: list[str]) -> int:
     add_backend(parser)
     add_int8_head(parser)
     args = parser.parse_args(argv)
+    check(args.command is None, "a command must stand first", args.command, "put it before the flags")
     result = run_kind(args, argv)
     if args.output is not None:
         save_all(args.output, result.records)

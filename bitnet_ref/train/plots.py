@@ -79,10 +79,15 @@ def _pictures(run: Path, params: Params, ternary: bool) -> dict[str, Picture]:
 
 
 def _save(fig: Any, path: Path) -> str:
-    """The picture as a PNG on white; returns it as an SVG element without a background, black being ink."""
-    text = io.StringIO()
+    """The picture as a PNG on white; returns it as an SVG element."""
     with whole_file(path) as f:
         fig.savefig(f, dpi=140, format="png")
+    return as_svg(fig)
+
+
+def as_svg(fig: Any) -> str:
+    """A picture that was drawn as an SVG element without a background, ink being its page's; it is closed."""
+    text = io.StringIO()
     fig.set_layout_engine("none")            # laid out once is enough
     fig.savefig(text, format="svg", transparent=True)
     plt.close(fig)

@@ -21,6 +21,7 @@ from bitnet_ref.train.measures import tokens_per_second
 
 REPORT, CONFIG = "report.html", "config.json"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+STYLE = Path(__file__).with_name("report.css")            # of every page that this project writes
 EVENTS = 200                 # of the newest, shown
 
 
@@ -29,16 +30,22 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
 
     Raises CheckError for files of the run that training did not write, and where the disk refuses.
     """
+    html = rendered(TEMPLATE, content(run), pictures)
+    with whole_file(run / REPORT) as file:
+        file.write(html.encode("utf-8", "replace"))
+    return run / REPORT
+
+
+def rendered(template: Path, names: dict[str, Any], pictures: dict[str, str]) -> str:
+    """A page of HTML in the style of STYLE. All but `pictures`, SVG elements by name, is escaped."""
     from jinja2 import Environment
     from markupsafe import Markup
 
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)))
-    drawn = [Markup(svg) for svg in pictures.values()]                    # ours: the only text not escaped
-    html = page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content(run), pictures=drawn)
-    with whole_file(run / REPORT) as file:
-        file.write(html.encode("utf-8", "replace"))
-    return run / REPORT
+    ours = {"style": Markup(STYLE.read_text(encoding="utf-8")),           # the only text not escaped
+            "pictures": [Markup(svg) for svg in pictures.values()]}
+    return page.from_string(template.read_text(encoding="utf-8")).render(names, **ours)
 
 
 def content(run: Path) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""What a model costs to run: tokens per second, the wait for the first, memory, energy; a process each time.
+
+Each round starts a new process for each model, by turns: its peak memory is its own, and what differs from
+one start to the next (where memory lies, what the machine is doing) is in the spread of the rounds. Peak
+memory has the interpreter and its libraries in it, which a small model does not outweigh.
+Read after: bench/contest. Read next: bench/rivals.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitnet_ref.bench.child import Child, serve
+from bitnet_ref.checks import check
+
+PROMPT, TOKENS = 128, 64     # tokens read, tokens written, at most; a short context has half of it for each
+TURN = 0.3                   # seconds, at least, that a figure is taken over
+METRICS = {"prefill tokens/s": "higher", "decode tokens/s": "higher", "first token ms": "lower",
+           "peak MiB": "lower", "joules per token": "lower"}
+MODULE = "bitnet_ref.bench.efficiency"
+RAPL = Path("/sys/class/powercap")
+Round = dict[str, float | None]
+
+
+def measured(models: Mapping[str, str], rounds: int, threads: int | None,
+             say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, list[Round]], list[str]]:
+    """{name: figures round by round} of models by path, and notes: what could not be measured and why."""
+    check(rounds > 1, "--rounds must be 2 or more", rounds, "one round has no spread")
+    found: dict[str, list[Round]] = {name: [] for name in models}
+    notes: dict[str, None] = {}
+    names = list(models)
+    for i in range(rounds):
+        say(f"efficiency: round {i + 1} of {rounds}")
+        for name in names[i % len(names):] + names[:i % len(names)]:
+            with Child(sys.executable, MODULE, models[name], str(threads or 0), ours=True) as child:
+                said = child.ask("measure")
+            if said["why no energy"]:
+                notes[f"energy: unknown: {said['why no energy']}"] = None
+            found[name].append({metric: said[metric] for metric in METRICS})
+    return found, list(notes)
+
+
+# ---- in the child ----
+
+def start() -> tuple[dict[str, Any], Mapping[str, Callable[..., dict[str, Any]]]]:
+    """Load the model of the command line; what it can be asked."""
+    from bitnet_ref.generate.language_model import load
+
+    path, threads = sys.argv[1], int(sys.argv[2]) or None
+    model = load(path, "numba", threads).transformer
+    return {"about": path}, {"measure": lambda: measure(model)}
+
+
+def measure(model: Any) -> dict[str, Any]:
+    """All figures of METRICS of a model, after a warm-up of each call."""
+    half = model.cfg.context // 2
+    prompt, tokens = min(PROMPT, half), min(TOKENS, half)
+    ids = np.arange(prompt, dtype=np.int64)[None] % model.cfg.vocab_size
+
+    def first() -> Any:
+        logits, state = model.prefill(ids)
+        return logits.reshape(-1, logits.shape[-1])[-1].argmax(), state
+
+    def write() -> None:
+        token, state = first()
+        for _ in range(tokens):
+            logits, state = model.decode_step(np.array([token], np.int64), state)
+            token = logits.reshape(-1).argmax()
+
+    write()                                                # compiled, its memory touched
+    wait, _ = per_call(first)
+    joules = energy()
+    whole, calls = per_call(write)
+    spent = joules()
+    each = (whole - wait) / tokens
+    known = not isinstance(spent, str)
+    return {"prefill tokens/s": prompt / wait, "decode tokens/s": 1 / each,
+            "first token ms": 1e3 * (wait + each), "peak MiB": peak_mib(),
+            "joules per token": spent / (calls * (prompt + tokens)) if known else None,
+            "why no energy": "" if known else spent}
+
+
+def per_call(run: Callable[[], object]) -> tuple[float, int]:
+    """The median seconds of a call, of as many as TURN holds and no fewer than 3; and how many."""
+    times: list[float] = []
+    while sum(times) < TURN or len(times) < 3:
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), len(times)
+
+
+def peak_mib() -> float | None:
+    """The most memory that this process has had resident; None where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def energy(place: Path = RAPL) -> Callable[[], Any]:
+    """Begins to count. The function that it returns: joules of all processor packages since, or why not.
+
+    A counter goes back to zero at its range; more than one turn of it within a measurement is not seen.
+    """
+    packages = sorted(p for p in place.glob("intel-rapl:*") if p.name.count(":") == 1)
+    if not packages:
+        return lambda: "no counter in /sys/class/powercap"
+    try:
+        before = [(p, _micro(p / "energy_uj"), _micro(p / "max_energy_range_uj")) for p in packages]
+    except (OSError, ValueError) as e:
+        why = f"{packages[0].name}: {getattr(e, 'strerror', None) or e}"
+        return lambda: why
+    return lambda: sum((_micro(p / "energy_uj") - was) % (most + 1) for p, was, most in before) / 1e6
+
+
+def _micro(file: Path) -> int:
+    return int(file.read_text(encoding="ascii"))
+
+
+if __name__ == "__main__":
+    serve(start)

@@ -1,0 +1,243 @@
+"""python -m bitnet_ref.evaluate report --output DIR
+python -m bitnet_ref.evaluate report --output DIR --steps 30 --seeds 2 --rounds 2 --prompts 3
+python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records records/
+
+Train BitNet and its full-precision twins, score them on WikiText-2's test text, time them, and write where
+BitNet wins and where it loses: report.html, report.json, report.md. What is done is not done again.
+Read after: bench/evaluation_page. Read next: bench/compare.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet_ref.bench import chains, efficiency, evaluation_page, evaluation_report, rivals
+from bitnet_ref.bench.cells import FIGURES, T95
+from bitnet_ref.bench.child import PACKAGE
+from bitnet_ref.bench.evaluation_report import Contestant
+from bitnet_ref.checks import check, lookup
+from bitnet_ref.cli import DONE, Parser, run_command, text
+from bitnet_ref.config import PRESETS
+from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.data.download import DATA
+from bitnet_ref.evaluate import records
+from bitnet_ref.evaluate.provenance import made, weights_sha256
+from bitnet_ref.evaluate.records import Data, Metric, Record
+from bitnet_ref.formats.hf_write import write_hf
+from bitnet_ref.formats.opened import kind_of
+from bitnet_ref.formats.source import open_run
+
+COMMAND = "evaluate report"
+CHAINS, NOTES = "chains.json", "efficiency-notes.json"
+CORPUS = "wikitext-2"            # train, valid and test are official parts of it
+
+
+class Job(NamedTuple):
+    """One report: where, how to say what made it, and with what."""
+
+    place: Path
+    argv: list[str]
+    threads: int | None
+    rounds: int
+    prompts: int
+    context: int                 # tokens of a window of the test text, of all models
+
+    def record(self, name: str) -> Path:
+        """The file of one evaluation."""
+        return self.place / "records" / f"{name}.json"
+
+    def made(self, began: float) -> records.Made:
+        """By this command, since then."""
+        return made(COMMAND, self.argv, time.perf_counter() - began, "numba")
+
+
+def say(what: str) -> None:
+    """Progress."""
+    print(what, file=sys.stderr)
+
+
+# ---- what is measured ----
+
+def stored(run: Path, folder: Path) -> Path:
+    """The run's model as one would ship it: trits in 2 bits, floats in float16; made again after training."""
+    if folder.is_dir() and folder.stat().st_mtime >= (run / FIGURES).stat().st_mtime:
+        return folder
+    check(not folder.exists(), f"{folder} must be of the run as it is", "an older one", "delete it")
+    write_hf(folder, open_run(run), dtype="float16")
+    return folder
+
+
+def evaluated(job: Job, name: str, path: Path, task: str, *flags: str) -> Record:
+    """The record of `python -m bitnet_ref.evaluate --model path flags`, a process of its own, so that the
+    command in the record is one that can be typed. If there is one of these weights, that one."""
+    file = job.record(f"{name}.{task}")
+    if file.exists():
+        found = records.load(file)
+        if found.model.weights == weights_sha256(path, kind_of(path)):
+            return found
+        file.unlink()
+    say(f"{name}: {task}")
+    threads = ("--threads", str(job.threads)) if job.threads else ()
+    words = [sys.executable, "-m", "bitnet_ref.evaluate", "--model", str(path), *flags, *threads,
+             "--output", str(file)]
+    place = os.pathsep.join(p for p in (str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")) if p)
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": place}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, encoding="utf-8", errors="replace", check=False)
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    check(file.exists(), f"{name} must be evaluated on {task}", f"exit code {done.returncode}: {last}",
+          "see what it says when it is run by itself")
+    return records.load(file)
+
+
+def tested(job: Job, name: str, path: Path) -> Record:
+    """Of the test text, in windows that do not overlap."""
+    length = str(job.context)
+    return evaluated(job, name, path, CORPUS, "--corpus", CORPUS, "--context", length, "--stride", length)
+
+
+def timed(job: Job, models: dict[str, Contestant]) -> tuple[dict[str, Record], list[str]]:
+    """{who: efficiency} of all, measured by turns; and what could not be measured."""
+    about = {who: c.records[0].model for who, c in models.items()}
+    files = {who: job.record(f"{who}.efficiency") for who in models}
+    notes = job.place / NOTES
+    if all(f.exists() for f in (*files.values(), notes)):
+        found = {who: records.load(file) for who, file in files.items()}
+        if all(found[who].model.weights == about[who].weights for who in models):
+            return found, list(json.loads(notes.read_text(encoding="utf-8")))
+    began = time.perf_counter()
+    given = {who: str(c.path) for who, c in models.items()}
+    rounds, said = efficiency.measured(given, job.rounds, job.threads, say)
+    made_by = job.made(began)
+    found = {who: _efficiency(about[who], rows, made_by) for who, rows in rounds.items()}
+    for who, record in found.items():
+        records.save(files[who], record)
+    with whole_file(notes) as file:
+        file.write(json.dumps(said).encode())
+    return found, said
+
+
+def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: records.Made) -> Record:
+    known = [name for name in efficiency.METRICS if all(row[name] is not None for row in rows)]
+    items = [[float(row[name] or 0) for name in known] for row in rows]
+    n = len(rows)
+    metrics = {name: Metric(statistics.mean(values), n, statistics.stdev(values) / n ** 0.5,
+                            efficiency.METRICS[name]) for name, values in zip(known, zip(*items))}
+    metrics["model bytes"] = Metric(about.bytes, 1, None, "lower")
+    what = f"{efficiency.PROMPT} tokens read, {efficiency.TOKENS} written"
+    return Record("efficiency", "generation", about, made_by,
+                  Data(what, hashlib.sha256(what.encode()).hexdigest(), n), metrics, items, known)
+
+
+def spoken(job: Job, run: Path, weights: str) -> dict[str, Any]:
+    """The figures of chain buckets, of these weights."""
+    file = job.place / CHAINS
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept.get("weights") == weights:
+            return dict(kept)
+    say("chain buckets")
+    found = {**chains.measure(run, job.prompts, 100, job.threads), "weights": weights}
+    with whole_file(file) as f:
+        f.write(json.dumps(found).encode())
+    return found
+
+
+# ---- the command ----
+
+def main(argv: list[str]) -> int:
+    """Parse, train, measure, write, print the summary."""
+    args = parsed(argv)
+    plan = plan_of(args)
+    job = Job(Path(args.output), argv, args.threads, args.rounds, args.prompts, plan.model.context)
+    began, runs = time.perf_counter(), Path(args.runs or job.place / "runs")
+    models = contestants(job, rivals.train_all(plan, runs), runs, [Path(path) for path in args.baseline])
+    others = [records.load(file) for folder in args.records for file in sorted(Path(folder).glob("*.json"))]
+    models = {who: replace(c, tasks=asked(job, who, c, args.task)) for who, c in models.items()}
+    speed, notes = timed(job, models)
+    first = models[rivals.BITNET]
+    found = spoken(job, runs / first.runs[0]["name"], first.records[0].model.weights)
+    report = evaluation_report.assembled(models, speed, others, found, notes, job.made(began))
+    evaluation_page.write(job.place, report)
+    print(evaluation_page.summary(report))
+    return DONE
+
+
+def contestants(job: Job, trained: dict[str, list[dict[str, Any]]], runs: Path,
+                baselines: list[Path]) -> dict[str, Contestant]:
+    """Everybody, scored on the test text."""
+    found: dict[str, Contestant] = {}
+    for who, each in trained.items():
+        paths = [stored(runs / run["name"], job.place / "models" / run["name"]) for run in each]
+        scored = [tested(job, run["name"], path) for run, path in zip(each, paths)]
+        found[who] = Contestant(rivals.NAMES[who], rivals.CONTESTS.get(who, ""), scored, paths[0], each)
+    for path in baselines:
+        name = path.resolve().name
+        found[name] = Contestant(name, f"baseline {name}", [tested(job, f"baseline-{name}", path)], path)
+    return found
+
+
+def asked(job: Job, who: str, c: Contestant, tasks: list[str]) -> dict[str, list[Record]]:
+    """{task: its records, by seed} of multiple choice, but for the narrower twin and that of equal time."""
+    if who in (rivals.SMALL, rivals.LONG):
+        return {}
+    paths = {run["name"]: job.place / "models" / run["name"] for run in c.runs} or {f"baseline-{who}": c.path}
+    return {task: [evaluated(job, name, path, Path(task).name, "--tasks", task)
+                   for name, path in paths.items()] for task in tasks}
+
+
+def plan_of(args: Any) -> rivals.Plan:
+    """What the command line asks to be trained."""
+    preset = lookup(PRESETS, args.preset, "preset")
+    train = replace(preset.train, corpus=CORPUS, steps=args.steps, threads=args.threads, eval_windows=16)
+    return rivals.Plan(args.preset, preset.model, train, args.seeds, args.jobs)
+
+
+def parsed(argv: list[str]) -> Any:
+    """The arguments. Raises CheckError for those without a meaning."""
+    parser = Parser("python -m bitnet_ref.evaluate report", __doc__)
+    parser.add_argument("--output", type=text, required=True, metavar="DIR", help="folder of the report")
+    parser.add_argument("--data", type=text, metavar="DIR", help=f"folder of corpora (default: ${DATA})")
+    parser.add_argument("--baseline", type=text, action="append", default=[], metavar="PATH",
+                        help="a model to be held against, of any format; may be given several times")
+    parser.add_argument("--records", type=text, action="append", default=[], metavar="DIR",
+                        help="results of evaluate --output, to join the tables")
+    parser.add_argument("--task", type=text, action="append", default=[], metavar="TASK",
+                        help="multiple choice to score too, as evaluate --tasks; may be given several times")
+    parser.add_argument("--runs", type=text, metavar="DIR", help="where the runs are (default: DIR/runs)")
+    parser.add_argument("--preset", type=text, default="nano", help="BitNet's shape (default: nano)")
+    for name, default, what in (("steps", 300, "of training"), ("seeds", 3, "of each trained model"),
+                                ("jobs", 1, "runs at a time"), ("rounds", 5, "of timing"),
+                                ("prompts", 12, "of chain buckets, the first a warm-up"),
+                                ("threads", None, "to run with")):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default or 'all'})")
+    args = parser.parse_args(argv)
+    check_args(args)
+    if args.data:
+        os.environ[DATA] = args.data
+    return args
+
+
+def check_args(args: Any) -> None:
+    """Raise CheckError for what has no meaning, before hours are spent."""
+    for name in ("steps", "jobs", "prompts", "threads"):
+        value = getattr(args, name)
+        check(value is None or value > 0, f"--{name} must be greater than 0", value, "use 1 or more")
+    for name, least in (("seeds", 1), ("rounds", 2)):
+        check(least <= getattr(args, name) <= max(T95), f"--{name} must be {least} to {max(T95)}",
+              getattr(args, name), "use 3")
+    for path in (*args.baseline, *args.records):
+        check(Path(path).exists(), "a baseline or a folder of records must exist", path, "check the path")
+    names = [*rivals.NAMES, *(Path(path).resolve().name for path in args.baseline)]
+    check(len(set(names)) == len(names), "baselines must have names of their own", ", ".join(names),
+          "rename the folder")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,155 @@
+"""bench/contest: a win only where nothing else explains it, and refusals of what would flatter."""
+
+from dataclasses import replace
+
+import made_up
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_ref.bench import contest
+from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN
+
+NAMES = "BitNet", "twin"
+
+
+def row(ours, theirs, metric="bits per byte"):
+    return contest.contest("equal", ours, theirs, metric, NAMES)
+
+
+def seeds(nats, first=0):
+    return [made_up.perplexity(nats + 0.002 * n, seed=first + n, noise=0.002) for n in range(3)]
+
+
+# ---- property ----
+
+@given(st.floats(0.5, 2), st.integers(0, 50))
+def test_the_same_answers_are_parity_and_unknown(nats, seed):
+    same = [made_up.perplexity(nats, seed=seed)]
+    found = row(same, same)
+    assert (found.delta, found.low, found.high, found.verdict) == (0, 0, 0, UNKNOWN)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "verdict"), [(1.9, 2.0, WIN), (2.0, 1.9, LOSS),
+                                                         (2.0, 2.0003, UNKNOWN)])
+def test_verdicts_of_three_seeds(ours, theirs, verdict):
+    found = row(seeds(ours), seeds(theirs, first=3))
+    assert found.verdict == verdict
+    assert found.low < found.delta < found.high
+    assert found.delta == pytest.approx(100 * (theirs - ours) / theirs, abs=0.6)
+    assert found.flags == []
+    assert (found.n, found.unit, len(found.values)) == (160_000, "bytes", 3)
+
+
+def test_a_claim_must_survive_the_text_and_the_seeds():
+    """One seed is sure of what three, which differ as much among themselves, are not."""
+    ours = [made_up.perplexity(n, noise=0.001, seed=i) for i, n in enumerate((1.90, 1.98, 2.06))]
+    theirs = [made_up.perplexity(2.0, noise=0.001, seed=3 + i) for i in range(3)]
+    assert row(ours[:1], theirs[:1]).verdict == WIN
+    assert row(ours, theirs).verdict == UNKNOWN
+    noisy = [made_up.perplexity(n, noise=0.5, seed=9 + i) for i, n in enumerate((1.97, 1.97, 1.97))]
+    assert row(noisy, theirs).verdict == UNKNOWN
+
+
+def test_one_seed_is_flagged():
+    assert any("one seed" in words for words in row(seeds(1.9)[:1], seeds(2.0)[:1]).flags)
+
+
+def test_questions_in_pairs():
+    found = row([made_up.choice(0.60)], [made_up.choice(0.50)], "acc")
+    assert found.verdict == WIN
+    assert found.delta == pytest.approx(20)
+    assert found.unit == "questions"
+    assert row([made_up.choice(0.51)], [made_up.choice(0.50, seed=1)], "acc").verdict == UNKNOWN
+
+
+def test_rounds_by_turns():
+    fast, slow = made_up.efficiency([110, 112, 109, 111, 113]), made_up.efficiency([100, 101, 99, 102, 100])
+    assert row([fast], [slow], "decode tokens/s").verdict == WIN
+    assert row([slow], [fast], "decode tokens/s").verdict == LOSS
+    wild = made_up.efficiency([60, 150, 140, 70, 135])
+    assert row([wild], [slow], "decode tokens/s").verdict == UNKNOWN
+
+
+def test_bytes_are_counted_not_sampled():
+    found = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 400)], "model bytes")
+    assert (found.verdict, found.delta, found.flags) == (WIN, 25, [])
+
+
+# ---- refused ----
+
+@pytest.mark.parametrize(("theirs", "metric", "words"), [
+    (made_up.perplexity(vocabulary="others"), "perplexity", "compare bits per byte"),
+    (made_up.perplexity(sha256="another text"), "bits per byte", "other data"),
+    (made_up.perplexity(nats=6.0), "perplexity", "worse than guessing"),
+    (replace(made_up.perplexity(), task="wikitext-103"), "bits per byte", "another task")])
+def test_what_must_not_be_compared(theirs, metric, words):
+    for ours, other in (([made_up.perplexity()], [theirs]), ([theirs], [made_up.perplexity()])):
+        found = row(ours, other, metric)
+        assert found.verdict == REFUSED
+        assert words in found.flags[0]
+        assert (found.value, found.other, found.delta, found.low) == (None,) * 4
+
+
+def test_timings_of_two_machines():
+    here = made_up.efficiency([100, 101, 102])
+    there = replace(here, made=replace(made_up.MADE, machine={"cpu": "another"}))
+    assert row([here], [there], "decode tokens/s").verdict == REFUSED
+    assert row([here], [there], "model bytes").verdict == UNKNOWN          # the same, wherever
+
+
+def test_any_seed_may_be_refused():
+    """The third was trained on another text, or guesses."""
+    bad = [*seeds(1.9)[:2], made_up.perplexity(nats=6.0)]
+    assert row(bad, seeds(2.0), "perplexity").verdict == REFUSED
+    assert row(seeds(2.0), [*seeds(1.9)[:2], made_up.perplexity(sha256="x")]).verdict == REFUSED
+
+
+def test_two_vocabularies_are_compared_on_bits_per_byte_and_not_in_pairs():
+    found = row([made_up.perplexity(1.5)], [made_up.perplexity(2.0, vocabulary="others", windows=50)])
+    assert found.verdict == WIN
+    assert found.low < 25 < found.high
+
+
+def test_without_the_metric():
+    with tiny.refusal("must have acc"):
+        row([made_up.perplexity()], [made_up.perplexity()], "acc")
+
+
+# ---- flagged ----
+
+def test_a_small_set_is_flagged():
+    few = [made_up.choice(0.9, n=40)], [made_up.choice(0.4, n=40)]
+    assert "below the minimum: 40 questions of 250" in row(*few, "acc").flags
+    assert any("below the minimum" in words for words in row([made_up.perplexity(windows=4)],
+                                                             [made_up.perplexity(windows=4)]).flags)
+
+
+def test_chance_is_not_a_result():
+    """0.27 of 400 questions with four answers each: guessing does that, and who is better is not known."""
+    guess, worse = made_up.choice(0.27), made_up.choice(0.20, seed=1)
+    found = row([guess], [worse], "acc")
+    assert [words for words in found.flags if "at chance" in words] == [
+        "ours is at chance: guessing explains it", "theirs is at chance: guessing explains it"]
+    assert found.verdict == UNKNOWN
+    assert not contest.at_chance(made_up.choice(0.5), "acc")
+
+
+def test_a_baseline_of_nothing_has_no_delta():
+    found = row([made_up.choice(0.5, chance=None)], [made_up.choice(0.0, chance=None)], "acc")
+    assert (found.verdict, found.delta) == (UNKNOWN, None)
+
+
+def test_without_items_nothing_is_known():
+    bare = [replace(made_up.choice(share), items=None, item_fields=None) for share in (0.9, 0.5)]
+    found = row(bare[:1], bare[1:], "acc")
+    assert found.verdict == UNKNOWN
+    assert found.delta == pytest.approx(80)
+    assert any("no values by item" in words for words in found.flags)
+
+
+def test_a_row_is_json():
+    table = row(seeds(1.9), seeds(2.0)).table()
+    assert table["verdict"] == WIN
+    assert table["commands"] == [made_up.MADE.command]

@@ -1,0 +1,131 @@
+"""bench/evaluation: each part once, in a form that can be typed, and the whole from one command."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import made_up
+import pytest
+import tiny
+from tiny import own_cache  # noqa: F401
+
+from bitnet_ref.bench import efficiency, evaluation, evaluation_report, rivals
+from bitnet_ref.bench.cells import FIGURES
+from bitnet_ref.cli import run_command
+from bitnet_ref.evaluate import records
+from bitnet_ref.formats.opened import open_model
+
+DATA = os.environ.get("BITNET_REF_DATA")
+
+
+def job(place, **given):
+    return evaluation.Job(**{"place": place, "argv": ["--output", str(place)], "threads": 1, "rounds": 2,
+                             "prompts": 2, "context": 16, **given})
+
+
+def contestant(weights="weights"):
+    record = made_up.perplexity(weights=weights)
+    return evaluation_report.Contestant("BitNet", "", [record], Path("model"))
+
+
+# ---- parts ----
+
+def test_a_model_is_stored_as_one_would_ship_it(tmp_path):
+    run = tiny.copy(tiny.trained(), tmp_path / "run")
+    (run / FIGURES).write_text("{}")
+    place = evaluation.stored(run, tmp_path / "model")
+    source = open_model(place)
+    assert source.cfg.linear == "ternary"
+    assert str(source.read("embedding").dtype) == "float16"
+    assert evaluation.stored(run, place) == place
+    later = time.time() + 100
+    os.utime(run / FIGURES, (later, later))
+    with tiny.refusal("must be of the run as it is", "delete it"):
+        evaluation.stored(run, place)
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_a_command_and_is_made_once(tmp_path, monkeypatch):
+    corpus, run = str(tiny.corpus()), tiny.trained()
+    how = ("--corpus", corpus, "--context", "16", "--stride", "16")
+    found = evaluation.evaluated(job(tmp_path), "name", run, "text", *how)
+    assert found.model.linear == "ternary"
+    assert found.made.command.startswith("python -m bitnet_ref.evaluate --model")
+    assert str(tmp_path) not in json.dumps(found.made.command)
+    kept = records.load(tmp_path / "records" / "name.text.json")
+    assert kept == found
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.subprocess, "run", None)
+        assert evaluation.evaluated(job(tmp_path), "name", run, "text", *how) == found
+    other = tiny.trained(seed=1)
+    assert evaluation.evaluated(job(tmp_path), "name", other, "text", *how) != found
+
+
+@pytest.mark.slow
+def test_what_an_evaluation_refuses_is_said(tmp_path):
+    with tiny.refusal("must be evaluated on text", "--stride must be from 1"):
+        evaluation.evaluated(job(tmp_path), "name", tiny.trained(), "text", "--corpus", str(tiny.corpus()),
+                             "--stride", "1000")
+
+
+def test_timings_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatch):
+    calls = []
+
+    def measured(models, rounds, threads, say):
+        calls.append(models)
+        row = dict.fromkeys(efficiency.METRICS, 2.0) | {"joules per token": None}
+        return {name: [row, {**row, "peak MiB": 4.0}] for name in models}, ["energy: unknown: none"]
+
+    monkeypatch.setattr(efficiency, "measured", measured)
+    found, notes = evaluation.timed(job(tmp_path), {"bitnet": contestant()})
+    assert notes == ["energy: unknown: none"]
+    assert found["bitnet"].metrics["peak MiB"].value == 3
+    assert "joules per token" not in found["bitnet"].metrics
+    assert found["bitnet"].metrics["model bytes"].value == found["bitnet"].model.bytes
+    assert evaluation.timed(job(tmp_path), {"bitnet": contestant()}) == (found, notes)
+    assert len(calls) == 1
+    evaluation.timed(job(tmp_path), {"bitnet": contestant("others")})
+    assert len(calls) == 2
+
+
+# ---- the command ----
+
+@pytest.mark.parametrize("arguments", [
+    ["--steps", "0"], ["--seeds", "6"], ["--rounds", "1"], ["--preset", "huge"], ["--baseline", "nowhere"],
+    ["--records", "nowhere"], ["--prompts", "-1"], ["--output", ""]])
+def test_what_is_wrong_is_refused(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rivals, "train_all", None)
+    assert run_command(evaluation.main, ["--output", str(tmp_path / "out"), *arguments]) == 2
+    tiny.assert_three_parts(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("a/x", "b/x"), ("bitnet",)])
+def test_baselines_have_names_of_their_own(names, tmp_path):
+    given = []
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        given += ["--baseline", str(tmp_path / name)]
+    with tiny.refusal("names of their own"):
+        evaluation.parsed(["--output", str(tmp_path / "out"), *given])
+
+
+@pytest.mark.nightly
+@pytest.mark.data
+@pytest.mark.skipif(not DATA, reason="needs BITNET_REF_DATA")
+def test_the_whole_report(tmp_path):
+    how = ("report", "--output", tmp_path, "--preset", "tiny", "--steps", 8, "--seeds", 2, "--rounds", 2,
+           "--prompts", 3, "--threads", 1)
+    first = tiny.command("evaluate", *how)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(tuple("0123456789"))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    assert len(files) == 2 * 4 + 4
+    again = tiny.command("evaluate", *how)
+    assert again.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert "step/s" not in again.stderr
+    report = tmp_path / "report.json"
+    assert str(tmp_path) not in report.read_text(encoding="utf-8")
+    assert tiny.command("evaluate", "compare", report, report).returncode == 0
