@@ -3,5 +3,6 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ORDER = ("checks config quant pack layers kernels model data chain formats generate evaluate train bench "
-         "cli info convert chat conform").split()         # tests/test_imports.py, then the commands
+# tests/test_imports.py has this order; the commands come last.
+ORDER = ["checks", "config", "quant", "pack", "layers", "kernels", "model", "data", "chain", "formats",
+         "generate", "evaluate", "train", "bench", "serve", "cli", "info", "convert", "chat", "conform"]

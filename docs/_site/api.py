@@ -1,7 +1,7 @@
-"""The API's pages, one a package, read from the syntax tree: nothing is imported, so nothing need be installed.
+"""The API's pages, one a package, read from the syntax tree: nothing is imported, nothing need be installed.
 
-A name is public if it does not begin with _. A signature is shown as it is written, a docstring by docstrings.py, and each
-leads to its place in the source.
+A name is public if it does not begin with _. A signature is shown as it is written, a docstring by
+docstrings.py, and each leads to its place in the source.
 """
 
 import ast
@@ -42,10 +42,9 @@ def module_text(module: str) -> str:
 
 
 def signature(node: ast.FunctionDef, skip: int = 0) -> str:
-    arguments = node.args
-    if skip:
-        arguments = ast.arguments(arguments.posonlyargs, arguments.args[skip:], arguments.vararg, arguments.kwonlyargs,
-                                  arguments.kw_defaults, arguments.kwarg, arguments.defaults)
+    a = node.args
+    arguments = ast.arguments(a.posonlyargs, a.args[skip:], a.vararg, a.kwonlyargs, a.kw_defaults, a.kwarg,
+                              a.defaults)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return f"{node.name}({ast.unparse(arguments)}){returns}"
 
@@ -68,10 +67,12 @@ def class_text(node: ast.ClassDef, path: Path) -> str:
     """Its fields as they stand, its public methods each with its own text."""
     fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
     table = ".. code-block:: python\n   :class: fields\n\n" + indented("\n".join(fields), 3) if fields else ""
+    functions = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     methods = [described("method", signature(n, skip=0 if static(n) else 1), n, path, f"{node.name}.{n.name}")
-               for n in node.body if isinstance(n, ast.FunctionDef) and (n.name[0] != "_" or n.name == "__call__")]
-    begin = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    head = signature(begin, skip=1).replace("__init__", node.name, 1).partition(" -> ")[0] if begin else node.name
+               for n in functions if n.name[0] != "_" or n.name == "__call__"]
+    begin = next((n for n in functions if n.name == "__init__"), None)
+    made = signature(begin, skip=1).partition(" -> ")[0] if begin else "__init__"
+    head = made.replace("__init__", node.name, 1)
     return described("class", head, node, path, node.name, more="\n".join([table, *methods]).strip())
 
 

@@ -1,7 +1,7 @@
 """Docstrings as they are written, plain text with shapes, as reStructuredText that shows them so.
 
-A line with an arrow between shapes stays as typed; `name` is code; stars, bars and underlines mean themselves; an
-indented block is a block; `>>>` is an example; the header's `Read after ...` becomes links.
+A line with an arrow between shapes stays as typed; `name` is code; stars, bars and underlines mean
+themselves; an indented block is a block; `>>>` is an example; the header's `Read after ...` becomes links.
 """
 
 import re
@@ -11,16 +11,21 @@ POINTERS = re.compile(r"\s*Read after: (\S+)\. Read next: (\S+)\.$")
 
 
 def paragraphs(text: str) -> list[list[str]]:
-    """Runs of lines without an empty one between; of lines alike indented or not."""
+    """Runs of lines of one kind: words, an indented block, an example."""
     runs: list[list[str]] = [[]]
     for line in text.splitlines():
+        last = kind(runs[-1][0]) if runs[-1] else ""
         if not line.strip():
             runs.append([])
-        elif runs[-1] and runs[-1][0].startswith(" ") != line.startswith(" ") and not runs[-1][0].startswith(">>>"):
+        elif last and kind(line) != last and last != ">":
             runs.append([line])
         else:
             runs[-1].append(line)
     return [run for run in runs if run]
+
+
+def kind(line: str) -> str:
+    return ">" if line.startswith(">>>") else " " if line.startswith(" ") else "words"
 
 
 def plain(text: str) -> str:
@@ -57,8 +62,13 @@ def flowing(run: list[str]) -> list[str]:
         if words and (shapes or not line):
             parts.append(prose(" ".join(words)))
             words = []
-        if shapes:
-            parts.append(f".. code-block:: none\n   :class: shapes\n\n   {line}")
+        if shapes:                                         # what follows after a full stop is words again
+            head, stop, rest = re.match(r"(.*?  ->  .*?)(?:(\.)\s{3}(.*))?$", line).groups()
+            before = head.rpartition(".   ")
+            words += [before[0] + "."] if before[1] else []
+            parts += [prose(" ".join(words))] if words else []
+            parts.append(f".. code-block:: none\n   :class: shapes\n\n   {before[2]}")
+            words = [rest] if stop else []
         elif line:
             words.append(line)
     return parts

@@ -1,8 +1,8 @@
-"""Links of the repository as links of the site: to pages, to source files, to names and to numbered equations.
+"""Links of the repository as links of the site: to pages, source files, names and numbered equations.
 
-A page links as GitHub needs it, `../bitnet_ref/quant.py`. Here that becomes the page of that source file, at the line
-of the function when the link's text is its name. `bitnet_ref.x.y` in backticks leads to the API, a path in
-backticks to its file, and (RN.3) anywhere to its equation.
+A page links as GitHub needs it, `../bitnet_ref/quant.py`. Here that becomes the page of that source file,
+at the line of the function when the link's text is its name. `bitnet_ref.x.y` in backticks leads to the
+API, a path in backticks to its file, and (RN.3) anywhere to its equation.
 """
 
 import os
@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
@@ -36,6 +37,8 @@ def page_of(path: str) -> str | None:
     borrowed = {file: f"_made/{page}" for page, file in BORROWED.items()} | {"README.md": "index"}
     if path.startswith("docs/") and path.endswith(".md") and (ROOT / path).is_file():
         return path.removeprefix("docs/").removesuffix(".md")
+    if path.startswith("docs") and (ROOT / path).is_dir():
+        return "00-map"
     return borrowed.get(path)
 
 
@@ -62,9 +65,10 @@ def rewrite(app, docname, source) -> None:
 
 
 def source_uri(app, docname: str, path: str, name: str = "") -> str:
-    """The address of a file's page, seen from `docname`; of a definition in it, if it has one called `name`."""
+    """The address of a file's page, seen from `docname`; of what is called `name` in it, if there is."""
     if not has_page(path):
-        return app.builder.get_relative_uri(docname, "source/index") + "#" + path.rstrip("/").replace("/", "-")
+        folder = path.rstrip("/") if (ROOT / path).is_dir() else posixpath.dirname(path)
+        return app.builder.get_relative_uri(docname, "source/index") + "#" + folder.replace("/", "-")
     uri = app.builder.get_relative_uri(docname, f"source/{path}")
     return f"{uri}#{name}" if name in definitions(path) else uri
 
@@ -81,6 +85,18 @@ class Sources(SphinxTransform):
                 name = name or node.astext().removesuffix("()").rpartition(".")[2]
                 node["refuri"] = source_uri(self.app, self.env.docname, path, name)
                 node["internal"] = True
+                node["classes"] += ["to-source"] if node.astext() == "source" else []
+
+
+class Signatures(SphinxTransform):
+    """Types in signatures are words: `bytes` is Python's, not a method of ours that has the same name."""
+
+    default_priority = 202
+
+    def apply(self):
+        for signature in self.document.findall(addnodes.desc_signature):
+            for reference in list(signature.findall(addnodes.pending_xref)):
+                reference.parent.replace(reference, reference.children)
 
 
 class Equations(SphinxTransform):
@@ -122,7 +138,8 @@ class Mentions(SphinxPostTransform):
             tag = f"{match[1]}.{match[2]}"
             home = self.env.tags_defined.get(tag)
             if home and not (inside(node, nodes.strong) and tag in node.parent["ids"]):
-                uri = self.app.builder.get_relative_uri(self.env.docname, home) if home != self.env.docname else ""
+                here = self.env.docname
+                uri = self.app.builder.get_relative_uri(here, home) if home != here else ""
                 new += [nodes.Text(text[at:match.start()]),
                         nodes.reference("", match[0], refuri=f"{uri}#{tag}", internal=True, classes=["tag"])]
                 at = match.end()
@@ -165,6 +182,7 @@ def setup(app):
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.add_transform(Sources)
+    app.add_transform(Signatures)
     app.add_transform(Equations)
     app.add_post_transform(Mentions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,10 +1,11 @@
 """Formulas as MathML, which every present browser draws without a script, in a font that the site brings.
 
-An equation's number stands at the right and is a link to itself. The font is STIX Two Math, from the package ziamath;
-of its letters only those are kept that formulas use.
+An equation's number stands at the right and is a link to itself. The font is STIX Two Math, from the package
+ziamath; of its letters only those are kept that formulas use.
 """
 
 import importlib.util
+import logging
 import re
 import string
 from pathlib import Path
@@ -18,24 +19,29 @@ GREEK = "".join(map(chr, range(0x391, 0x3CA))) + "ϕϵϑϱ"
 SIGNS = "−×·±∓≤≥≠≈∼∝∞∂∑∏∫√∈∉⊂⊕→←↔⇒↦ℓ⊤⊥∥|‖⌊⌋⌈⌉⟨⟩…⋯⋮¯ˆ˜˙′″ℝ∣∧∨¬⊙∗⁡⁢ ¬∘†⋅"
 
 
-FENCES = {r"\lvert": "⟦|", r"\rvert": "⟧|", r"\lVert": "⟦‖", r"\rVert": "⟧‖", r"\lfloor": "⟦⌊", r"\rfloor": "⟧⌋",
-          r"\lceil": "⟦⌈", r"\rceil": "⟧⌉"}
+BIG = re.compile(r"\\[bB]igg?\s*(\(|\)|\[|\]|\\[lr](?:vert|floor|ceil)(?![a-z]))")
+OPENING = ("(", "[", r"\lvert", r"\lfloor", r"\lceil")
+PLAIN = {r"\lvert": "|", r"\rvert": "|"}
+FENCES = {r"\lvert": "⟦|", r"\rvert": "⟧|", r"\lVert": "⟦‖", r"\rVert": "⟧‖",
+          r"\lfloor": "⟦⌊", r"\rfloor": "⟧⌋", r"\lceil": "⟦⌈", r"\rceil": "⟧⌉"}
 
 
 def mathml(text: str, display: str) -> str:
-    """latex2mathml's, with bars and floors as the pairs that they are, and words in one piece."""
+    """latex2mathml's, with bars, floors, large brackets as pairs, and words in one piece."""
+    text = BIG.sub(lambda m: rf"\{'left' if m[1] in OPENING else 'right'}{PLAIN.get(m[1], m[1])}", text)
     for name in FENCES:
         text = re.sub(re.escape(name) + r"(?![a-zA-Z])", chr(0xE000 + list(FENCES).index(name)), text)
     text = text.replace(r"\mathrel{+}=", chr(0xE100))
     found = convert(text, display=display)
     for i, (side, sign) in enumerate(FENCES.values()):
         form = "prefix" if side == "⟦" else "postfix"
-        found = re.sub(rf"<m[io]([^>]*)>{chr(0xE000 + i)}</m[io]>",
-                       lambda m: f'<mo form="{form}" fence="true" stretchy="{str(bool(m[1])).lower()}"{m[1]}>{sign}</mo>',
-                       found)
+        fence = f'<mo form="{form}" fence="true" stretchy="false">{sign}</mo>'
+        found = re.sub(rf"<m[io]>{chr(0xE000 + i)}</m[io]>", fence, found)
     found = re.sub(rf"<m[io]>{chr(0xE100)}</m[io]>", '<mo lspace="0.28em" rspace="0.28em">+=</mo>', found)
     found = re.sub(r'<mrow>((?:<m[in] mathvariant="normal">\w</m[in]>){2,})</mrow>',
                    lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[1]) + "</mi>", found)
+    found = found.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    found = found.replace("<mo>&#x02202;</mo>", "<mi>∂</mi>")
     if "\\" in re.sub(r"<[^>]+>", "", found):
         raise ValueError(f"not understood in a formula: {text}")
     return found
@@ -63,13 +69,14 @@ def font(app, error) -> None:
     """A subset of the font beside the pages, small enough for a phone."""
     if error or app.builder.format != "html":
         return
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     whole = Path(importlib.util.find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
-    options = subset.Options(flavor="woff", layout_features=["*"], name_IDs=["*"], notdef_outline=True)
+    options = subset.Options(flavor="woff", layout_features=["ssty", "dtls"])
     options.drop_tables += ["DSIG"]
     loaded = subset.load_font(str(whole), options)
-    letters = "".join(chr(c) for c in loaded.getBestCmap() if 0x1D400 <= c < 0x1D800)     # italic, bold, script
+    italic = "".join(map(chr, [*range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)])) + "ℎ"    # Greek too
     chosen = subset.Subsetter(options)
-    chosen.populate(text=string.printable + GREEK + SIGNS + letters)
+    chosen.populate(text=string.printable + GREEK + SIGNS + italic)
     chosen.subset(loaded)
     subset.save_font(loaded, str(Path(app.outdir) / "_static" / "formulas.woff"), options)
 

@@ -1,6 +1,7 @@
 """Pages that are made: the API, one a package; README, changelog and the golden index, which live elsewhere.
 
-They are written to docs/_made before Sphinx looks at its sources, and only if they changed, so a second build is short.
+They are written to docs/_made before Sphinx looks at its sources, and only if they changed, so a second
+build is short.
 """
 
 import ast
@@ -10,7 +11,7 @@ from _site import ORDER, ROOT
 from _site.api import facade, package_page
 
 MADE = ROOT / "docs" / "_made"
-BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md"}     # page -> file; README.md is in docs/index.md
+BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md"}     # page -> file
 
 DECISIONS = """Decisions
 =========
@@ -68,7 +69,7 @@ def make(app, config) -> None:
         wanted[f"api/{package.removeprefix('bitnet_ref.')}.rst"] = package_page(package, modules)
     rows = "\n".join(f"   {p.removeprefix('bitnet_ref.')}" for p in made)
     wanted["api/index.rst"] = (
-        "The API\n=======\n\nEvery public name, package by package, in the order of dependencies: each package uses "
+        "The API\n=======\n\nEvery public name, package by package, in the order of dependencies: each uses "
         "only those before it.\nA name's text is its docstring; *source* leads to the code.\n\n"
         f"{facade()}\n.. toctree::\n   :maxdepth: 1\n\n{rows}\n")
     for page, file in BORROWED.items():

@@ -17,18 +17,19 @@ from pygments.util import ClassNotFound
 from _site import ROOT
 from _site.pages import reading_line
 
-NAMED = re.compile(r"(?:tests|golden)/[\w/]+\.py|pyproject\.toml")
+NAMED = re.compile(r"(?:tests|golden)/[\w/]+\.(?:py|txt)|pyproject\.toml|CITATION\.cff")
+FOLDERS = ("bitnet_ref/chain/tables", "golden")           # of files that pages name and no page can show
 TAG = re.compile(r"\(([A-Z]{2})\.(\d+)\)")
 
 
 @cache
 def shown() -> tuple[str, ...]:
-    """Paths of all files that have a page: the library's in the order of reading, then those that pages name."""
+    """Paths of all files that have a page: the library's in the order of reading, then those pages name."""
     line = []
     for name in reading_line():
         path = Path(*name.split("."))
         line.append((path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")).as_posix())
-    pages = [p for p in ROOT.glob("docs/**/*.md")] + [ROOT / "README.md", ROOT / "golden/README.md"]
+    pages = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "golden/README.md"]
     named = {path for p in pages for path in NAMED.findall(p.read_text(encoding="utf-8"))}
     return (*line, *(path for path in sorted(named) if (ROOT / path).is_file()))
 
@@ -79,16 +80,22 @@ def anchor(name: str | None) -> str:
 
 
 def index_body(app) -> str:
-    """All files, folder by folder; links to a folder lead here."""
-    parts, seen = ["<h1>The source</h1><p>In the order of reading; each file's page has the next one's below.</p>"], ""
-    for path in sorted(shown(), key=lambda p: p.rpartition("/")[0].split("/")):
-        folder = path.rpartition("/")[0]
-        if folder != seen:
-            parts.append(f'</ul><h2 id="{folder.replace("/", "-")}">{folder or "."}</h2><ul>')
-            seen = folder
-        uri = app.builder.get_relative_uri("source/index", f"source/{path}")
-        parts.append(f'<li><a href="{uri}"><code>{path.rpartition("/")[2]}</code></a> {first_line(path)}</li>')
-    return "".join(parts).replace("</ul>", "", 1) + "</ul>"
+    """All files, folder by folder; links to a folder, or to a file that is no text, lead here."""
+    parts = ["<h1>The source</h1><p>Each file's page has the next one's below, in the order of reading.</p>"]
+    folders: dict[str, list[str]] = {folder: [] for folder in FOLDERS}
+    for path in shown():
+        folders.setdefault(path.rpartition("/")[0], []).append(path)
+    for folder, paths in sorted(folders.items()):
+        parts.append(f'<h2 id="{folder.replace("/", "-")}"><code>{folder or "."}</code></h2><ul>')
+        for path in paths:
+            uri = app.builder.get_relative_uri("source/index", f"source/{path}")
+            name = path.rpartition("/")[2]
+            parts.append(f'<li><a href="{uri}"><code>{name}</code></a> {first_line(path)}</li>')
+        for other in sorted((ROOT / folder).iterdir()) if folder in FOLDERS else ():
+            if other.is_file() and f"{folder}/{other.name}" not in paths:
+                parts.append(f"<li><code>{other.name}</code></li>")
+        parts.append("</ul>")
+    return "".join(parts)
 
 
 def first_line(path: str) -> str:
@@ -100,20 +107,36 @@ def first_line(path: str) -> str:
 
 def pages(app):
     """Runs after all texts are read, so every equation's home is known."""
-    yield "source/index", {"title": "The source", "body": index_body(app)}, "page.html"
     all_paths = shown()
+
+    def way(here, to, title=""):
+        return {"link": app.builder.get_relative_uri(f"source/{here}", f"source/{to}"), "title": title or to}
+
+    yield "source/index", {"title": "The source", "body": index_body(app),
+                           "next": way("index", all_paths[0])}, "page.html"
     for i, path in enumerate(all_paths):
-        uri = f"source/{path}"
+        up = way(path, "index", "The source")
+        before, after = (all_paths[i - 1] if i else None), (all_paths[i + 1:] or [None])[0]
+        yield f"source/{path}", {"title": path, "body": body(app, path), "parents": [up],
+                                 "prev": way(path, before) if before else up,
+                                 "next": way(path, after) if after else None}, "page.html"
 
-        def way(to, here=uri):
-            return {"link": app.builder.get_relative_uri(here, f"source/{to}"), "title": to}
 
-        yield uri, {"title": path, "body": body(app, path),
-                    "parents": [{"link": app.builder.get_relative_uri(uri, "source/index"), "title": "The source"}],
-                    "prev": way(all_paths[i - 1] if i else "index"),
-                    "next": way(all_paths[i + 1]) if i + 1 < len(all_paths) else None}, "page.html"
+def share_the_tree(app, pagename, templatename, context, doctree) -> None:
+    """The table of contents beside a source file is the same for its whole folder, and costly to make."""
+    if pagename.startswith("source/") and "toctree" in context:
+        make, kept = context["toctree"], app.env.__dict__.setdefault("source_trees", {})
+        depth = pagename.count("/")
+
+        def toctree(**options):
+            if depth not in kept:
+                kept[depth] = make(**options)
+            return kept[depth]
+
+        context["toctree"] = toctree
 
 
 def setup(app):
+    app.connect("html-page-context", share_the_tree, priority=100)        # before the theme asks for it
     app.connect("html-collect-pages", pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
