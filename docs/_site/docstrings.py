@@ -6,7 +6,7 @@ themselves; an indented block is a block; `>>>` is an example; the header's `Rea
 
 import re
 
-CODE = re.compile(r"`+([^`]+)`+")
+CODE = re.compile(r"`+([^`]+)`+|(?<![\w/])(docs/[\w/-]+\.md)")
 POINTERS = re.compile(r"\s*Read after: (\S+)\. Read next: (\S+)\.$")
 
 
@@ -36,7 +36,7 @@ def prose(text: str) -> str:
     """Words: code in backticks is code, all else is itself."""
     out, at = [], 0
     for match in CODE.finditer(text):
-        out += [plain(text[at:match.start()]), f"\\ ``{match[1]}``\\ "]
+        out += [plain(text[at:match.start()]), f"\\ ``{match[1] or match[2]}``\\ "]
         at = match.end()
     return "".join(out) + plain(text[at:])
 
@@ -58,6 +58,9 @@ def flowing(run: list[str]) -> list[str]:
     """A paragraph, and the lines of shapes in it as they are."""
     parts, words = [], []
     for line in [*run, ""]:
+        if words and line.startswith(("Port note:", "Source:")):
+            parts.append(prose(" ".join(words)))
+            words = []
         shapes = "  ->  " in line
         if words and (shapes or not line):
             parts.append(prose(" ".join(words)))

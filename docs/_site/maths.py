@@ -8,7 +8,9 @@ import importlib.util
 import logging
 import re
 import string
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 from docutils import nodes
 from fontTools import subset
@@ -22,6 +24,9 @@ SIGNS = "−×·±∓≤≥≠≈∼∝∞∂∑∏∫√∈∉⊂⊕→←↔�
 BIG = re.compile(r"\\[bB]igg?\s*(\(|\)|\[|\]|\\[lr](?:vert|floor|ceil)(?![a-z]))")
 OPENING = ("(", "[", r"\lvert", r"\lfloor", r"\lceil")
 PLAIN = {r"\lvert": "|", r"\rvert": "|"}
+MATHML = "http://www.w3.org/1998/Math/MathML"
+LIMITS = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
+BEFORE_A_NUMBER = ("=", "←", ",", "(", "[", "<", ">", "≤", "≥", "≈", "·")
 FENCES = {r"\lvert": "⟦|", r"\rvert": "⟧|", r"\lVert": "⟦‖", r"\rVert": "⟧‖",
           r"\lfloor": "⟦⌊", r"\rfloor": "⟧⌋", r"\lceil": "⟦⌈", r"\rceil": "⟧⌉"}
 
@@ -41,10 +46,28 @@ def mathml(text: str, display: str) -> str:
     found = re.sub(r'<mrow>((?:<m[in] mathvariant="normal">\w</m[in]>){2,})</mrow>',
                    lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[1]) + "</mi>", found)
     found = found.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
-    found = found.replace("<mo>&#x02202;</mo>", "<mi>∂</mi>")
+    found = found.replace("<mo>&#x02202;</mo>", "<mi>∂</mi>").replace("<mo>&#x0221E;</mo>", "<mi>∞</mi>")
+    found = arranged(found, display)
     if "\\" in re.sub(r"<[^>]+>", "", found):
         raise ValueError(f"not understood in a formula: {text}")
     return found
+
+
+def arranged(found: str, display: str) -> str:
+    """A sum's limits below and above where a formula has its own line; a sign close to its number."""
+    ElementTree.register_namespace("", MATHML)
+    root = ElementTree.fromstring(found)
+    names = {f"{{{MATHML}}}{old}": f"{{{MATHML}}}{new}" for old, new in LIMITS.items()}
+    fractions = {n for f in root.iter(f"{{{MATHML}}}mfrac") for n in f.iter()}
+    for node in root.iter():
+        children = list(node)
+        sum_of = node.tag in names and children[0].text in ("∑", "∏")
+        if sum_of and display == "block" and node not in fractions:
+            node.tag = names[node.tag]
+        for before, sign in pairwise(children):
+            if sign.text == "−" and before.text in BEFORE_A_NUMBER and before.tag.endswith("}mo"):
+                sign.set("form", "prefix")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def visit_math(self, node):
