@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DONE = ("checks", "config", "quant", "pack", "layers")                        # every public function has an example
+DONE = ("checks", "config", "quant", "pack", "layers")     # every public function has an example
 PARSER = doctest.DocTestParser()
 
 
