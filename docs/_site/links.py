@@ -54,7 +54,7 @@ def rewrite(app, docname, source) -> None:
             return link
         path = posixpath.normpath(posixpath.join(here, name))
         page = page_of(path)
-        if page or path.endswith(".png"):
+        if page or path.endswith((".png", ".svg")):
             there = os.path.relpath(app.env.doc2path(page) if page else ROOT / path,
                                     Path(app.env.doc2path(docname)).parent)
             return there.replace(os.sep, "/") + (f"#{fragment}" if fragment else "")
