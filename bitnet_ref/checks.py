@@ -22,7 +22,11 @@ class CheckError(ValueError):
 
 
 def shown(text: object, longest: int = LONGEST) -> str:
-    """`text` as it can be printed in one line: its begin and end, where it has more than `longest`."""
+    """`text` as it can be printed in one line: its begin and end, where it has more than `longest`.
+
+    >>> shown("a long word", longest=8)
+    'a long ... rd'
+    """
     said = str(text)
     if len(said) > longest:
         said = f"{said[:longest * 3 // 4]} ... {said[len(said) - longest // 4:]}"
@@ -42,13 +46,22 @@ class GaveUp(CheckError):
 
 
 def check(holds: bool, rule: str, got: object, fix: str, error: type[CheckError] = CheckError) -> None:
-    """Raise `error` with "rule; got ...; fix" unless `holds`."""
+    """Raise `error` with "rule; got ...; fix" unless `holds`.
+
+    >>> check(False, "n must be even", 3, "choose an even n")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: n must be even; got 3; choose an even n
+    """
     if not holds:
         raise error(f"{shown(rule)}; got {shown(got)}; {shown(fix)}")
 
 
 def lookup(table: Iterable[str], name: str, what: str) -> Any:
-    """`table[name]` (or `name` itself for a plain collection); an unknown name lists the valid ones."""
+    """`table[name]` (or `name` itself for a plain collection); an unknown name lists the valid ones.
+
+    >>> lookup({"pre": 1, "sub": 2}, "sub", "norm")
+    2
+    """
     check(name in table, f"{what} must be one of {', '.join(table)}", repr(name), "choose one of these")
     return table[name] if isinstance(table, dict) else name
 
@@ -56,7 +69,11 @@ def lookup(table: Iterable[str], name: str, what: str) -> Any:
 def expect(name: str, a: Any, dims: str, **size: int) -> dict[str, int]:
     """Bind the letters of `dims` to `a.shape`; raise ShapeError if any letter would get two sizes.
 
-    `expect("x", x, "B T D", D=256)` returns {"B": .., "T": .., "D": 256}; `bitnet_ref.DIMS` has the letters.
+    `bitnet_ref.DIMS` has the letters.
+
+    >>> import numpy as np
+    >>> expect("x", np.zeros((2, 3, 4)), "B T D", D=4)
+    {'D': 4, 'B': 2, 'T': 3}
     """
     letters = dims.split()
     if a.ndim != len(letters) or any(size.setdefault(d, n) != n for d, n in zip(letters, a.shape)):
@@ -66,7 +83,11 @@ def expect(name: str, a: Any, dims: str, **size: int) -> dict[str, int]:
 
 
 def shorter(lengths: Any, now: Sequence[int]) -> tuple[int, ...]:
-    """Lengths to go back to, an integer or one for each of `now`. Raises CheckError for others."""
+    """Lengths to go back to, an integer or one for each of `now`. Raises CheckError for others.
+
+    >>> shorter(2, now=[5, 3])
+    (2, 2)
+    """
     asked = [lengths] * len(now) if isinstance(lengths, int) else lengths
     whole = hasattr(asked, "__len__") and len(asked) == len(now) and not isinstance(asked, str)
     values = [getattr(n, "item", lambda n=n: n)() for n in asked] if whole else []

@@ -164,7 +164,11 @@ TROUBLE = "nan", "spike", "lr", "flip"                   # what --inject knows (
 
 
 def injections(text: str | None) -> list[tuple[str, int]]:
-    """[(kind, batch)] of "spike@200,nan@350". Raises CheckError for anything else."""
+    """[(kind, batch)] of "spike@200,nan@350". Raises CheckError for anything else.
+
+    >>> injections("spike@200,nan@350")
+    [('spike', 200), ('nan', 350)]
+    """
     parts = [part.strip().partition("@") for part in text.split(",")] if text is not None else []
     for kind, _, at in parts:
         check(kind in TROUBLE and at.isascii() and at.isdigit() and len(at) < 16,
@@ -174,7 +178,11 @@ def injections(text: str | None) -> list[tuple[str, int]]:
 
 
 def value_type(annotation: Any) -> type:
-    """`int | None` -> int, `int` -> int."""
+    """`int | None` -> int, `int` -> int.
+
+    >>> value_type(int | None)
+    <class 'int'>
+    """
     if isinstance(annotation, types.UnionType):
         return next(t for t in typing.get_args(annotation) if t is not types.NoneType)
     return annotation
@@ -184,6 +192,8 @@ def check_types(config: type, values: Any, where: str) -> None:
     """Raise CheckError unless `values`, read from a file, holds fields of `config`, of their types, alone.
 
     An integer may stand for a float, None where the annotation allows it. `where` is the table's name.
+
+    >>> check_types(ModelConfig, {"n_layers": 6, "norm": "inner"}, "model")
     """
     check(isinstance(values, dict), f"[{where}] must be a table", repr(values), "give it names and values")
     annotations = {f.name: f.type for f in fields(config)}
@@ -199,7 +209,11 @@ def check_types(config: type, values: Any, where: str) -> None:
 
 
 def from_dict(config: type, values: Any, where: str) -> Any:
-    """The `config` of a table read from a file, checked like one that was typed; absent fields: default."""
+    """The `config` of a table read from a file, checked like one that was typed; absent fields: default.
+
+    >>> from_dict(ModelConfig, {"n_layers": 6}, "model").n_layers
+    6
+    """
     check_types(config, values, where)
     return config(**values)
 
@@ -253,6 +267,9 @@ def cache_dir() -> Path:
     """$BITNET_REF_CACHE, else bitnet_ref in the platform's folder for caches. Not created here.
 
     Downloads, prepared corpora and compiled code are kept there.
+
+    >>> isinstance(cache_dir(), Path)
+    True
     """
     if chosen := os.environ.get(CACHE):
         return Path(chosen)

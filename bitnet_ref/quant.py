@@ -23,6 +23,9 @@ def absmean_ternary(w: np.ndarray, rule: str = "official") -> tuple[np.ndarray, 
     "official": code of the BitNet FAQ, `w * (1 / max(mean|w|, 1e-5))`. "paper": arXiv 2402.17764 eq. 1-3,
     `w / (mean|w| + 1e-5)`: differs in the last digit, so a weight at a tie may flip.
     A tensor that holds NaN or infinity gives w_scale NaN and w_q 0: it poisons every product loudly.
+    >>> w_q, w_scale = absmean_ternary(np.array([[1.0, -2.0, 0.25, 0.75]]))
+    >>> w_q.tolist(), float(w_scale)
+    ([[1, -1, 0, 1]], 1.0)
     """
     lookup(("official", "paper"), rule, "rule")
     mean = np.mean(np.abs(w))                                                   # (QU.1)
@@ -43,6 +46,9 @@ def absmax_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A row of zeros gives codes 0. A row that holds NaN or infinity gives x_scale NaN and codes 0, other rows
     unharmed.
+    >>> x_q, x_scale = absmax_int8(np.array([[127.0, -63.5, 0.4]]))
+    >>> x_q.tolist(), x_scale.tolist()
+    ([[127, -64, 0]], [[1.0]])
     """
     absmax = np.maximum(x.max(axis=-1, keepdims=True), -x.min(axis=-1, keepdims=True))  # no |x| in memory
     floored = np.maximum(absmax, x.dtype.type(FLOOR))                           # (QU.5)
@@ -57,7 +63,10 @@ def absmax_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dequantise(q: np.ndarray, scale: Any) -> np.ndarray:
-    """q int8, scale -> q * scale, of scale's dtype."""
+    """q int8, scale -> q * scale, of scale's dtype.
+    >>> dequantise(np.array([1, 0, -1], np.int8), 0.5).tolist()
+    [0.5, 0.0, -0.5]
+    """
     return q * scale
 
 
@@ -72,7 +81,10 @@ class TernaryStats(NamedTuple):
 
 
 def ternary_stats(w_q: np.ndarray, w_scale: Any) -> TernaryStats:
-    """Fractions of -1, 0, +1, the scale, and the entropy of that histogram.   w_q int8 (N, K)"""
+    """Fractions of -1, 0, +1, the scale, and the entropy of that histogram.   w_q int8 (N, K)
+    >>> ternary_stats(np.array([[-1, 0, 0, 1]], np.int8), 0.5)
+    TernaryStats(minus=0.25, zero=0.5, plus=0.25, scale=0.5, entropy=1.5)
+    """
     count = np.array([np.count_nonzero(w_q == t) for t in (-1, 0, 1)])
     p = count / w_q.size
     seen = p[p > 0]

@@ -15,6 +15,9 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
 
     q (B, T, H, Dh)  k, v (B, S, KV, Dh)  ->  o (B, T, H, Dh), lse (B, KV, R, T, 1)
     Source: Vaswani et al., arXiv 1706.03762 eq. 1; grouped queries: Ainslie et al., arXiv 2305.13245.
+    >>> q, v = np.zeros((1, 2, 1, 2)), np.arange(4.0).reshape(1, 2, 1, 2)
+    >>> attention(q, q, v)[0].tolist()          # equal scores: the mean of the values seen so far
+    [[[[0.0, 1.0]], [[1.0, 2.0]]]]
     """
     p = _scores(q, k)
     top = p.real.max(axis=-1, keepdims=True)
@@ -26,7 +29,12 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
 
 def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray,
                        lse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns dq (B, T, H, Dh), dk and dv (B, S, KV, Dh)."""
+    """Returns dq (B, T, H, Dh), dk and dv (B, S, KV, Dh).
+    >>> q = np.zeros((1, 2, 1, 2)); o, lse = attention(q, q, q)
+    >>> dq, dk, dv = attention_backward(np.ones_like(q), q, q, q, o, lse)
+    >>> dv[0, :, 0, 0].round(6).tolist()
+    [1.5, 0.5]
+    """
     n_kv = k.shape[2]
     p = _scores(q, k)
     p = np.exp(np.subtract(p, lse, out=p), out=p)                               # (AT.5)

@@ -28,6 +28,8 @@ def prepare(w_q: np.ndarray, w_scale: Any, keep: bool = True) -> Prepared:
     """w_q int8 (N, K), w_scale ()  ->  the backend's own form of it, opaque to the model.
 
     `keep` False: nobody else holds the trits, and a backend may store its own form alone.
+    >>> prepare(np.array([[1, 0]], np.int8), 0.5).w_q.tolist()
+    [[1, 0]]
     """
     return Prepared(w_q, w_scale)
 
@@ -37,6 +39,9 @@ def rmsnorm_int8(x: np.ndarray, g: np.ndarray | None,
     """RMSNorm, then absmax int8 per token.
 
     x (..., K)  g (K,) or None  ->  x_q int8 (..., K), x_scale (..., 1), rstd (..., 1)
+    >>> x_q, x_scale, rstd = rmsnorm_int8(np.array([[2.0, -2.0]]), None, eps=0.0)
+    >>> x_q.tolist(), rstd.tolist()
+    ([[127, -127]], [[0.5]])
     """
     n, rstd = rmsnorm(x, g, eps)                                                # (BL.1)
     return *absmax_int8(n), rstd                                                # (BL.2)
@@ -46,6 +51,9 @@ def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Prepared) -> np.ndar
     """y = (x_q @ w_q.T) * (x_scale * w_scale), the integer sum exact.
 
     x_q int8 (..., K)  x_scale (..., 1)  ->  y (..., N)
+    >>> w = prepare(np.array([[1, 0, -1]], np.int8), 0.5)
+    >>> ternary_linear(np.array([[5, 7, 3]], np.int8), np.array([[0.25]]), w).tolist()
+    [[0.25]]
     """
     w_q, w_scale = w
     exact = np.float32 if w_q.shape[1] <= EXACT_IN_FLOAT32 else np.float64
@@ -56,7 +64,12 @@ def ternary_linear(x_q: np.ndarray, x_scale: np.ndarray, w: Prepared) -> np.ndar
 
 def ternary_linear_backward(dy: np.ndarray, x_q: np.ndarray, x_scale: np.ndarray, w: Prepared,
                             dw: np.ndarray) -> np.ndarray:
-    """Straight-through: dx_hat/dx := I, dw_hat/dw := I. Returns dx (..., K); accumulates into dw (N, K)."""
+    """Straight-through: dx_hat/dx := I, dw_hat/dw := I. Returns dx (..., K); accumulates into dw (N, K).
+    >>> w, dw = prepare(np.array([[1, 0, -1]], np.int8), 0.5), np.zeros((1, 3))
+    >>> x_q, x_scale = np.array([[4, 8, 0]], np.int8), np.array([[0.25]])
+    >>> ternary_linear_backward(np.ones((1, 1)), x_q, x_scale, w, dw).tolist(), dw.tolist()
+    ([[0.5, 0.0, -0.5]], [[1.0, 2.0, 0.0]])
+    """
     x_hat = dequantise(x_q, x_scale).reshape(-1, x_q.shape[-1])
     dw += dy.reshape(-1, dy.shape[-1]).T @ x_hat                                # (BL.5)
     return (dy * w.w_scale) @ w.w_q.astype(dy.dtype)                            # (BL.4)
@@ -68,6 +81,9 @@ def bitlinear(x: np.ndarray, g: np.ndarray | None, w: np.ndarray,
 
     x (..., K)  g (K,) or None  w (N, K)  ->  y (..., N), x_q int8 (..., K), x_scale (..., 1), prepared w,
     rstd (..., 1)
+    >>> y, *saved = bitlinear(np.array([[2.0, -2.0]]), None, np.array([[3.0, -1.0]]), eps=0.0)
+    >>> y.round(6).tolist(), saved[2].w_q.tolist()
+    ([[2.0]], [[1, 0]])
     """
     x_q, x_scale, rstd = rmsnorm_int8(x, g, eps)
     ternary = prepare(*absmean_ternary(w))
@@ -77,6 +93,11 @@ def bitlinear(x: np.ndarray, g: np.ndarray | None, w: np.ndarray,
 def bitlinear_backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None,
                        x_q: np.ndarray, x_scale: np.ndarray, ternary: Prepared, rstd: np.ndarray,
                        dg: np.ndarray | None, dw: np.ndarray) -> np.ndarray:
-    """Returns dx (..., K). Accumulates into dg (K,) and dw (N, K), the gradient of the latent weights."""
+    """Returns dx (..., K). Accumulates into dg (K,) and dw (N, K), the gradient of the latent weights.
+    >>> x, dw = np.array([[2.0, -2.0]]), np.zeros((1, 2))
+    >>> y, *saved = bitlinear(x, None, np.array([[3.0, -1.0]]), eps=0.0)
+    >>> bitlinear_backward(np.ones((1, 1)), x, None, *saved, None, dw).round(6).tolist()
+    [[0.5, 0.5]]
+    """
     dn = ternary_linear_backward(dy, x_q, x_scale, ternary, dw)
     return rmsnorm_backward(dn, x, g, rstd, dg)                                 # (BL.6)

@@ -15,6 +15,9 @@ def rmsnorm(x: np.ndarray, g: np.ndarray | None, eps: float = 1e-5,
 
     x (..., D)  g (D,) or None  ->  y (..., D), rstd (..., 1)
     Source: Zhang and Sennrich, arXiv 1910.07467.
+    >>> y, rstd = rmsnorm(np.array([[2.0, -2.0]]), None, eps=0.0)
+    >>> y.tolist(), rstd.tolist()
+    ([[1.0, -1.0]], [[0.5]])
     """
     rstd = (np.mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5               # (RN.1)
     y = np.multiply(x, rstd, out=out)
@@ -23,7 +26,11 @@ def rmsnorm(x: np.ndarray, g: np.ndarray | None, eps: float = 1e-5,
 
 def rmsnorm_backward(dy: np.ndarray, x: np.ndarray, g: np.ndarray | None, rstd: np.ndarray,
                      dg: np.ndarray | None) -> np.ndarray:
-    """Returns dx (..., D). Accumulates into dg (D,); both g and dg are None for the parameter-free norm."""
+    """Returns dx (..., D). Accumulates into dg (D,); both g and dg are None for the parameter-free norm.
+    >>> dy, x, rstd = np.array([[1.0, 0.0]]), np.array([[2.0, -2.0]]), np.array([[0.5]])
+    >>> rmsnorm_backward(dy, x, None, rstd, None).tolist()
+    [[0.25, 0.25]]
+    """
     n = x * rstd
     if g is not None:
         dg += np.sum((dy * n).reshape(-1, x.shape[-1]), axis=0)                 # (RN.3)

@@ -11,7 +11,11 @@ import numpy as np
 
 def rope_table(positions: np.ndarray, head_dim: int, theta: float,
                dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """positions int (T,)  ->  cos, sin (T, 1, Dh/2).   In float64, then cast; the 1 is for the heads."""
+    """positions int (T,)  ->  cos, sin (T, 1, Dh/2).   In float64, then cast; the 1 is for the heads.
+    >>> cos, sin = rope_table(np.array([0, 1]), 4, 10000.0)
+    >>> cos.shape, cos[0].tolist()
+    ((2, 1, 2), [[1.0, 1.0]])
+    """
     freq = theta ** (-np.arange(0, head_dim, 2) / head_dim)                     # (RO.1)
     angle = positions[:, None, None] * freq
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
@@ -21,6 +25,9 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None
     """x (B, T, H, Dh)  cos, sin (T, 1, Dh/2)  ->  y (B, T, H, Dh)
 
     Source: Su et al., arXiv 2104.09864 eq. 34.
+    >>> cos, sin = np.zeros((1, 1, 1)), np.ones((1, 1, 1))             # a quarter turn
+    >>> rope(np.array([[[[3.0, 4.0]]]]), cos, sin).tolist()
+    [[[[-4.0, 3.0]]]]
     """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
@@ -31,5 +38,9 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray | None
 
 
 def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Returns dx (B, T, H, Dh): the rotation back."""
+    """Returns dx (B, T, H, Dh): the rotation back.
+    >>> cos, sin = np.zeros((1, 1, 1)), np.ones((1, 1, 1))
+    >>> rope_backward(np.array([[[[-4.0, 3.0]]]]), cos, sin).tolist()
+    [[[[3.0, 4.0]]]]
+    """
     return rope(dy, cos, -sin)                                                  # (RO.4)

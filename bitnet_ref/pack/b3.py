@@ -22,6 +22,9 @@ def pack_b3(w_q: np.ndarray) -> np.ndarray:
 
     What K lacks to a multiple of 5 is filled up with zero trits. Raises CheckError for other than trits.
     Source: docs/formats/b3.md.
+
+    >>> pack_b3(np.array([[-1, 0, 1, 0, 1]], np.int8)).tolist()         # 0 + 1*3 + 2*9 + 1*27 + 2*81
+    [[210]]
     """
     return pack_digits(w_q, base=3, per_byte=5)
 
@@ -31,6 +34,9 @@ def unpack_b3(packed: np.ndarray, K: int) -> np.ndarray:
 
     Raises CheckError for another dtype or shape, a K that does not fit, a byte above 242, padding that is
     not zero.
+
+    >>> unpack_b3(np.array([[210]], np.uint8), K=5).tolist()
+    [[-1, 0, 1, 0, 1]]
     """
     check_packed(packed, K, per_byte=5)
     row, i = first(packed > LARGEST)

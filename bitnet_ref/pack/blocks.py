@@ -39,7 +39,11 @@ BLOCKS = {b.name: b for b in (
 
 
 def block_bytes(shape: tuple[int, int], block: Block) -> int:
-    """Bytes of a matrix (N, K), scales among them. Raises CheckError unless rows are whole blocks."""
+    """Bytes of a matrix (N, K), scales among them. Raises CheckError unless rows are whole blocks.
+
+    >>> block_bytes((2, 256), BLOCKS["tq2_0"])
+    132
+    """
     n_rows, n_columns = check_shape(shape)
     check_multiple(n_columns, block.size, "columns", block.name)
     return n_rows * (n_columns // block.size) * (block.n_bytes + D)
@@ -50,6 +54,9 @@ def pack_blocks(w_q: np.ndarray, scale: Any, block: Block) -> np.ndarray:
 
     Raises CheckError for other than trits, a K that is no multiple, a scale that is no float16 exactly.
     Source: llama.cpp, ggml/src/ggml-common.h and ggml-quants.c; PrismML's fork of them.
+
+    >>> pack_blocks(np.zeros((1, 256), np.int8), 0.5, BLOCKS["tq2_0"])[-2:].tolist()      # 0.5 as float16
+    [0, 56]
     """
     check_trits(w_q)
     n = block_bytes(w_q.shape, block) // (block.n_bytes + D)
@@ -73,6 +80,11 @@ def unpack_blocks(data: np.ndarray, shape: tuple[int, int], block: Block) -> tup
 
     Raises CheckError for another length, a code or number that is no trits, a scale that is negative or not
     finite; a code 3, which Q2_0 reads as +2, is one that is no trit.
+
+    >>> data = pack_blocks(np.ones((1, 256), np.int8), 0.5, BLOCKS["tq2_0"])
+    >>> w_q, scale = unpack_blocks(data, (1, 256), BLOCKS["tq2_0"])
+    >>> int(w_q.min()), scale.tolist()
+    (1, [[0.5]])
     """
     n_bytes = block_bytes(shape, block)
     check(data.dtype == np.uint8 and data.shape == (n_bytes,),

@@ -39,7 +39,12 @@ class Order(NamedTuple):
 
 
 def pack_fields(w_q: np.ndarray, order: Order) -> np.ndarray:
-    """w_q int8 (N, K)  ->  uint8 (N K / 4,).   Raises CheckError for other than trits."""
+    """w_q int8 (N, K)  ->  uint8 (N K / 4,).   Raises CheckError for other than trits.
+
+    >>> order = Order(sides=(1, 4), axes=(1, 0), shifts=LOW_FIRST)
+    >>> pack_fields(np.array([[-1, 0, 1, 0]], np.int8), order).tolist()
+    [100]
+    """
     check_trits(w_q)
     fields = order.of(w_q)
     packed = np.zeros(fields.shape[1:], np.uint8)
@@ -52,6 +57,10 @@ def unpack_fields(packed: np.ndarray, shape: tuple[int, int], order: Order) -> n
     """uint8 (N K / 4,), (N, K)  ->  w_q int8 (N, K). No wider type on the way.
 
     Raises CheckError for the code that is no trit, with the byte and the place of the first.
+
+    >>> order = Order(sides=(1, 4), axes=(1, 0), shifts=LOW_FIRST)
+    >>> unpack_fields(np.array([100], np.uint8), (1, 4), order).tolist()
+    [[-1, 0, 1, 0]]
     """
     packed = _shifted(packed, 1 - order.zero)
     bad = packed & packed >> np.uint8(1) & LOW_BITS                # both bits of a field set
@@ -67,14 +76,21 @@ def unpack_fields(packed: np.ndarray, shape: tuple[int, int], order: Order) -> n
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(N, K) as Python's integers, whose product cannot wrap. Raises CheckError for what is no shape."""
+    """(N, K) as Python's integers, whose product cannot wrap. Raises CheckError for what is no shape.
+
+    >>> check_shape((np.int64(2), 3))
+    (2, 3)
+    """
     whole = len(shape) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
     check(whole, "a ternary matrix must have a shape (N, K)", tuple(shape), "give rows and columns")
     return int(shape[0]), int(shape[1])
 
 
 def check_multiple(n: int, of: int, what: str, layout: str) -> None:
-    """Raise CheckError unless the layout can hold that many."""
+    """Raise CheckError unless the layout can hold that many.
+
+    >>> check_multiple(256, of=128, what="columns", layout="i2s")
+    """
     check(n % of == 0, f"the {what} of {layout} must be a multiple of {of}", n,
           "use another layout, or pad the matrix with zeros and keep its true shape beside")
 

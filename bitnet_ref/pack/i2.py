@@ -19,6 +19,9 @@ def pack_i2(w_q: np.ndarray) -> np.ndarray:
 
     What K lacks to a multiple of 4 is filled up with zero trits. Raises CheckError for other than trits.
     Source: docs/formats/i2.md.
+
+    >>> pack_i2(np.array([[-1, 0, 1, 0, 1]], np.int8)).tolist()
+    [[100, 86]]
     """
     return pack_digits(w_q, base=4, per_byte=4)
 
@@ -27,6 +30,9 @@ def unpack_i2(packed: np.ndarray, K: int) -> np.ndarray:
     """uint8 (N, ceil(K/4)), K  ->  w_q int8 (N, K).   The inverse of `pack_i2`, of what it writes alone.
 
     Raises CheckError for another dtype or shape, a K that does not fit, a code 3, padding that is not zero.
+
+    >>> unpack_i2(np.array([[100, 86]], np.uint8), K=5).tolist()
+    [[-1, 0, 1, 0, 1]]
     """
     check_packed(packed, K, per_byte=4)
     _check_codes(packed)
@@ -43,6 +49,9 @@ def pack_digits(w_q: np.ndarray, base: int, per_byte: int) -> np.ndarray:
     """w_q int8 (N, K)  ->  uint8 (N, ceil(K / per_byte)).   byte i = sum_j (w_q[per_byte i + j] + 1) base^j
 
     Raises CheckError for other than trits.
+
+    >>> pack_digits(np.array([[1, -1]], np.int8), base=3, per_byte=2).tolist()
+    [[2]]
     """
     check_trits(w_q)
     all_zero = sum(base**j for j in range(per_byte))       # the ones of the sum, padding's among them
@@ -54,7 +63,10 @@ def pack_digits(w_q: np.ndarray, base: int, per_byte: int) -> np.ndarray:
 
 
 def check_trits(w_q: np.ndarray) -> None:
-    """Raise CheckError unless `w_q` is int8 (N, K), not empty, of -1, 0 and +1 only."""
+    """Raise CheckError unless `w_q` is int8 (N, K), not empty, of -1, 0 and +1 only.
+
+    >>> check_trits(np.array([[1, 0, -1]], np.int8))
+    """
     expect("w_q", w_q, "N K")
     check(w_q.dtype == np.int8 and w_q.size > 0, "w_q must be int8 and not empty", f"{w_q.dtype} {w_q.shape}",
           "ternarise first (bitnet_ref.quant.absmean_ternary)")
@@ -64,13 +76,19 @@ def check_trits(w_q: np.ndarray) -> None:
 
 
 def check_bytes(name: str, packed: np.ndarray, ndim: int) -> None:
-    """Raise CheckError unless `packed` is uint8 of `ndim` axes."""
+    """Raise CheckError unless `packed` is uint8 of `ndim` axes.
+
+    >>> check_bytes("packed", np.zeros((2, 3), np.uint8), ndim=2)
+    """
     check(packed.dtype == np.uint8 and packed.ndim == ndim, f"{name} must be uint8 of {ndim} axes",
           f"{packed.dtype} {packed.shape}", "pass the bytes as the file has them")
 
 
 def check_packed(packed: np.ndarray, K: int, per_byte: int) -> None:
-    """Raise CheckError unless `packed` is uint8 (N, ceil(K / per_byte)) and not empty."""
+    """Raise CheckError unless `packed` is uint8 (N, ceil(K / per_byte)) and not empty.
+
+    >>> check_packed(np.zeros((1, 2), np.uint8), K=5, per_byte=4)
+    """
     check_bytes("packed", packed, 2)
     check(packed.size > 0, "packed must not be empty", packed.shape, "pass the bytes as the file has them")
     most = packed.shape[1] * per_byte
@@ -80,7 +98,10 @@ def check_packed(packed: np.ndarray, K: int, per_byte: int) -> None:
 
 
 def check_padding(packed: np.ndarray, K: int, base: int, per_byte: int) -> None:
-    """Raise CheckError unless the trits after column K - 1 are zeros: a matrix has one form, not several."""
+    """Raise CheckError unless the trits after column K - 1 are zeros: a matrix has one form, not several.
+
+    >>> check_padding(np.array([[100, 86]], np.uint8), K=5, base=4, per_byte=4)
+    """
     used = K - per_byte * (packed.shape[1] - 1)
     if used < per_byte:
         zeros = sum(base**j for j in range(per_byte - used))
@@ -90,7 +111,11 @@ def check_padding(packed: np.ndarray, K: int, base: int, per_byte: int) -> None:
 
 
 def first(bad: np.ndarray) -> tuple[int, int]:
-    """Row and column of the first True of bool (N, K); of the very first element if there is none."""
+    """Row and column of the first True of bool (N, K); of the very first element if there is none.
+
+    >>> first(np.array([[False, False], [False, True]]))
+    (1, 1)
+    """
     row, column = divmod(int(bad.argmax()), bad.shape[1])
     return row, column
 

@@ -34,19 +34,31 @@ class Stream(NamedTuple):
 
 
 def histogram(w_q: np.ndarray) -> tuple[int, int, int]:
-    """w_q int8 (N, K)  ->  how many are -1, 0, +1."""
+    """w_q int8 (N, K)  ->  how many are -1, 0, +1.
+
+    >>> histogram(np.array([[-1, 0, 0, 1]], np.int8))
+    (1, 2, 1)
+    """
     minus, plus = int(np.count_nonzero(w_q < 0)), int(np.count_nonzero(w_q > 0))
     return minus, w_q.size - minus - plus, plus
 
 
 def entropy(counts: tuple[int, int, int]) -> float:
-    """Bits per trit that no code for single trits can undercut: sum p log2(1/p), of a histogram."""
+    """Bits per trit that no code for single trits can undercut: sum p log2(1/p), of a histogram.
+
+    >>> entropy((1, 2, 1))
+    1.5
+    """
     total = sum(counts)
     return sum(n * math.log2(total / n) for n in counts if n) / total
 
 
 def frequencies(counts: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The histogram in units of 2^-15, rounded; what occurs has at least 1, the largest takes the rest."""
+    """The histogram in units of 2^-15, rounded; what occurs has at least 1, the largest takes the rest.
+
+    >>> frequencies((1, 2, 1))
+    (8192, 16384, 8192)
+    """
     total = sum(counts)
     f = [max((n * SCALE + total // 2) // total, 1) if n else 0 for n in counts]
     f[f.index(max(f))] += SCALE - sum(f)
@@ -58,6 +70,9 @@ def pack_rans(w_q: np.ndarray) -> np.ndarray:
 
     n is what the trits need: about their entropy. Raises CheckError for other than trits.
     Source: docs/formats/rans.md; J. Duda, arXiv 1311.2540, is the idea.
+
+    >>> pack_rans(np.zeros((64, 64), np.int8)).size          # of one kind of trit: the frame alone
+    40
     """
     check_trits(w_q)
     f = frequencies(histogram(w_q))
@@ -78,6 +93,10 @@ def unpack_rans(packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
     Raises CheckError for another dtype or length, a false checksum, and for bytes that decode to more or
     fewer trits than N K.
+
+    >>> w_q = np.eye(3, dtype=np.int8)
+    >>> bool((unpack_rans(pack_rans(w_q), (3, 3)) == w_q).all())
+    True
     """
     size = checked_size(shape)
     f, first, given = parted(packed)
@@ -101,14 +120,23 @@ def unpack_rans(packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def joined(stream: Stream) -> np.ndarray:
-    """The bytes of a stream, uint8, little-endian, led by the CRC-32 of what follows it."""
+    """The bytes of a stream, uint8, little-endian, led by the CRC-32 of what follows it.
+
+    >>> packed = pack_rans(np.eye(3, dtype=np.int8))
+    >>> bool((joined(parted(packed)) == packed).all())
+    True
+    """
     body = b"".join([np.array(stream.frequencies[:2], "<u2").tobytes(),
                      stream.states.astype("<u8").tobytes(), stream.words.astype("<u4").tobytes()])
     return np.frombuffer(zlib.crc32(body).to_bytes(4, "little") + body, np.uint8).copy()
 
 
 def parted(packed: np.ndarray) -> Stream:
-    """The parts of a stream. Raises CheckError: not one, or damaged."""
+    """The parts of a stream. Raises CheckError: not one, or damaged.
+
+    >>> parted(pack_rans(np.zeros((2, 2), np.int8))).frequencies
+    (0, 32768, 0)
+    """
     check_bytes("packed", packed, 1)
     check(packed.size >= OVERHEAD and packed.size % 4 == 0,
           f"rans must have {OVERHEAD} bytes and 4 for each word", packed.size,
@@ -127,7 +155,11 @@ def parted(packed: np.ndarray) -> Stream:
 
 
 def checked_size(shape: tuple[int, int]) -> int:
-    """N K. Raises CheckError unless `shape` is two sizes whose product an array can have."""
+    """N K. Raises CheckError unless `shape` is two sizes whose product an array can have.
+
+    >>> checked_size((3, 5))
+    15
+    """
     whole = len(shape) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
     check(whole and math.prod(map(int, shape)) < 1 << 47, "shape must be rows and columns, below 2^47 trits",
           repr(shape)[:100], "give that of the matrix that was packed; the bytes alone do not tell it")
@@ -135,6 +167,9 @@ def checked_size(shape: tuple[int, int]) -> int:
 
 
 def check_end(holds: bool, shape: tuple[int, int], got: str) -> None:
-    """Raise CheckError unless the stream and the matrix end together."""
+    """Raise CheckError unless the stream and the matrix end together.
+
+    >>> check_end(True, (3, 5), "words left over")
+    """
     check(holds, f"rans must decode to exactly the trits of shape {tuple(map(int, shape))}", got,
           "check the shape: the bytes are whole")

@@ -57,6 +57,9 @@ def pack(layout: str, w_q: np.ndarray, scale: Any = 1.0) -> np.ndarray:
 
     Raises CheckError for other than trits, a shape that the layout does not take, a scale it cannot hold.
     Source: docs/formats/rosetta.md.
+
+    >>> pack("hf", np.array([[-1], [0], [1], [0]], np.int8)).tolist()
+    [100]
     """
     found = lookup(LAYOUTS, layout, "layout")
     check_trits(w_q)
@@ -69,6 +72,9 @@ def unpack(layout: str, data: np.ndarray, shape: Shape) -> Unpacked:
 
     Raises CheckError for another number of bytes, a shape that the layout does not take, a code that is no
     trit (it names the first), a scale that is negative or not finite. Nothing is allocated before.
+
+    >>> unpack("hf", np.array([[100]], np.uint8), (4, 1)).w_q[:, 0].tolist()
+    [-1, 0, 1, 0]
     """
     found = lookup(LAYOUTS, layout, "layout")
     shape = check_shape(shape)
@@ -84,6 +90,9 @@ def possible(data: np.ndarray, shape: Shape) -> tuple[str, ...]:
 
     Never a decision: of those with one length and one code, every one reads the others' bytes. Raises
     CheckError for what is no shape of a matrix.
+
+    >>> possible(np.array([[0xFF]], np.uint8), (4, 1))
+    ()
     """
     def read(layout: str) -> bool:
         try:
@@ -103,6 +112,9 @@ def pack_hf(w_q: np.ndarray) -> np.ndarray:
 
     Rows that N lacks to a multiple of 4 have the code 0. Raises CheckError for other than trits.
     Source: `pack_weights` of transformers, integrations/bitnet.py.
+
+    >>> pack_hf(np.array([[-1], [0], [1], [0]], np.int8)).tolist()
+    [[100]]
     """
     check_trits(w_q)
     n_rows, n_columns = w_q.shape
@@ -112,7 +124,11 @@ def pack_hf(w_q: np.ndarray) -> np.ndarray:
 
 
 def unpack_hf(packed: np.ndarray, n_rows: int) -> np.ndarray:
-    """uint8 (ceil(N/4), K), N  ->  w_q int8 (N, K).   Raises CheckError for another shape, or a code 3."""
+    """uint8 (ceil(N/4), K), N  ->  w_q int8 (N, K).   Raises CheckError for another shape, or a code 3.
+
+    >>> unpack_hf(np.array([[100]], np.uint8), 4)[:, 0].tolist()
+    [-1, 0, 1, 0]
+    """
     check_bytes("packed", packed, 2)
     check(-(-n_rows // 4) == len(packed), f"{n_rows} rows must fill {-(-n_rows // 4)} packed ones",
           len(packed), "give the N of the unpacked matrix, or the whole packed one")
@@ -135,6 +151,9 @@ def pack_i2s(w_q: np.ndarray, w_scale: Any, layout: str) -> np.ndarray:
     byte k of four rows holds their column k. The first trit has the high bits.
     Raises CheckError for other than trits, a shape that the layout does not allow, a bad scale.
     Source: microsoft/BitNet, src/ggml-bitnet-mad.cpp and utils/convert-hf-to-gguf-bitnet.py.
+
+    >>> pack_i2s(np.zeros((1, 128), np.int8), 0.5, "128")[30:36].tolist()       # codes 1, then 0.5 as float32
+    [85, 85, 0, 0, 0, 63]
     """
     check_trits(w_q)
     tail = np.zeros(TAIL // 4, "<f4")
@@ -147,6 +166,11 @@ def unpack_i2s(data: np.ndarray, shape: Shape, layout: str) -> tuple[np.ndarray,
 
     Bytes of the tail after the scale are not read. Raises CheckError for another length, a shape that the
     layout does not allow, a code 3, a bad scale.
+
+    >>> data = pack_i2s(np.ones((1, 128), np.int8), 0.5, "128")
+    >>> w_q, w_scale = unpack_i2s(data, (1, 128), "128")
+    >>> int(w_q.sum()), float(w_scale)
+    (128, 0.5)
     """
     check_bytes("data", data, 1)
     shape = check_shape(shape)

@@ -25,6 +25,9 @@ def pack_tiles(w_q: np.ndarray, kind: str = "i2") -> np.ndarray:
     i2: byte b of word 2p + h of lane (g, t) has two bits for each of four trits; bits 2 (2j + r) are of row
     g + 8r, column 64p + 16t + 8j + 4h + b. b3: byte b of word 2h + r is ceil(256/243 sum_d code_d 3^(4-d)), d
     the column's 32d + 8t + 4h + b, of row g + 8r. Raises CheckError for other than trits, or another kind.
+
+    >>> pack_tiles(np.zeros((20, 130), np.int8)).shape
+    (2, 2, 32, 4)
     """
     columns = lookup(COLUMNS, kind, "kind")
     check_trits(w_q)
@@ -44,6 +47,9 @@ def unpack_tiles(words: np.ndarray, N: int, K: int, kind: str = "i2") -> np.ndar
     """int32 (strips, tiles, 32, 4), N, K  ->  w_q int8 (N, K).   The inverse of `pack_tiles`.
 
     Raises CheckError for an array that `pack_tiles` does not make of N x K.
+
+    >>> unpack_tiles(pack_tiles(np.eye(2, dtype=np.int8)), N=2, K=2).tolist()
+    [[1, 0], [0, 1]]
     """
     columns = lookup(COLUMNS, kind, "kind")
     want = (-(-N // ROWS), -(-K // columns), LANES, 4)

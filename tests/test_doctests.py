@@ -1,0 +1,85 @@
+"""Examples in docstrings and pages run, and every public function of the packages below has one.
+
+A docstring's example sees its module's names; a page's begins with its own imports. The list of packages
+grows until it is all of ORDER: examples of a package are written together.
+"""
+
+import ast
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DONE = ("checks", "config", "quant", "pack", "layers")     # every public function has an example
+PARSER = doctest.DocTestParser()
+
+
+def modules(package):
+    """Dotted names of a package's modules, of one that is a file too."""
+    home = ROOT / "bitnet_ref" / package
+    paths = [home.with_suffix(".py")] if not home.is_dir() else sorted(home.rglob("*.py"))
+    return [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in paths]
+
+
+def source(module):
+    path = ROOT.joinpath(*module.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+def example(node):
+    return PARSER.get_examples(ast.get_docstring(node) or "")
+
+
+def public(module):
+    return [n for n in ast.parse(source(module)).body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+
+
+def run(test):
+    """The number of examples that fail; what went wrong is printed."""
+    return doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
+
+
+ALL = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+       for p in sorted((ROOT / "bitnet_ref").rglob("*.py"))]
+WITH_EXAMPLES = [m for m in ALL if re.search(r"^ *>>> ", source(m), flags=re.MULTILINE)]
+PAGES = [p for p in sorted(ROOT.glob("docs/**/*.md")) if ">>> " in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_of_docstrings(module):
+    names = vars(importlib.import_module(module))
+    for node in ast.walk(ast.parse(source(module))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and example(node):
+            name = getattr(node, "name", module)
+            test = PARSER.get_doctest(ast.get_docstring(node), dict(names), f"{module}.{name}", module, 0)
+            assert run(test) == 0, f"{module}.{name}"
+
+
+def test_examples_of_pages():
+    for page in PAGES:
+        test = PARSER.get_doctest(page.read_text(encoding="utf-8"), {}, page.stem, str(page), 0)
+        assert run(test) == 0, page
+
+
+@pytest.mark.parametrize("module", [m for package in DONE for m in modules(package)])
+def test_every_public_function_has_an_example(module):
+    """One that calls it, and shows or checks something: a call whose result nobody sees proves little."""
+    for node in public(module):
+        calls = [c for e in example(node) for c in ast.walk(ast.parse(e.source)) if isinstance(c, ast.Call)]
+        names = {ast.unparse(c.func).rpartition(".")[2] for c in calls}
+        assert node.name in names, f"{module}.{node.name}"
+        shows = any(e.want for e in example(node)) or node.name.startswith("check")
+        assert shows, f"{module}.{node.name}: its example shows nothing"
+
+
+def test_a_wrong_example_fails():
+    test = PARSER.get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
+    assert doctest.DocTestRunner(verbose=False).run(test, out=lambda text: None).failed == 1
+
+
+def test_the_list_is_of_packages_that_are_there():
+    assert all(modules(package) for package in DONE)
+    assert {m.split(".")[1] for m in WITH_EXAMPLES} >= set(DONE)

@@ -1,0 +1,85 @@
+"""The site builds without a warning, leads nowhere in vain, asks no other host and can be searched.
+
+The build is the documented command (docs/contributing.md); BITNET_REF_SITE names a built site to check
+instead.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import site_checker
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = os.environ.get("BITNET_REF_SITE")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    if BUILT:
+        return Path(BUILT).resolve()
+    for needed in ("sphinx", "myst_nb", "furo", "latex2mathml", "ziamath"):
+        pytest.importorskip(needed, reason="needs the extra `docs`")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+# ---- the site as it is built ----
+
+@pytest.mark.slow
+def test_no_link_leads_nowhere(site):
+    assert site_checker.leads_nowhere(site) == []
+
+
+@pytest.mark.slow
+def test_no_other_host_is_asked(site):
+    assert site_checker.asks_others(site) == []
+
+
+@pytest.mark.slow
+def test_every_page_has_a_way_on(site):
+    assert site_checker.without_a_way_on(site) == []
+
+
+@pytest.mark.slow
+def test_every_page_of_the_repository_is_there(site):
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        assert (site / path.relative_to(ROOT / "docs").with_suffix(".html")).is_file(), path
+
+
+@pytest.mark.slow
+def test_search_finds_words_of_pages_and_names(site):
+    text = (site / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(re.fullmatch(r"Search\.setIndex\((.*)\)\s*;?\s*", text, flags=re.DOTALL)[1])
+    assert "bitlinear" in index["terms"]
+    assert any("bitnet_ref.layers.rmsnorm" in prefix for prefix in index["objects"])
+
+
+@pytest.mark.slow
+def test_equations_are_drawn_and_linked(site):
+    text = (site / "ops" / "rmsnorm.html").read_text(encoding="utf-8")
+    assert text.count("<math") > 20
+    assert 'id="RN.4"' in text
+    assert r"\frac" not in text
+    code = (site / "source" / "bitnet_ref" / "layers" / "rmsnorm.py.html").read_text(encoding="utf-8")
+    assert 'ops/rmsnorm.html#RN.4"' in code
+
+
+# ---- the checker notices ----
+
+def test_the_checker_sees_what_is_broken(tmp_path):
+    (tmp_path / "a.html").write_text('<a class="next-page" href="b.html#here">b</a><a href="gone.html">x</a>'
+                                     '<a href="b.html#not">y</a><a href="https://example.org">out</a>')
+    (tmp_path / "b.html").write_text('<p id="here"><img src="https://example.org/a.png"></p>')
+    (tmp_path / "s.css").write_text('@font-face { src: url("//example.org/f.woff") }')
+    assert site_checker.leads_nowhere(tmp_path) == [("a.html", "gone.html"), ("a.html", "b.html#not")]
+    assert site_checker.asks_others(tmp_path) == [("b.html", "https://example.org/a.png"),
+                                                  ("s.css", "//example.org/f.woff")]
+    assert site_checker.without_a_way_on(tmp_path) == ["b.html"]
