@@ -82,7 +82,8 @@ def wrong_command(command):
         return "no such module"
     module, *rest = words[2:]
     text = help_of(module)
-    if verbs := re.search(r"^  \{([\w,-]+)\}", text, flags=re.MULTILINE):
+    verbs = re.search(r"^  \{([\w,-]+)\}", text, flags=re.MULTILINE)
+    if verbs and f"[{verbs[0].strip()}]" not in text:      # in brackets: it may be left out
         if not rest or rest[0] not in verbs[1].split(","):
             return f"{module} needs one of its verbs"
         text += help_of(module, rest[0])

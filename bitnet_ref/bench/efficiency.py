@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ref.bench.child import Child, serve
+from bitnet_ref.bench.child import Child, peak, serve
 from bitnet_ref.checks import check
 
 PROMPT, TOKENS = 128, 64     # tokens read, tokens written, at most; a short context has half of it for each
@@ -80,7 +80,7 @@ def measure(model: Any) -> dict[str, Any]:
     each = (whole - wait) / tokens
     known = not isinstance(spent, str)
     return {"prefill tokens/s": prompt / wait, "decode tokens/s": 1 / each,
-            "first token ms": 1e3 * (wait + each), "peak MiB": peak_mib(),
+            "first token ms": 1e3 * (wait + each), "peak MiB": peak() / 2**20 or None,
             "joules per token": spent / (calls * (prompt + tokens)) if known else None,
             "why no energy": "" if known else spent}
 
@@ -93,15 +93,6 @@ def per_call(run: Callable[[], object]) -> tuple[float, int]:
         run()
         times.append(time.perf_counter() - began)
     return statistics.median(times), len(times)
-
-
-def peak_mib() -> float | None:
-    """The most memory that this process has had resident; None where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def energy(place: Path = RAPL) -> Callable[[], Any]:

@@ -5,4 +5,5 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 # tests/test_imports.py has this order; the commands come last.
 ORDER = ["checks", "config", "quant", "pack", "layers", "kernels", "model", "data", "chain", "formats",
-         "generate", "evaluate", "train", "bench", "serve", "cli", "info", "convert", "chat", "conform"]
+         "generate", "evaluate", "train", "bench", "serve", "walk", "cli", "info", "convert", "chat",
+         "conform"]

@@ -5,6 +5,7 @@ at the line of the function when the link's text is its name. `bitnet_ref.x.y` i
 API, a path in backticks to its file, and (RN.3) anywhere to its equation.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -21,6 +22,7 @@ from _site.source import definitions, has_page
 
 TAG = re.compile(r"\(([A-Z]{2})\.(\d+)\)")
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+BADGE = re.compile(r"\[!\[([^\]]*)\]\(https?://[^)]*\)\]\(([^)]*)\)")
 FENCE = re.compile(r"(^```.*?^```[^\n]*$)", flags=re.DOTALL | re.MULTILINE)
 DOTTED = re.compile(r"(bitnet_ref(?:\.\w+)+)(?:\(\))?")
 FILE = re.compile(r"(?:bitnet_ref|tests|docs|golden)/[\w./-]+")
@@ -29,6 +31,8 @@ FILE = re.compile(r"(?:bitnet_ref|tests|docs|golden)/[\w./-]+")
 def repository_path(docname: str) -> str:
     """Where the text of a page lies in the repository."""
     borrowed = {"index": "README.md", **{f"_made/{page}": file for page, file in BORROWED.items()}}
+    if docname.startswith("_made/notebooks/"):
+        return docname.removeprefix("_made/") + ".ipynb"
     return borrowed.get(docname, f"docs/{docname}.md")
 
 
@@ -39,12 +43,27 @@ def page_of(path: str) -> str | None:
         return path.removeprefix("docs/").removesuffix(".md")
     if path.startswith("docs") and (ROOT / path).is_dir():
         return "00-map"
+    if path.startswith("notebooks/") and path not in borrowed and (ROOT / path).is_file():
+        return f"_made/{posixpath.splitext(path)[0]}"      # either form of a notebook
     return borrowed.get(path)
 
 
 def rewrite(app, docname, source) -> None:
-    if Path(app.env.doc2path(docname)).suffix not in (".md", ".myst"):
-        return
+    """Of a page's text, and of the cells of a notebook that are text."""
+    suffix = Path(app.env.doc2path(docname)).suffix
+    if suffix in (".md", ".myst"):
+        source[0] = rewritten(app, docname, source[0])
+    elif suffix == ".ipynb":
+        notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                text = BADGE.sub(r"[\1](\2)", "".join(cell["source"]))       # pictures of other hosts
+                cell["source"] = rewritten(app, docname, text)
+        source[0] = json.dumps(notebook)
+
+
+def rewritten(app, docname: str, text: str) -> str:
+    """`text` with its links as those of the site."""
     here = posixpath.dirname(repository_path(docname))
 
     def target(match):
@@ -60,8 +79,8 @@ def rewrite(app, docname, source) -> None:
             return there.replace(os.sep, "/") + (f"#{fragment}" if fragment else "")
         return f"source:{path}"
 
-    parts = FENCE.split(source[0])
-    source[0] = "".join(p if p.startswith("```") else LINK.sub(target, p) for p in parts)
+    parts = FENCE.split(text)
+    return "".join(p if p.startswith("```") else LINK.sub(target, p) for p in parts)
 
 
 def source_uri(app, docname: str, path: str, name: str = "") -> str:

@@ -11,7 +11,8 @@ from _site import ORDER, ROOT
 from _site.api import facade, package_page
 
 MADE = ROOT / "docs" / "_made"
-BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md"}     # page -> file
+BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md",
+            "walkthroughs": "notebooks/README.md"}        # page -> file
 
 DECISIONS = """Decisions
 =========
