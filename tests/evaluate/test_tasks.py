@@ -149,8 +149,8 @@ def test_requests_that_are_no_questions_are_named(rows, words, tmp_path):
     ("q.jsonl", b"\xff\xfe", ["line 1 of q.jsonl", "JSON"]),
     ("q.jsonl", b'{"a": 1}', ["line 1", "known task", "goal label sol1 sol2", "--task-folder"]),
     ("q.jsonl.gz", b"no gzip", ["whole gzip file"]),
-    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode())[:-9], ["whole gzip file"]),
-    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode() * 9)[:20] + b"damaged", ["whole gzip file"]),
+    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode(), mtime=0)[:-9], ["whole gzip file"]),
+    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode() * 9, mtime=0)[:20] + b"damaged", ["whole gzip file"]),
 ])
 def test_a_file_that_is_no_task_is_refused(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
