@@ -21,6 +21,7 @@ ARC = {"id": "1", "question": "Why?", "choices": {"text": ["so", "no", "yes"], "
 PIQA = {"goal": "Open it", "sol1": "push", "sol2": "pull", "label": 1}
 HELLASWAG = {"activity_label": "Cooking", "ctx_a": "She cuts [step] it.", "ctx_b": "then she",
              "endings": [" eats [title] it", "[x] runs", "sleeps", "sings"], "label": "2"}
+PACKED = gzip.compress(json.dumps(ARC).encode() * 9, mtime=0)       # the same bytes in every process
 
 
 def changed(row, **given):
@@ -149,8 +150,8 @@ def test_requests_that_are_no_questions_are_named(rows, words, tmp_path):
     ("q.jsonl", b"\xff\xfe", ["line 1 of q.jsonl", "JSON"]),
     ("q.jsonl", b'{"a": 1}', ["line 1", "known task", "goal label sol1 sol2", "--task-folder"]),
     ("q.jsonl.gz", b"no gzip", ["whole gzip file"]),
-    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode(), mtime=0)[:-9], ["whole gzip file"]),
-    ("q.jsonl.gz", gzip.compress(json.dumps(ARC).encode() * 9, mtime=0)[:20] + b"damaged", ["whole gzip file"]),
+    ("q.jsonl.gz", PACKED[:-9], ["whole gzip file"]),
+    ("q.jsonl.gz", PACKED[:20] + b"damaged", ["whole gzip file"]),
 ])
 def test_a_file_that_is_no_task_is_refused(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
