@@ -218,3 +218,13 @@ def test_what_is_not_finite_shows_in_the_loss_and_is_named(ops, name, said):
     model, batch = Transformer(cfg, params, ops), small_batch(cfg)
     assert np.isnan(model.loss_and_grads([batch], params.zeros_like()))
     assert name_nonfinite(model, batch[0]) == said
+
+
+def test_a_model_that_only_runs_says_who_can_name_an_activation(ops):
+    """Its weights are finite and its logits are not."""
+    cfg = small_config(**{**ODD, "d_model": 8, "n_heads": 2, "n_kv_heads": 1, "tied_embeddings": False})
+    values = small_params(cfg, 0, np.float32)
+    values["final_norm"][:] = values["head"][:] = 3e38
+    model, ids = Transformer(cfg, ternarise(cfg, values, NUMPY), ops), small_batch(cfg)[0]
+    assert not np.isfinite(model(ids)[0]).all()
+    assert name_nonfinite(model, ids) == "an activation (which one, --backend numpy says)"
