@@ -166,6 +166,23 @@ def test_what_a_text_names_is_there(name):
         assert rf"\text{{{tag}}}" in pages or f"**{tag}" in pages, f"{name}: no page has {tag}"
 
 
+def formulas(text):
+    """[(tag, formula without spaces)] of each line that is a numbered formula."""
+    line = r"^\$\$ (.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} \$\$$"
+    found = re.findall(line, text, flags=re.MULTILINE)
+    return [(tag, re.sub(r"\s", "", formula)) for formula, tag in found]
+
+
+@each_notebook
+def test_a_numbered_formula_is_that_of_its_page(name):
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
+    there = dict(formulas(pages))
+    assert len(formulas(TEXTS[name])) == TEXTS[name].count(r"\text{(")
+    for tag, formula in formulas(TEXTS[name]):             # or a part: a page may add the form in matrices
+        parts = there[tag], *there[tag].split(r",\qquad")
+        assert formula in parts, f"{name}: {tag} is another formula on its page"
+
+
 @each_notebook
 def test_torch_is_not_needed(name):
     for source in code(name):
