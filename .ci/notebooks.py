@@ -4,20 +4,32 @@
     python .ci/notebooks.py run [NAME ...]            execute, each within two minutes; all without names
     python .ci/notebooks.py run --day --since COMMIT  three in turn by the day, and those that changed
 
-NAME is a number such as 01. Needs the extra `notebooks`. The text (.md, MyST) is what one edits.
+NAME is a number such as 01. Needs the extra `notebooks`. The text (.md, MyST) is what one edits; its badges
+and how it gets the library are written too, from `repository` in pyproject.toml.
 """
 
 import argparse
 import datetime
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER, HERO, SECONDS, A_DAY = ROOT / "notebooks", "hero", 120, 3
 KEPT = "text/plain", "image/png"                           # of the hero's output
+BADGES = """[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
+(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb)
+[![Open in Binder](https://mybinder.org/badge_logo.svg)]\
+(https://mybinder.org/v2/gh/{slug}/main?labpath=notebooks/{name}.ipynb)
+
+"""
+MISSING = 'if importlib.util.find_spec("bitnet_ref") is None:'
+FETCH = '    %pip install -q "bitnet_ref[notebooks] @ git+https://github.com/{slug}"'
+REFUSE = """    raise ModuleNotFoundError("no bitnet_ref; in a clone of it: pip install '.[notebooks]'")"""
 
 
 def names():
@@ -38,6 +50,21 @@ def changed(since):
     if diff.returncode or any(path.startswith("bitnet_ref/walk/") for path in seen):
         return names()
     return [name for name in names() if any(Path(path).stem == name for path in seen)]
+
+
+def repository():
+    """OWNER/NAME on GitHub, or nothing while there is none."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["tool"]["bitnet_ref"]["repository"]
+
+
+def addressed(text, name, slug):
+    """A text with badges and a first cell that fetches the library; without a repository neither."""
+    text = re.sub(r"^\[!\[Open in .*\n(?:\n(?!\[!))?", "", text, flags=re.MULTILINE)
+    badges = BADGES.format(slug=slug, name=name) if slug else ""
+    text = re.sub(r"^# .*\n\n", lambda m: m[0] + badges, text, count=1, flags=re.MULTILINE)
+    first = FETCH.format(slug=slug) if slug else REFUSE
+    return re.sub(re.escape(MISSING) + r".*\n.*\n", lambda m: f"{MISSING}\n{first}\n", text, count=1)
 
 
 def stripped(notebook):
@@ -65,7 +92,9 @@ def write(name):
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = jupytext.read(FOLDER / f"{name}.md")
+    file = FOLDER / f"{name}.md"
+    file.write_text(addressed(file.read_text(encoding="utf-8"), name, repository()), encoding="utf-8")
+    notebook = jupytext.read(file)
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3",
                    resources={"metadata": {"path": str(FOLDER)}}).execute()
     nbformat.write(stripped(notebook), FOLDER / f"{name}.ipynb")

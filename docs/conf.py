@@ -23,13 +23,14 @@ highlight_language = "text"          # a block without a name is a table or a pi
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 6             # as GitHub's
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "source": "source:{{path}}#{{fragment}}"}
-nb_execution_mode = "off"            # notebooks come executed; CI executes them elsewhere
+nb_execution_mode = "off"            # notebooks keep the output of one cell; CI executes them elsewhere
 
 python_maximum_signature_line_length = 88
 add_module_names = False
 toc_object_entries = False           # thousands of names would be copied for every page
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the theme's own underlines names
 html_title = "bitnet_ref"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]

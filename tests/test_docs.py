@@ -216,3 +216,9 @@ def test_generated_blocks_are_filled(page):
 def test_pages_speak_of_the_project_alone(page):
     """No path of somebody's machine."""
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/\w", PAGES[page]), page
+
+
+def test_nobody_is_sent_to_an_index_for_us():
+    """The name there is not ours: one installs from a clone."""
+    for path, text in (PAGES | CODE).items():
+        assert not re.search(r"bitnet_ref\[[a-z]|pip install (-\w+ )*[\"']?bitnet_ref", text), path

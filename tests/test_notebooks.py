@@ -114,13 +114,31 @@ def test_a_long_definition_is_noticed():
 
 
 @each_notebook
-def test_the_first_cell_has_the_title_and_the_badges(name):
-    kind, source, _ = cells(name)[0]
-    assert kind == "markdown"
-    assert source.startswith(f"# {name[:2]} · ")
-    assert f"(https://colab.research.google.com/github/{SLUG}/blob/main/notebooks/{name}.ipynb)" in source
-    assert f"(https://mybinder.org/v2/gh/{SLUG}/main?labpath=notebooks/{name}.ipynb)" in source
-    assert f"git+https://github.com/{SLUG}" in cells(name)[1][1]       # a hosted runner has no library yet
+def test_the_first_cells_are_the_title_and_how_to_get_the_library(name):
+    assert cells(name)[0][0] == "markdown"
+    assert cells(name)[0][1].startswith(f"# {name[:2]} · ")
+    has_address(TEXTS[name], name, SLUG)
+    assert tool().addressed(TEXTS[name], name, SLUG) == TEXTS[name]
+
+
+@each_notebook
+def test_a_repository_gives_badges_and_a_line_that_fetches(name):
+    """All of them or none; an address that is not ours would be run by readers."""
+    there = tool().addressed(TEXTS[name], name, "owner/name")
+    has_address(there, name, "owner/name")
+    assert tool().addressed(there, name, "owner/name") == there
+    has_address(tool().addressed(there, name, ""), name, "")
+    assert tool().addressed(there, name, SLUG) == TEXTS[name]
+
+
+def has_address(text, name, slug):
+    (_, title, _), (_, first, _) = cells_of_text(text)[:2]
+    badges = [f"(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb)",
+              f"(https://mybinder.org/v2/gh/{slug}/main?labpath=notebooks/{name}.ipynb)"]
+    assert [b in title for b in badges] == [bool(slug)] * 2
+    assert (f'%pip install -q "bitnet_ref[notebooks] @ git+https://github.com/{slug}"' in first) == bool(slug)
+    assert ("pip install '.[notebooks]'" in first) == (not slug)
+    assert slug or not re.search(r"colab\.research|mybinder|git\+|%pip", text)
 
 
 @each_notebook
@@ -148,6 +166,23 @@ def test_what_a_text_names_is_there(name):
         assert rf"\text{{{tag}}}" in pages or f"**{tag}" in pages, f"{name}: no page has {tag}"
 
 
+def formulas(text):
+    """[(tag, formula without spaces)] of each line that is a numbered formula."""
+    line = r"^\$\$ (.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} \$\$$"
+    found = re.findall(line, text, flags=re.MULTILINE)
+    return [(tag, re.sub(r"\s", "", formula)) for formula, tag in found]
+
+
+@each_notebook
+def test_a_numbered_formula_is_that_of_its_page(name):
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
+    there = dict(formulas(pages))
+    assert len(formulas(TEXTS[name])) == TEXTS[name].count(r"\text{(")
+    for tag, formula in formulas(TEXTS[name]):             # after a wide space one may add a letter's meaning
+        here, page = (f.split(r",\qquad") for f in (formula, there[tag]))
+        assert all(a == b for a, b in zip(here, page)), f"{name}: {tag} is another formula on its page"
+
+
 @each_notebook
 def test_torch_is_not_needed(name):
     for source in code(name):
@@ -160,7 +195,7 @@ def test_torch_is_not_needed(name):
 # ---- the turns ----
 
 
-def turns():
+def tool():
     spec = importlib.util.spec_from_file_location("notebooks", ROOT / ".ci" / "notebooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -170,10 +205,10 @@ def turns():
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 10])
 def test_all_take_turns(n):
     everything = [f"{i:02}" for i in range(n)]
-    days = [turns().of_the_day(everything, day) for day in range(n, 2 * n)]
+    days = [tool().of_the_day(everything, day) for day in range(n, 2 * n)]
     assert {name for day in days for name in day} == set(everything)
     assert all(len(day) == min(n, 3) for day in days)
 
 
 def test_the_runner_knows_the_same_notebooks():
-    assert turns().names() == list(TEXTS)
+    assert tool().names() == list(TEXTS)

@@ -72,6 +72,28 @@ def test_equations_are_drawn_and_linked(site):
     assert 'ops/rmsnorm.html#RN.4"' in code
 
 
+@pytest.mark.slow
+def test_a_link_to_a_test_or_a_table_leads_to_its_line(site):
+    text = (site / "paper-alignment.html").read_text(encoding="utf-8")
+    assert 'tests/test_quant.py.html#test_codes_equal_the_scalar_twin"' in text
+    assert 'bitnet_ref/config.py.html#PRESETS"' in text
+    assert all("#test_" in link for link in re.findall(r'href="([^"]+)"[^>]*>test_\w+\.py: ', text))
+
+
+@pytest.mark.slow
+def test_a_notebook_says_that_its_outputs_are_not_kept(site):
+    for page in (site / "_made" / "notebooks").glob("*.html"):
+        assert "Run it to see what it prints" in page.read_text(encoding="utf-8"), page
+
+
+@pytest.mark.slow
+def test_functions_and_definitions_are_set_apart(site):
+    text = (site / "ops" / "bitlinear.html").read_text(encoding="utf-8")
+    assert ">:=</mo>" in text
+    text = (site / "ops" / "quant.html").read_text(encoding="utf-8")
+    assert re.search(r"<mi>log</mi>(</?\w+[^>]*>|2)*<mspace", text)
+
+
 # ---- the checker notices ----
 
 def test_the_checker_sees_what_is_broken(tmp_path):

@@ -27,14 +27,15 @@ TIERS = [[("checks config", "rules and choices")],
          [("formats", "models as files, of four formats")],
          [("generate", "text from a model"), ("evaluate", "its score")],
          [("train", "the loop, its guard, its checkpoints")],
-         [("bench", "what is measured"), ("conform", "a port's judge")],
+         [("bench", "what is measured"), ("walk", "the notebooks' tools")],
+         [("conform", "a port's judge")],
          [("cli info convert chat", "commands")]]
 
 
 def components() -> Picture:
     """The packages, in the order of their imports."""
     p = Picture("Components", "The packages of bitnet_ref from top to bottom; each imports from above or "
-                              "from its left.")
+                              "from its left; a model imports no kernels, it is given them.")
     y, before = 34.0, None
     p.text(MARGIN, 22, "a package imports from above, or from its left", color=SOFT, size=14)
     for tier in TIERS:
@@ -44,13 +45,13 @@ def components() -> Picture:
         if before is not None:
             for box in boxes:
                 p.arrow((box.bottom[0], before), (box.bottom[0], y - 2))
-        if tier[0][0] == "kernels":
-            p.arrow(boxes[0].right, (boxes[1].x - 2, boxes[1].left[1]), color=EDGES["new"])
         before = boxes[0].y + boxes[0].h
         if tier[0][0] == "kernels":
-            p.text(WIDTH / 2, before + 18, "a model is given its ops, whichever they are", "middle",
-                   EDGES["new"], size=14)
-            before += 24
+            start, end = (box.bottom[0] for box in boxes)
+            p.arrow((start, before), (start, before + 14), (end, before + 14), (end, before + 2),
+                    color=EDGES["new"], dashed=True)
+            p.text(WIDTH / 2, before + 32, "given, not imported", "middle", EDGES["new"], size=14)
+            before += 38
         y = before + GAP
     return p
 
@@ -72,7 +73,7 @@ def cached_inference() -> Picture:
         p.text(56, y + 22 + 34 * i, name, "end", SOFT, size=13)
     p.arrow((fill.bottom[0], fill.y + fill.h), (fill.bottom[0], y - 32))
     step = p.box(62, y + cache.h + 62, 248, ["one row through each block", "`decode_step"], "float")
-    p.arrow((200, step.y), (200, y + cache.h + 3))
+    p.arrow((200, y + cache.h), (200, step.y - 2))
     p.text(208, step.y - 24, "reads all columns", color=SOFT, size=14)
     over = column.bottom[0]
     p.arrow((step.x + step.w, step.y + 16), (over, step.y + 16), (over, y + column.h + 3))

@@ -60,7 +60,7 @@ def job(ranks: int, rounds: int) -> dict[str, Any]:
     """What bench/rank prints, of `ranks` ranks with a thread each. Raises CheckError where it cannot run."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     mpiexec = shutil.which("mpiexec", path=places)
-    check(mpiexec is not None, "the measurement needs mpiexec", "none", "install bitnet_ref[mpi]")
+    check(mpiexec is not None, "the measurement needs mpiexec", "none", "in a clone, pip install '.[mpi]'")
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     threads = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

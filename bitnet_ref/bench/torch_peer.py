@@ -40,7 +40,7 @@ def torch() -> Any:
         import torch
     except ImportError:
         raise CheckError("torch must be installed to time it as a peer; got none; "
-                         "pip install 'bitnet_ref[oracle]'") from None
+                         "in a clone, pip install '.[oracle]'") from None
     return torch
 
 

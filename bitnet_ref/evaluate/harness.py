@@ -28,7 +28,7 @@ from bitnet_ref.generate.language_model import LanguageModel
 from bitnet_ref.generate.sampling import Sampling
 from bitnet_ref.generate.together import together
 
-INSTALL = 'pip install "bitnet_ref[eval]"'
+INSTALL = 'in a clone, pip install ".[eval]"'
 MOST_TOKENS = 256                # of a text, where the task does not say
 ITEM_NAMES = {"acc": "correct", "acc_norm": "correct_norm"}
 

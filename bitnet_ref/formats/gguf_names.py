@@ -74,5 +74,5 @@ def library() -> Any:
         import gguf
     except ImportError as e:
         raise CheckError(f"GGUF files of this kind need the package gguf; got {e}; "
-                         'pip install "bitnet_ref[export]"') from None
+                         'in a clone, pip install ".[export]"') from None
     return gguf

@@ -17,7 +17,7 @@ from bitnet_ref.formats.safetensors_stream import INDEX, SINGLE
 NAME = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]{0,250}))?", re.ASCII)
 NEEDED = ("config.json", GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, SINGLE, INDEX,
           "model-?????-of-?????.safetensors")
-INSTALL = 'pip install -U "bitnet_ref[hub]", or download the folder by other means and give its path'
+INSTALL = 'in a clone, pip install -U ".[hub]", or download the folder by other means and give its path'
 GATED = "accept its terms on its page and log in with `hf auth login`"
 AGAIN = "try again: what has arrived is kept"
 MISSPELT = "correct the name or the path; of a private model, log in with `hf auth login`"

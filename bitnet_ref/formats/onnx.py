@@ -129,7 +129,7 @@ def library() -> Any:
         import onnx.helper
     except ImportError as e:
         raise CheckError(f"ONNX files need the package onnx; got {e}; "
-                         'pip install "bitnet_ref[export]"') from None
+                         'in a clone, pip install ".[export]"') from None
     return onnx
 
 

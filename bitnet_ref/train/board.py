@@ -28,8 +28,8 @@ def require(wanted: bool) -> None:
             import tensorboardX  # noqa: F401
         except ImportError:
             raise CheckError("--tensorboard needs the library tensorboardX; got an environment without it; "
-                             'pip install "bitnet_ref[tensorboard]", or leave the flag out: log.jsonl holds '
-                             "the same figures") from None
+                             'in a clone, pip install ".[tensorboard]", or leave the flag out: log.jsonl '
+                             "holds the same figures") from None
 
 
 @contextmanager

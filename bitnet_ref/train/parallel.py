@@ -112,8 +112,8 @@ def here() -> World:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:               # RuntimeError: it finds no MPI library
-        raise CheckError(f"a run started by mpiexec needs mpi4py; got {e}; install bitnet_ref[mpi], "
-                         "or start one process without mpiexec") from None
+        raise CheckError(f"a run started by mpiexec needs mpi4py; got {e}; in a clone, "
+                         "pip install '.[mpi]', or start one process without mpiexec") from None
     world = World(MPI.COMM_WORLD)
     check(not sizes or int(sizes[0]) == world.size, "mpi4py must be built for the MPI whose mpiexec is used",
           f"{world.size} rank where mpiexec started {sizes[0]}", "use the mpiexec that came with it")

@@ -20,7 +20,7 @@ QUESTIONS = [
     Question("Write `decode(packed)`: the trits int8 (4n, K) of a matrix uint8 (n, K) as Hugging Face packs.",
              works_like(_decoded, (BYTES,), (BYTES[:1],)),
              "bits 2i and 2i+1 of byte (r, k) are row i * n + r: four blocks of rows, one under the other; "
-             "less 1 for the trit",
+             "less 1 for the trit, and cast to int8 before you subtract: a uint8 of 0 less 1 is 255",
              lambda packed: np.vstack([(packed >> 2 * i & 3).astype(np.int8) - 1 for i in range(4)])),
     Question("A file's `weight_scale` is 2.5, and its family stores the reciprocal. What multiplies the "
              "trits?", number(1 / 2.5, 1e-3),

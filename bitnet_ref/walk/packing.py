@@ -33,7 +33,8 @@ QUESTIONS = [
     Question("Write `byte(t)`: the i2 byte of an int8 array of four trits, the first in the low bits.",
              works_like(_byte, (np.array([-1, 0, 1, 1], np.int8),), (np.array([1, 1, 0, -1], np.int8),),
                         (np.zeros(4, np.int8),)),
-             "each trit is stored as its value + 1, in two bits: four digits in base 4",
+             "each trit is stored as its value + 1, in two bits: four digits in base 4; shift in wider "
+             "integers, an int8 wraps at 128",
              lambda t: sum((int(t[j]) + 1) << 2 * j for j in range(4))),
     Question("Write `five(byte)`: the five trits of a b3 byte, the first the least significant digit.",
              works_like(_five, (0,), (242,), (121,), (1,), (100,)),

@@ -73,7 +73,7 @@ def number(value: float, within: float = 1e-6, rule: str = "") -> Judge:
     def judge(answer: Any) -> str:
         try:
             off = abs(float(answer) - value)
-        except (TypeError, ValueError):
+        except Exception:                # whatever float() makes of what the reader gave
             return f"The answer must be a number; got {_brief(answer)}"
         exact = rule or f"It must be right to {within:g}"
         return "" if off <= within else f"{exact}; got {_brief(answer)}"
@@ -83,10 +83,11 @@ def number(value: float, within: float = 1e-6, rule: str = "") -> Judge:
 def choice(right: str, wrong: dict[str, str]) -> Judge:
     """The answer is the word `right`; `wrong`: {another word that is offered: what speaks against it}."""
     def judge(answer: Any) -> str:
-        if answer == right:
+        word = answer if isinstance(answer, str) else ""
+        if word == right:
             return ""
         offered = ", ".join(sorted([right, *wrong]))
-        return f"{wrong.get(str(answer), f'The answer must be one of: {offered}')}; got {_brief(answer)}"
+        return f"{wrong.get(word, f'The answer must be one of: {offered}')}; got {_brief(answer)}"
     return judge
 
 
@@ -107,9 +108,8 @@ def works_like(reference: Callable[..., Any], *cases: tuple[Any, ...], tolerance
                 got = e
             if got is ...:
                 return OPEN
-            if not _same(got, want, tolerance):
-                given = ", ".join([_brief(a) for a in case])
-                return f"For {given} it must give {_brief(want)}; got {_brief(got)}"
+            if fault := _difference(got, want, tolerance):
+                return f"For {', '.join([_brief(a) for a in case])} {fault}"
         return ""
     return judge
 
@@ -118,26 +118,61 @@ def _copies(case: tuple[Any, ...]) -> list[Any]:
     return [a.copy() if isinstance(a, np.ndarray) else a for a in case]
 
 
-def _same(got: Any, want: Any, tolerance: float) -> bool:
+def _difference(got: Any, want: Any, tolerance: float) -> str:
+    """"" if they agree, else what must hold and what came; of arrays that fit, how far they are apart."""
     if isinstance(want, tuple):
-        parts = isinstance(got, tuple | list) and len(got) == len(want)
-        return parts and all(_same(g, w, tolerance) for g, w in zip(got, want))
-    a, b = np.asarray(got), np.asarray(want)
-    if a.shape != b.shape or a.dtype.kind not in "biuf":
-        return False
-    if b.dtype.kind in "biu":
-        return bool(np.array_equal(a, b))
-    largest = np.max(np.abs(b), initial=0)
-    return bool(np.max(np.abs(a - b), initial=0) <= tolerance * max(largest, 1e-30))   # NaN is not below
+        several = isinstance(got, tuple | list) or (isinstance(got, np.ndarray) and got.ndim)
+        parts = list(got) if several else []
+        if len(parts) != len(want):
+            return f"it must give {len(want)} values; got {_kind(got)}: {_brief(got)}"
+        faults = [_difference(g, w, tolerance) for g, w in zip(parts, want)]
+        return next((f"part {i}: {fault}" for i, fault in enumerate(faults, 1) if fault), "")
+    a, b = _array(got), np.asarray(want)
+    if a.dtype.kind not in "biuf":
+        numbers = f"an array of shape {b.shape}" if b.ndim else _brief(want)
+        return f"it must give {numbers}; got {_kind(got)}: {_brief(got)}"
+    if a.shape != b.shape:
+        return f"it must give an array of shape {b.shape}; got shape {a.shape}: {_brief(got)}"
+    whole = b.dtype.kind in "biu"
+    allowed = 0.0 if whole else float(tolerance * max(np.max(np.abs(b), initial=0), 1e-30))
+    with np.errstate(all="ignore"):
+        off = float(np.max(np.abs(a.astype(float) - b.astype(float)), initial=0))
+    if np.array_equal(a, b) if whole else off <= allowed:             # NaN is not
+        return ""
+    if not b.ndim:
+        return f"it must give {_brief(want)}; got {_brief(got)}"
+    return f"no element may be off by more than {allowed:.2g}; got {off:.2g} at the worst"
+
+
+def _array(value: Any) -> np.ndarray:
+    """As an array; one of objects for what makes none, such as a ragged list."""
+    try:
+        return np.asarray(value)
+    except Exception:
+        return np.empty((), object)
+
+
+def _kind(value: Any) -> str:
+    """The name of its type, and of its elements."""
+    name = type(value).__name__
+    return f"{name} of {value.dtype}" if isinstance(value, np.ndarray) else name
 
 
 def _brief(value: Any) -> str:
-    """In one line, arrays as lists of a few digits."""
-    if isinstance(value, BaseException):
-        return f"{type(value).__name__}: {shown(value, 200)}"
+    """In one line: small arrays as lists of a few digits, others by their shape."""
+    try:
+        return shown(_written(value), 200)
+    except Exception:                    # a whole number of thousands of digits; an object that refuses
+        return "what cannot be printed"
+
+
+def _written(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        with np.printoptions(precision=4, threshold=12, edgeitems=2):
-            return " ".join(str(value).split())
+        with np.printoptions(precision=4):
+            small = value.size <= 12
+            return " ".join(str(value).split()) if small else f"an array of shape {value.shape}"
     if isinstance(value, tuple | list):
-        return f"({', '.join([_brief(v) for v in value])})"
-    return shown(f"{value:.6g}" if isinstance(value, float) else repr(value), 200)
+        return f"({', '.join([_brief(v) for v in value[:12]])})"
+    if isinstance(value, BaseException):
+        return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)

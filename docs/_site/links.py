@@ -92,6 +92,14 @@ def source_uri(app, docname: str, path: str, name: str = "") -> str:
     return f"{uri}#{name}" if name in definitions(path) else uri
 
 
+def named(text: str) -> str:
+    """What the text of a link names: `f()`, `Class.f`, or a test as "test_x.py: what it says"."""
+    file, says, words = text.partition(".py: ")
+    if says and file.startswith("test_"):
+        return "test_" + words.strip().replace(" ", "_")
+    return text.removesuffix("()").rpartition(".")[2]
+
+
 class Sources(SphinxTransform):
     """Links to source files, once the page is read."""
 
@@ -101,7 +109,7 @@ class Sources(SphinxTransform):
         for node in self.document.findall(nodes.reference):
             if node.get("refuri", "").startswith("source:"):
                 path, _, name = node["refuri"].removeprefix("source:").partition("#")
-                name = name or node.astext().removesuffix("()").rpartition(".")[2]
+                name = name or named(node.astext())
                 node["refuri"] = source_uri(self.app, self.env.docname, path, name)
                 node["internal"] = True
                 node["classes"] += ["to-source"] if node.astext() == "source" else []

@@ -23,6 +23,7 @@ SIGNS = "−×·±∓≤≥≠≈∼∝∞∂∑∏∫√∈∉⊂⊕→←↔�
 
 BIG = re.compile(r"\\[bB]igg?\s*(\(|\)|\[|\]|\\[lr](?:vert|floor|ceil)(?![a-z]))")
 OPENING = ("(", "[", r"\lvert", r"\lfloor", r"\lceil")
+SPACED = re.compile(r"(\\(?:log|ln|exp)(?:_\w|_\{\w+\})?)(?![a-zA-Z_])\s*(?=[\w\\])(?!\\(?:left|,))")
 PLAIN = {r"\lvert": "|", r"\rvert": "|"}
 MATHML = "http://www.w3.org/1998/Math/MathML"
 LIMITS = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
@@ -36,13 +37,15 @@ def mathml(text: str, display: str) -> str:
     text = BIG.sub(lambda m: rf"\{'left' if m[1] in OPENING else 'right'}{PLAIN.get(m[1], m[1])}", text)
     for name in FENCES:
         text = re.sub(re.escape(name) + r"(?![a-zA-Z])", chr(0xE000 + list(FENCES).index(name)), text)
-    text = text.replace(r"\mathrel{+}=", chr(0xE100))
+    text = text.replace(r"\mathrel{+}=", chr(0xE100)).replace(":=", chr(0xE101))
+    text = SPACED.sub(r"\1\\,", text)
     found = convert(text, display=display)
     for i, (side, sign) in enumerate(FENCES.values()):
         form = "prefix" if side == "⟦" else "postfix"
         fence = f'<mo form="{form}" fence="true" stretchy="false">{sign}</mo>'
         found = re.sub(rf"<m[io]>{chr(0xE000 + i)}</m[io]>", fence, found)
-    found = re.sub(rf"<m[io]>{chr(0xE100)}</m[io]>", '<mo lspace="0.28em" rspace="0.28em">+=</mo>', found)
+    for sign, letter in (("+=", chr(0xE100)), (":=", chr(0xE101))):
+        found = re.sub(rf"<m[io]>{letter}</m[io]>", f'<mo lspace="0.28em" rspace="0.28em">{sign}</mo>', found)
     found = re.sub(r'<mrow>((?:<m[in] mathvariant="normal">\w</m[in]>){2,})</mrow>',
                    lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[1]) + "</mi>", found)
     found = found.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')

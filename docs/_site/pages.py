@@ -5,6 +5,7 @@ build is short.
 """
 
 import ast
+import json
 from pathlib import Path
 
 from _site import ORDER, ROOT
@@ -13,6 +14,8 @@ from _site.api import facade, package_page
 MADE = ROOT / "docs" / "_made"
 BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md",
             "walkthroughs": "notebooks/README.md"}        # page -> file
+
+KEPT = "*Run it to see what it prints; only its main picture is kept here.*"
 
 DECISIONS = """Decisions
 =========
@@ -77,12 +80,20 @@ def make(app, config) -> None:
         wanted[f"{page}.myst"] = (ROOT / file).read_text(encoding="utf-8")
     wanted["decisions.rst"] = DECISIONS
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        wanted[f"notebooks/{notebook.name}"] = notebook.read_text(encoding="utf-8")
+        wanted[f"notebooks/{notebook.name}"] = told(notebook.read_text(encoding="utf-8"))
     for path in MADE.rglob("*.*"):
         if path.is_file() and path.relative_to(MADE).as_posix() not in wanted:
             path.unlink()
     for name, text in wanted.items():
         write(MADE / name, text)
+
+
+def told(notebook: str) -> str:
+    """A notebook that says below its title why its cells print nothing."""
+    cells = json.loads(notebook)
+    lines = "".join(cells["cells"][0]["source"]).split("\n", 1)
+    cells["cells"][0]["source"] = f"{lines[0]}\n\n{KEPT}\n{''.join(lines[1:])}"
+    return json.dumps(cells, indent=1)
 
 
 def front(app, docname, source) -> None:

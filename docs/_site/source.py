@@ -50,6 +50,10 @@ def definitions(path: str) -> dict[str, int]:
             for inner in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(inner, ast.FunctionDef):
                     found[f"{node.name}.{inner.name}"] = inner.lineno
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {n.id: node.lineno for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+            found = names | found
     return found
 
 
@@ -61,7 +65,9 @@ def body(app, path: str) -> str:
     except ClassNotFound:
         lexer = get_lexer_for_filename("a.txt")
     shown = highlight(text, lexer, HtmlFormatter(nowrap=True, stripnl=False)).splitlines()
-    at = {line: name for name, line in definitions(path).items()}
+    at: dict[int, list[str]] = {}
+    for name, line in definitions(path).items():
+        at.setdefault(line, []).append(name)
     uri = f"source/{path}"
 
     def link(match):
@@ -69,14 +75,14 @@ def body(app, path: str) -> str:
         return (f'<a href="{app.builder.get_relative_uri(uri, home)}#{match[1]}.{match[2]}">{match[0]}</a>'
                 if home else match[0])
 
-    lines = [f'<span id="L{n}" class="line">{anchor(at.get(n))}{TAG.sub(link, line)}</span>'
+    lines = [f'<span id="L{n}" class="line">{"".join(map(anchor, at.get(n, ())))}{TAG.sub(link, line)}</span>'
              for n, line in enumerate(shown, 1)]
     return (f"<h1>{html.escape(path)}</h1>\n<div class=\"highlight source\"><pre>" + "\n".join(lines)
             + "\n</pre></div>")
 
 
-def anchor(name: str | None) -> str:
-    return f'<a id="{name}"></a>' if name else ""
+def anchor(name: str) -> str:
+    return f'<a id="{name}"></a>'
 
 
 def index_body(app) -> str:

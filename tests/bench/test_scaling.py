@@ -79,7 +79,7 @@ def test_the_page_is_written(tmp_path, monkeypatch):
 
 def test_without_mpiexec_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(scaling.shutil, "which", lambda *_, **__: None)
-    with tiny.refusal("needs mpiexec", "bitnet_ref[mpi]"):
+    with tiny.refusal("needs mpiexec", ".[mpi]"):
         scaling.job(2, 1)
 
 

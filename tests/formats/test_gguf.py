@@ -382,7 +382,7 @@ def test_a_name_that_no_file_can_hold(tmp_path):
 
 def test_without_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with refusal('pip install "bitnet_ref[export]"'):
+    with refusal('pip install ".[export]"'):
         write_gguf(tmp_path / "m", source(BITNET), "f32")
 
 

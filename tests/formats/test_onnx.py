@@ -437,7 +437,7 @@ def test_unknown_weights_are_refused(tmp_path):
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with refusal("onnx", 'pip install "bitnet_ref[export]"'):
+    with refusal("onnx", 'pip install ".[export]"'):
         write_onnx(tmp_path / "m.onnx", source(small_config(), {}))
     assert list(tmp_path.iterdir()) == []
 

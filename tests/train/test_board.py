@@ -95,11 +95,11 @@ def test_nothing_is_written_unless_it_is_wanted(tmp_path):
 
 def test_without_the_library_a_run_is_refused_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with tiny.refusal("tensorboardX", "pip install", "bitnet_ref[tensorboard]"):
+    with tiny.refusal("tensorboardX", "pip install", ".[tensorboard]"):
         tiny.begin(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
     run = tiny.copy(tiny.trained(), tmp_path / "other")
-    with tiny.refusal("bitnet_ref[tensorboard]"):
+    with tiny.refusal(".[tensorboard]"):
         start.resume(str(run), {"tensorboard": True})
 
 

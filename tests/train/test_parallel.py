@@ -308,7 +308,7 @@ def test_a_process_alone_imports_no_mpi(environment, who, monkeypatch):
 def test_one_of_several_that_cannot_speak_is_refused(environment, who, monkeypatch):
     """Else each would train a model of its own, in silence."""
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with tiny.refusal("needs mpi4py", "bitnet_ref[mpi]"):
+    with tiny.refusal("needs mpi4py", ".[mpi]"):
         who(**environment)
 
 
@@ -336,7 +336,7 @@ def mpiexec():
     """The mpiexec of this environment; skips where there is none that belongs to mpi4py."""
     pytest.importorskip("mpi4py")
     found = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    return found or pytest.skip("no mpiexec: pip install bitnet_ref[mpi]")
+    return found or pytest.skip("no mpiexec: pip install .[mpi]")
 
 
 def job(size, *words):

@@ -152,6 +152,53 @@ def test_shapes_and_kinds_must_fit():
     assert pair(lambda: 1.0)
 
 
+class Refuses:
+    """An object that goes wrong whatever one does with it."""
+
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("no array")
+
+    __float__ = __eq__ = __repr__ = __str__ = __array__
+    __hash__ = None
+
+
+STRANGE = [[[1], [2, 3]], 10**400, 10**5000, np.array(["a", "b"]), np.array([1.0, 2.0]), 1j, Refuses(),
+           [Refuses()], {}, b"x", np.array(None), (), [], np.zeros((0, 3)), float("inf"), object, lambda: 1,
+           np.full((7, 5), np.inf), np.zeros((7, 5), complex), np.zeros(3, "M8[s]")]
+
+
+@pytest.mark.parametrize("number", EVERY)
+@pytest.mark.parametrize("i", range(len(STRANGE)))
+def test_a_wrong_answer_of_whatever_kind_raises_nothing(number, i):
+    for answer in (STRANGE[i], lambda *args: STRANGE[i], lambda *args: (STRANGE[i], STRANGE[i])):
+        verdict = check(number, answer)
+        assert verdict.right is False, (number, verdict)
+        assert re_parts(repr(verdict), EVERY[number].hint), verdict
+        assert len(repr(verdict)) < 900
+
+
+def test_what_is_told_of_arrays():
+    """How far they are apart where they fit; else the shape or the type, and not the whole array."""
+    judge = puzzle.works_like(lambda: np.ones((20, 30)), (), tolerance=1e-6)
+    assert judge(lambda: np.full((20, 30), 1.5)).endswith("by more than 1e-06; got 0.5 at the worst")
+    assert "(20, 30); got shape (3,)" in judge(lambda: np.ones(3))
+    assert "got ndarray of <U1" in judge(lambda: np.array(["a"]))
+    assert "got NoneType: None" in judge(lambda: None)
+    assert "got ZeroDivisionError: " in judge(lambda: 1 / 0)
+    codes = puzzle.works_like(lambda: np.array([2**60, 1]), ())
+    assert codes(lambda: [2**60, 1]) == ""
+    assert codes(lambda: [2**60 + 1, 1])
+
+
+def test_a_tuple_may_come_as_a_list_or_an_array():
+    judge = puzzle.works_like(lambda: (np.ones(3), np.zeros(3)), ())
+    for good in ([np.ones(3), np.zeros(3)], np.stack([np.ones(3), np.zeros(3)])):
+        assert judge(lambda good=good: good) == ""
+    assert "part 2: " in judge(lambda: np.ones((2, 3)))
+    assert "2 values; got ndarray of float64" in judge(lambda: np.ones(3))
+    assert judge(lambda: np.array(1.0))
+
+
 def test_no_such_question():
     for number in ("01.99", "77.1", "", "trits"):
         with pytest.raises(CheckError, match="must be one of"):

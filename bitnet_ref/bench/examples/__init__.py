@@ -71,7 +71,7 @@ def _modules(place: str) -> list[Any]:
         return [top, *(import_module(f"{place}.{name}") for name in names)]
     except Exception as e:                                 # not ImportError alone: it looks for libraries
         check(False, "CUDA kernels need numba-cuda and the libraries that it compiles with",
-              f"{type(e).__name__}: {str(e)[:200]}", 'pip install "bitnet_ref[cuda]"')
+              f"{type(e).__name__}: {str(e)[:200]}", 'in a clone, pip install ".[cuda]"')
     return []
 
 

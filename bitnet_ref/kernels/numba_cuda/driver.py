@@ -38,7 +38,7 @@ def load() -> Any:
         from cuda.bindings import driver
     except ImportError as e:
         check(False, "--backend cuda needs NVIDIA's Python package cuda-bindings", str(e),
-              'pip install "bitnet_ref[cuda]"')
+              'in a clone, pip install ".[cuda]"')
     return driver
 
 
@@ -49,7 +49,7 @@ def require_compiler() -> None:
         from numba import cuda  # noqa: F401
     except Exception as e:                                 # not ImportError alone: it looks for libraries
         check(False, "--backend cuda needs numba-cuda, which compiles its kernels",
-              f"{type(e).__name__}: {e}", 'pip install "bitnet_ref[cuda]"')
+              f"{type(e).__name__}: {e}", 'in a clone, pip install ".[cuda]"')
 
 
 def call(driver: Any, name: str, *args: Any) -> Any:

@@ -93,7 +93,7 @@ def compiled(k: Kernel, arch: str) -> str:
         from numba.cuda import types
     except Exception as e:                                 # not ImportError alone: it looks for libraries
         check(False, "CUDA kernels need numba-cuda and the libraries that it compiles with",
-              f"{type(e).__name__}: {e}", 'pip install "bitnet_ref[cuda]"')
+              f"{type(e).__name__}: {e}", 'in a clone, pip install ".[cuda]"')
     made = []
     for t in k.types:
         base = getattr(types, NUMBA[t.rstrip("*")])

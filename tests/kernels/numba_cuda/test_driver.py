@@ -48,14 +48,14 @@ def gather(device):
 
 def test_without_numba_cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba_cuda", None)
-    with tiny.refusal("needs numba-cuda", "ModuleNotFoundError", "bitnet_ref[cuda]"):
+    with tiny.refusal("needs numba-cuda", "ModuleNotFoundError", ".[cuda]"):
         driver.require_compiler()
 
 
 def test_without_cuda_bindings(monkeypatch):
     monkeypatch.delenv(driver.ENV, raising=False)
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with tiny.refusal("needs NVIDIA's Python package cuda-bindings", "bitnet_ref[cuda]"):
+    with tiny.refusal("needs NVIDIA's Python package cuda-bindings", ".[cuda]"):
         driver.load()
 
 
