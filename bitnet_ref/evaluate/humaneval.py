@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import held_in
 from bitnet_ref.evaluate.journal import Journal, digest, object_in, rows_of
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
@@ -49,16 +49,13 @@ class Sample(NamedTuple):
 
 def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
     """({task_id: problem}, sha256 of the file) of .jsonl or .jsonl.gz. Raises CheckError naming the line."""
+    fix = "give the HumanEval.jsonl.gz of the dataset"
+    held = held_in(path, LARGEST, "problems", fix)
     try:
-        with open(path, "rb") as f:
-            held = f.read(LARGEST + 1)
         text = gzip.GzipFile(fileobj=io.BytesIO(held)).read(LARGEST + 1) if held[:2] == b"\x1f\x8b" else held
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise CheckError(f"{path} must be whole; got {e}; fetch it again") from None
-    except OSError as e:
-        raise unreadable(path, e) from None
-    check(len(text) <= LARGEST, f"problems must have at most {LARGEST} bytes", f"more in {path}",
-          "give the HumanEval.jsonl.gz of the dataset")
+    check(len(text) <= LARGEST, f"problems must have at most {LARGEST} bytes", f"more in {path}", fix)
     found: dict[str, Problem] = {}
     for n, line in enumerate(text.splitlines(), 1):
         if line.strip():

@@ -7,16 +7,14 @@ Read after: evaluate. Read next: evaluate/provenance.
 """
 
 import json
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable, whole_file
+from bitnet_ref.data.atomic import held_in, whole_file
 
 SCHEMA = 1
 LARGEST = 1 << 26                # bytes of a file
@@ -122,14 +120,7 @@ def place_of(path: str | Path, task: str) -> Path:
 def load(path: str | Path) -> Record:
     """The record in a file. Raises CheckError: no file, too large, not JSON, not of this schema, a field that
     is missing, of another type or out of range."""
-    try:
-        check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
-              "a folder, pipe or device", FIX)
-        with open(path, "rb") as file:
-            held = file.read(LARGEST + 1)
-    except OSError as e:
-        raise unreadable(path, e, FIX) from None
-    check(len(held) <= LARGEST, f"a record must have at most {LARGEST} bytes", f"more in {path}", FIX)
+    held = held_in(path, LARGEST, "a record", FIX, FIX)
     try:
         table = json.loads(held.decode("utf-8"))
     except (ValueError, RecursionError) as e:

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 import math
 import os
 import sys
@@ -123,6 +124,10 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
             read_problems(tmp_path / "p.jsonl.gz")
     with tiny.refusal("must be a readable file"):
         read_problems(tmp_path / "nothing")
+    if hasattr(os, "mkfifo"):                              # would be waited for
+        os.mkfifo(tmp_path / "pipe")
+        with tiny.refusal("must be a readable file", "pipe"):
+            read_problems(tmp_path / "pipe")
     monkeypatch.setattr(humaneval, "LARGEST", 5000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(10 ** 6)))
     with tiny.refusal("at most 5000 bytes", "bomb.gz"):
