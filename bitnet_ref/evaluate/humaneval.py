@@ -12,7 +12,7 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -71,17 +71,22 @@ def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
     return found, hashlib.sha256(held).hexdigest()
 
 
-def read_samples(path: str | Path, problems: dict[str, Problem]) -> list[Sample]:
-    """The samples in a .jsonl, in its order, at least one of each problem. Raises CheckError."""
+def read_samples(path: str | Path, problems: dict[str, Problem],
+                 wanted: Collection[str] | None = None) -> list[Sample]:
+    """The samples in a .jsonl, in its order: of the problems `wanted` (all), at least one of each.
+
+    Raises CheckError: one of none of the `problems`, or none of one that is wanted.
+    """
+    wanted = problems if wanted is None else wanted
     found = []
     for where, row in rows_of(Path(path)):
         sample = Sample(**_texts(row, Sample._fields, where))
         check(sample.task_id in problems, f"{where} must be of one of the {len(problems)} problems",
               repr(sample.task_id)[:50], "give the problems that the samples were made for")
-        found.append(sample)
-    left = sorted(set(problems) - {s.task_id for s in found})
+        found += [sample] if sample.task_id in wanted else []
+    left = sorted(set(wanted) - {s.task_id for s in found})
     check(not left, "each problem must have a sample", f"none of {left[0] if left else ''} and "
-          f"{len(left) - 1} others in {path}", "complete the file, or ask for fewer problems with --limit")
+          f"{len(left) - 1} others in {path}", "complete the file, or ask for fewer problems with --problems")
     return found
 
 
@@ -127,7 +132,7 @@ def judged(problems: dict[str, Problem], samples: Sequence[Sample], limits: Limi
     try:
         todo = samples[len(journal.rows):]
         for sample, verdict in zip(todo, tqdm(pool.map(judge, todo), desc="running programs", total=len(todo),
-                                              disable=not progress)):
+                                              disable=None if progress else True)):
             said = verdict.reason + (f": {verdict.detail}" if verdict.detail else "")
             journal.add(dict(zip(RESULT, (*sample, verdict.passed, said))) | {"seconds": verdict.seconds})
     finally:

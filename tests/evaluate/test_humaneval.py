@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import os
 import math
 import os
 import sys
@@ -138,11 +137,12 @@ def test_samples_of_others_are_read(tmp_path):
     wanted = [("t/1", "a"), ("t/0", "b"), ("t/1", "")]
     rows = [{"task_id": t, "completion": c, "model": "x"} for t, c in wanted]
     assert read_samples(put(tmp_path / "s", rows), PROBLEMS) == wanted
+    assert read_samples(tmp_path / "s", PROBLEMS, ["t/0"]) == [("t/0", "b")]
 
 
 @pytest.mark.parametrize(("rows", "words"), [
     ([{"task_id": "t/9", "completion": ""}], ["line 1 of", "one of the 2 problems", "t/9"]),
-    ([{"task_id": "t/0", "completion": ""}], ["each problem must have a sample", "t/1"]),
+    ([{"task_id": "t/0", "completion": ""}], ["each problem must have a sample", "t/1", "with --problems"]),
     ([{"task_id": "t/0"}], ["line 1 of", "\"completion\""]),
     ([{"task_id": "t/0", "completion": ["x"]}], ["line 1 of", "\"completion\""]),
     ([], ["each problem must have a sample"]),

@@ -299,7 +299,7 @@ def test_the_command_goes_on_where_it_was_but_not_with_another_model(run, text, 
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--stride", 4], ["a window slides over a text", "--corpus PATH"]),
-    (["--stride", 4, "--corpus", "TEXT", "--windows", 3], ["--windows must stand without --stride"]),
+    (["--stride", 4, "--corpus", "TEXT", "--windows", 3], ["--windows must be of the evaluation"]),
     (["--context", 33, "--corpus", "TEXT"], ["--context must be from 1 to the model's 32", "got 33"]),
     (["--context", 8, "--stride", 9, "--corpus", "TEXT"], ["--stride must be from 1 to the context of 8"]),
     (["--stride", 0, "--corpus", "TEXT"], ["--stride must be from 1"]),
