@@ -170,7 +170,8 @@ def test_a_command_names_no_folder():
 
 @pytest.mark.parametrize(("path", "name"), [
     ("/home/alice/model", "model"), ("m.gguf", "m.gguf"),
-    ("alice/nano-001/step-00000020", "nano-001/step-00000020"), ("/home/alice/nano-001/", "nano-001"), ("/home/alice/step-by-step", "step-by-step")])
+    ("alice/nano-001/step-00000020", "nano-001/step-00000020"),
+    ("/home/alice/nano-001/", "nano-001"), ("/home/alice/step-by-step", "step-by-step")])
 def test_a_model_is_called_by_no_folder_of_the_machine(path, name):
     assert called(path, Path(path)) == name
 
