@@ -8,6 +8,7 @@ Read after: data. Read next: data/download.
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,29 @@ def _places(path: str | Path) -> tuple[Path, Path]:
     check(goal.name not in ("", ".."), "what is written must have a name", path,
           "give a new name in a folder")
     return Path(path), goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.part")
+
+
+def held_in(path: str | Path, most: int, what: str, smaller: str,
+            fix: str = "check the path and its rights") -> bytes:
+    """The bytes of a regular file, `most` at most: a pipe or device may never end, and is refused unopened.
+
+    Raises CheckError, which calls the file `what`; `smaller` and `fix`: what to do about a larger one, and
+    about one that cannot be read.
+    """
+    try:
+        check_regular(path, fix)
+        with open(path, "rb") as file:
+            held = file.read(most + 1)
+    except OSError as e:
+        raise unreadable(path, e, fix) from None
+    check(len(held) <= most, f"{what} must have at most {most} bytes", f"more in {path}", smaller)
+    return held
+
+
+def check_regular(path: str | Path, fix: str = "check the path and its rights") -> None:
+    """Raises CheckError for a folder, pipe or device, and OSError where there is nothing."""
+    check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
+          "a folder, pipe or device", fix)
 
 
 def unwritable(path: str | Path, e: OSError) -> CheckError:

@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check(args.command is None, "a command must stand first", args.command, "put it before the flags")
     result = run_kind(args, argv)
-    if args.output is not None:
+    print(json.dumps(result.figures) if args.json else result.lines, flush=True)
+    if args.output is not None:                            # after the figures: a disk may be full
         save_all(args.output, result.records)
         for part in result.kept:
             part.unlink(missing_ok=True)
-    print(json.dumps(result.figures) if args.json else result.lines)
     return DONE if result.good else CHECK_FAILED
 
 

@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bitnet_ref.checks import check
 from bitnet_ref.evaluate import harness
@@ -26,7 +27,7 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
 
     Raises CheckError for a task that is none, before a model is loaded; as score_task and load.
     """
-    tasks, others = _asked(args)
+    tasks, others, known = _asked(args)
     model = load(args.model, args.backend, args.threads, args.int8_head)
     facts = model_facts(model, args.model)
     identity = [VERSION, facts.weights, facts.vocabulary, f"{args.backend} {args.int8_head} {args.first}"]
@@ -41,13 +42,13 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
         files += [kept] if kept else []
     if others:
         answers = harness.adapted(model, args.batch, args.first, keep)
-        records += harness.run(answers, facts, others, args, argv)
+        records += harness.run(answers, facts, others, known, args, argv)
         files += answers.files
     return records, tuple(files)
 
 
-def _asked(args: Namespace) -> tuple[list[Task], list[str]]:
-    """The tasks from local files, no longer than --limit; and the names of the others."""
+def _asked(args: Namespace) -> tuple[list[Task], list[str], Any]:
+    """The tasks from local files, no longer than --limit; the names of the others, and what knows those."""
     names = [name for name in args.tasks.split(",") if name]
     check(len(names) > 0, "--tasks must name tasks", args.tasks, "give files or names, with commas between")
     for flag in ("limit", "batch"):
@@ -56,8 +57,7 @@ def _asked(args: Namespace) -> tuple[list[Task], list[str]]:
     places = {name: local(name) for name in names}
     tasks = [read_task(place) for place in places.values() if place is not None]
     others = [name for name, place in places.items() if place is None]
-    if others:
-        harness.library()
     check(len({t.name for t in tasks} | set(others)) == len(names), "--tasks must have names of their own",
           args.tasks, "leave out what is there twice, or rename a file")
-    return [t._replace(questions=t.questions[:args.limit]) for t in tasks], others
+    known = harness.known_tasks(others, args.task_folder) if others else None
+    return [t._replace(questions=t.questions[:args.limit]) for t in tasks], others, known

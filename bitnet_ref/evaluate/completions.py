@@ -26,7 +26,7 @@ from bitnet_ref.evaluate.humaneval import (
 )
 from bitnet_ref.evaluate.journal import Journal, digest
 from bitnet_ref.evaluate.provenance import made, model_facts
-from bitnet_ref.evaluate.records import Data, Metric, Record
+from bitnet_ref.evaluate.records import CODE_FIELDS, Data, Metric, Record
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved
 from bitnet_ref.generate.language_model import LanguageModel, load
 from bitnet_ref.generate.sampling import Sampling
@@ -40,21 +40,22 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
     """(lines for a person, figures, records) of what the command line asks for. Raises CheckError."""
     began, ks = time.monotonic(), sorted(set(args.pass_at or [1]))
     how = _checked(args, ks)
-    problems, sha = read_problems(args.humaneval)
-    problems = dict(list(problems.items())[:args.problems])
+    every, sha = read_problems(args.humaneval)
+    problems = dict(list(every.items())[:args.problems])
     walls = proved()
     model = None if args.model is None else load(args.model, args.backend, args.threads, args.int8_head)
     if args.judge == REFERENCE:
         samples = list(reference_samples(problems))
     elif args.judge is not None:
-        samples = read_samples(args.judge, problems)
+        samples = read_samples(args.judge, every, problems)
     else:
         assert model is not None
         facts = digest(model_facts(model, args.model).weights, sha)
         samples = completions(model, problems, args.per_problem, args.completion_tokens, how, args.samples,
                               facts)
     kept = args.samples or (None if args.judge in (None, REFERENCE) else args.judge)
-    verdicts = judged(problems, samples, Limits(), args.workers, kept and f"{kept}_results.jsonl",
+    part = "" if args.problems is None else f"_first{args.problems}"
+    verdicts = judged(problems, samples, Limits(), args.workers, kept and f"{kept}{part}_results.jsonl",
                       progress=True)
     found = counts(problems, samples, verdicts)
     metrics = {f"pass@{k}": _metric(found, k) for k in ks}
@@ -63,7 +64,7 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
         about = made("evaluate", argv, time.monotonic() - began, args.backend)
         items = [[passed / n, float(n)] for n, passed in found]
         records = (Record("code", "humaneval", model_facts(model, args.model), about,
-                          Data("HumanEval", sha, len(problems)), metrics, items, ["correct", "samples"]),)
+                          Data("HumanEval", sha, len(problems)), metrics, items, CODE_FIELDS),)
     return _lines(metrics, verdicts, len(problems), walls), _figures(metrics, verdicts), records
 
 
@@ -71,6 +72,8 @@ def _checked(args: Namespace, ks: list[int]) -> Sampling:
     """How to draw. Raises CheckError for options that are out of range, alone or together."""
     check(args.run_programs, "programs that a model wrote are run only where --run-programs says so", "none",
           "read what the sandbox does not protect against in docs/sandbox.md, then add the flag")
+    check(args.judge is None or args.model is None, "--judge must stand without --model: a record would call "
+          "the samples of others the model's", "both", "leave one out")
     check(args.judge is None or args.samples is None, "--samples must stand without --judge", "both",
           "leave one out")
     for name in ("per_problem", "problems", "completion_tokens", "workers"):
@@ -98,7 +101,7 @@ def completions(model: LanguageModel, problems: dict[str, Problem], n: int, toke
     journal = Journal(path, digest(facts, drawn))
     held = {(row.get("task_id"), row.get("sequence")) for row in journal.rows}
     left = [(s, p) for s in range(n) for p in problems.values() if (p.task_id, s) not in held]
-    with tqdm(total=len(left), desc="writing programs", disable=not progress) as bar:
+    with tqdm(total=len(left), desc="writing programs", disable=None if progress else True) as bar:
         for s in range(n):
             todo = [p for at, p in left if at == s]
             for group in [todo[i:i + TOGETHER] for i in range(0, len(todo), TOGETHER)]:

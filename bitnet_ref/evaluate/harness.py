@@ -126,11 +126,13 @@ class Answers:
         stops = how.get("until") or []
         most = next((how[k] for k in ("max_gen_toks", "max_new_tokens", "max_tokens") if how.get(k)),
                     MOST_TOKENS)
+        most = max(1, min(most, self.max_length // 2))     # a question must be seen, whatever may follow
+        asked = [self.tok_encode(c) or [self.prefix_token_id] for c in contexts]
         room = max(1, self.max_length - most)              # of a context the newest tokens, as the library
+        self.cut += sum(len(ids) > room for ids in asked)
         warm = how.get("temperature", 1.0) if how.get("do_sample") else 0.0
         return together(self.model.transformer, self.model.tokenizer,
-                        [self.tok_encode(c)[-room:] or [self.prefix_token_id] for c in contexts], most,
-                        Sampling(temperature=warm), self.model.ends,
+                        [ids[-room:] for ids in asked], most, Sampling(temperature=warm), self.model.ends,
                         [stops] if isinstance(stops, str) else [s for s in stops if s])
 
     def _scored(self, asked: list[Request], name: str) -> list[Likelihood]:
@@ -150,21 +152,31 @@ def adapted(model: LanguageModel, batch: int = 16, first: bool = True, kept: Any
     return type("BitnetRef", (Answers, TemplateLM), {})(model, batch, first, kept)
 
 
-def run(answers: Any, facts: Model, tasks: list[str], args: Namespace, argv: list[str]) -> list[Record]:
+def known_tasks(tasks: list[str], folder: str | None) -> Any:
+    """What knows the tasks of lm_eval, or those in `folder`, and all of `tasks`. Raises CheckError."""
+    check(folder is None or Path(folder).is_dir(), "--task-folder must be a folder", folder,
+          "give one that holds YAML files of tasks")
+    lm_eval = library()
+    try:
+        known = lm_eval.tasks.TaskManager(include_path=folder, include_defaults=folder is None)
+    except Exception as e:                                 # of the library, of YAML
+        raise CheckError(f"lm-evaluation-harness must be able to read the tasks of {folder or 'its own'}; "
+                         f"got {type(e).__name__}: {str(e)[:300]}; correct or remove the file") from e
+    missing = [t for t in tasks if t not in known.all_tasks]
+    check(not missing, "--tasks must be files, or tasks that lm-evaluation-harness knows",
+          ", ".join(missing), f"correct it; known are {len(known.all_tasks):,} names"
+          if folder is None else f"{folder} has {' '.join(known.all_tasks)[:200]}")
+    return known
+
+
+def run(answers: Any, facts: Model, tasks: list[str], known: Any, args: Namespace,
+        argv: list[str]) -> list[Record]:
     """A record for each task of lm_eval (of a group: for each of its tasks), scored by `answers`.
 
-    Raises CheckError: a task that the library does not know, or cannot load.
+    `known`: of known_tasks. Raises CheckError: a task that the library cannot load.
     """
     lm_eval, began = library(), time.monotonic()
-    check(args.task_folder is None or Path(args.task_folder).is_dir(), "--task-folder must be a folder",
-          args.task_folder, "give one that holds YAML files of tasks")
     try:
-        known = lm_eval.tasks.TaskManager(include_path=args.task_folder,
-                                          include_defaults=args.task_folder is None)
-        missing = [t for t in tasks if t not in known.all_tasks]
-        check(not missing, "--tasks must be files, or tasks that lm-evaluation-harness knows",
-              ", ".join(missing), f"correct it; known are {len(known.all_tasks):,} names"
-              if args.task_folder is None else f"{args.task_folder} has {' '.join(known.all_tasks)[:200]}")
         found = lm_eval.simple_evaluate(model=answers, tasks=tasks, task_manager=known, limit=args.limit,
                                         log_samples=True, bootstrap_iters=1000)
     except (KeyboardInterrupt, CheckError):

@@ -12,7 +12,7 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import held_in
 from bitnet_ref.evaluate.journal import Journal, digest, object_in, rows_of
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
@@ -49,16 +49,13 @@ class Sample(NamedTuple):
 
 def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
     """({task_id: problem}, sha256 of the file) of .jsonl or .jsonl.gz. Raises CheckError naming the line."""
+    fix = "give the HumanEval.jsonl.gz of the dataset"
+    held = held_in(path, LARGEST, "problems", fix)
     try:
-        with open(path, "rb") as f:
-            held = f.read(LARGEST + 1)
         text = gzip.GzipFile(fileobj=io.BytesIO(held)).read(LARGEST + 1) if held[:2] == b"\x1f\x8b" else held
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise CheckError(f"{path} must be whole; got {e}; fetch it again") from None
-    except OSError as e:
-        raise unreadable(path, e) from None
-    check(len(text) <= LARGEST, f"problems must have at most {LARGEST} bytes", f"more in {path}",
-          "give the HumanEval.jsonl.gz of the dataset")
+    check(len(text) <= LARGEST, f"problems must have at most {LARGEST} bytes", f"more in {path}", fix)
     found: dict[str, Problem] = {}
     for n, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -74,17 +71,22 @@ def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
     return found, hashlib.sha256(held).hexdigest()
 
 
-def read_samples(path: str | Path, problems: dict[str, Problem]) -> list[Sample]:
-    """The samples in a .jsonl, in its order, at least one of each problem. Raises CheckError."""
+def read_samples(path: str | Path, problems: dict[str, Problem],
+                 wanted: Collection[str] | None = None) -> list[Sample]:
+    """The samples in a .jsonl, in its order: of the problems `wanted` (all), at least one of each.
+
+    Raises CheckError: one of none of the `problems`, or none of one that is wanted.
+    """
+    wanted = problems if wanted is None else wanted
     found = []
     for where, row in rows_of(Path(path)):
         sample = Sample(**_texts(row, Sample._fields, where))
         check(sample.task_id in problems, f"{where} must be of one of the {len(problems)} problems",
               repr(sample.task_id)[:50], "give the problems that the samples were made for")
-        found.append(sample)
-    left = sorted(set(problems) - {s.task_id for s in found})
+        found += [sample] if sample.task_id in wanted else []
+    left = sorted(set(wanted) - {s.task_id for s in found})
     check(not left, "each problem must have a sample", f"none of {left[0] if left else ''} and "
-          f"{len(left) - 1} others in {path}", "complete the file, or ask for fewer problems with --limit")
+          f"{len(left) - 1} others in {path}", "complete the file, or ask for fewer problems with --problems")
     return found
 
 
@@ -130,7 +132,7 @@ def judged(problems: dict[str, Problem], samples: Sequence[Sample], limits: Limi
     try:
         todo = samples[len(journal.rows):]
         for sample, verdict in zip(todo, tqdm(pool.map(judge, todo), desc="running programs", total=len(todo),
-                                              disable=not progress)):
+                                              disable=None if progress else True)):
             said = verdict.reason + (f": {verdict.detail}" if verdict.detail else "")
             journal.add(dict(zip(RESULT, (*sample, verdict.passed, said))) | {"seconds": verdict.seconds})
     finally:

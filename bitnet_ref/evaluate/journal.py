@@ -1,7 +1,7 @@
 """Rows of an evaluation, kept as they come, so that an interrupted one goes on where it was.
 
 A line of JSON each, at the end of a file. Every line says under which model, data and options it was made:
-others are refused, never mixed. A last line that was cut off in the middle is made again.
+others are refused, never mixed, and left as they are. A last line that was cut off is made again.
 Read after: evaluate/sandbox. Read next: evaluate/humaneval.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable, unwritable
+from bitnet_ref.data.atomic import check_regular, unreadable, unwritable
 
 LARGEST = 1 << 28                                          # bytes of a file
 LONGEST = 1 << 22                                          # bytes of a line
@@ -35,11 +35,16 @@ class Journal:
         self.path, self.under = None if path is None else Path(path), under
         self.rows: list[dict[str, Any]] = []
         if self.path is not None and self.path.exists():
-            _drop_half_a_line(self.path)
-            for where, row in rows_of(self.path):
+            whole, rest = _ends(self.path)
+            for where, row in rows_of(self.path, whole):
                 check(row.pop(UNDER, None) == under, f"{where} must be of the same model, data and options",
                       "others", "give another file, or delete this one")
                 self.rows.append(row)
+            begin = self._begin()
+            check(begin.startswith(rest[:len(begin)]), f"{self.path} must be a file of this evaluation",
+                  "another", "give another file")
+            if rest:
+                _cut(self.path, whole)
 
     def add(self, row: dict[str, Any]) -> None:
         """One more row, on the disk before the next is made."""
@@ -48,19 +53,25 @@ class Journal:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "ab") as f:
-                    f.write(json.dumps({**row, UNDER: self.under}).encode("ascii") + b"\n")
+                    f.write(json.dumps({UNDER: self.under, **row}).encode("ascii") + b"\n")
             except OSError as e:
                 raise unwritable(self.path, e) from None
 
+    def _begin(self) -> bytes:
+        """How each line begins, and half a line as far as it goes."""
+        return json.dumps({UNDER: self.under})[:-1].encode("ascii")
 
-def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("line 3 of path", object) of a file of JSON lines. Raises CheckError naming file and line."""
+
+def rows_of(path: Path, end: int = LARGEST) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("line 3 of path", object) of a file of JSON lines, to the byte `end`. Raises CheckError naming file
+    and line."""
     fix = "correct or remove the line"
     try:
+        check_regular(path)
         size = os.path.getsize(path)
         check(size <= LARGEST, f"{path} must have at most {LARGEST} bytes", size, "give fewer lines")
         with open(path, "rb") as f:
-            for n, line in enumerate(iter(lambda: f.readline(LONGEST + 1), b""), 1):
+            for n, line in enumerate(iter(lambda: f.readline(min(LONGEST + 1, end - f.tell())), b""), 1):
                 check(len(line) <= LONGEST, f"a line must have at most {LONGEST} bytes",
                       f"more in line {n} of {path}", fix)
                 if line.strip():
@@ -79,13 +90,21 @@ def object_in(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _drop_half_a_line(path: Path) -> None:
-    """What stands after the last line end was being written when its writer was stopped."""
+def _ends(path: Path) -> tuple[int, bytes]:
+    """(where the last whole line ends, what stands behind it: its writer was stopped)."""
     try:
-        with open(path, "r+b") as f:
-            f.seek(max(0, os.path.getsize(path) - LONGEST))
-            start, end = f.tell(), f.read()
-            if end and not end.endswith(b"\n"):
-                f.truncate(start + end.rfind(b"\n") + 1)
+        check_regular(path)
+        with open(path, "rb") as f:
+            start = f.seek(max(0, os.path.getsize(path) - LONGEST))
+            held = f.read()
     except OSError as e:
         raise unreadable(path, e) from None
+    whole = held.rfind(b"\n") + 1
+    return start + whole, held[whole:]
+
+
+def _cut(path: Path, size: int) -> None:
+    try:
+        os.truncate(path, size)
+    except OSError as e:
+        raise unwritable(path, e) from None

@@ -2,12 +2,12 @@
 
 A kind is chosen by its own flag (--tasks, --humaneval, --stride); perplexity needs none. Each returns an
 Outcome: lines for a person, figures for --json, the record for --output. What a kind needs is imported when
-it runs.
+it runs. A flag of another kind is refused: it would say nothing.
 Read after: evaluate/slid. Read next: evaluate/__main__.
 """
 
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,19 +30,23 @@ class Outcome(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """`add` its options to the parser; `asked`: whether the command line has its flag; `run` it.
+    """`chosen_by` some of its `options`, of which each has its value here for where it is not typed.
 
-    `add` is given the type of a flag that takes a text; `run` what was parsed, and the arguments as they were
-    typed, for the record.
+    `title` of its options in the help; `add` them to that group, given the type of a flag that takes a text;
+    `run` what was parsed, and the arguments as they were typed, for the record. `also`: options of others
+    that it takes. `keeps`: whether --output has a record to keep.
     """
 
-    add: Callable[[ArgumentParser, Any], None]
-    asked: Callable[[Namespace], bool]
+    chosen_by: tuple[str, ...]
+    title: str
+    options: dict[str, Any]
+    add: Callable[[Any, Any], None]
     run: Callable[[Namespace, list[str]], Outcome]
+    also: Collection[str] = ()
+    keeps: Callable[[Namespace], bool] = lambda args: True
 
 
-def _add_perplexity(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("perplexity (without the flags of another kind)")
+def _add_perplexity(group: Any, text: Any) -> None:
     group.add_argument("--corpus", type=text, help="a named corpus, or a file, folder or glob "
                                                    "(default: the run's validation text)")
     group.add_argument("--windows", type=int,
@@ -64,8 +68,7 @@ def _run_perplexity(args: Namespace, argv: list[str]) -> Outcome:
     return Outcome(lines, figures, (), result.perplexity is not None)
 
 
-def _add_sliding(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("perplexity by a window that slides over --corpus (docs/perplexity.md)")
+def _add_sliding(group: Any, text: Any) -> None:
     group.add_argument("--stride", type=int, metavar="N",
                        help="tokens from one window to the next (default: half the context)")
     group.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's)")
@@ -77,8 +80,7 @@ def _run_sliding(args: Namespace, argv: list[str]) -> Outcome:
     return Outcome(*evaluate(args, argv))
 
 
-def _add_code(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("code (docs/sandbox.md)")
+def _add_code(group: Any, text: Any) -> None:
     group.add_argument("--humaneval", type=text, metavar="FILE", help="the problems: HumanEval.jsonl.gz")
     group.add_argument("--run-programs", action="store_true",
                        help="run the programs that the model writes, each in a sandbox")
@@ -87,16 +89,17 @@ def _add_code(parser: ArgumentParser, text: Any) -> None:
     group.add_argument("--samples", type=text, metavar="FILE",
                        help="keep the samples here, and their results in FILE_results.jsonl; an interrupted "
                             "evaluation goes on")
-    group.add_argument("--per-problem", type=int, default=1, metavar="N",
+    group.add_argument("--per-problem", type=int, metavar="N",
                        help="samples of each problem (default: 1)")
     group.add_argument("--pass-at", type=int, action="append", metavar="K",
                        help="k of pass@k; may be given several times (default: 1)")
-    group.add_argument("--problems", type=int, metavar="N", help="only the first N (default: all)")
-    group.add_argument("--completion-tokens", type=int, default=300, metavar="N",
+    group.add_argument("--problems", type=int, metavar="N", help="only the first N, with their results "
+                       "in FILE_firstN_results.jsonl (default: all)")
+    group.add_argument("--completion-tokens", type=int, metavar="N",
                        help="tokens of a completion at most (default: 300)")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="(default: 0, greedy)")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: 1)")
-    group.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    group.add_argument("--temperature", type=float, metavar="X", help="(default: 0, greedy)")
+    group.add_argument("--top-p", type=float, metavar="P", help="(default: 1)")
+    group.add_argument("--seed", type=int, help="of the samples (default: 0)")
     group.add_argument("--workers", type=int, metavar="N", help="programs at a time (default: processors)")
 
 
@@ -106,15 +109,14 @@ def _run_code(args: Namespace, argv: list[str]) -> Outcome:
     return Outcome(*evaluate(args, argv))
 
 
-def _add_choice(parser: ArgumentParser, text: Any) -> None:
-    group = parser.add_argument_group("multiple choice, and what lm-evaluation-harness knows")
+def _add_choice(group: Any, text: Any) -> None:
     group.add_argument("--tasks", type=text, metavar="TASK,...",
                        help="files of questions (.jsonl, .jsonl.gz), names of such in $BITNET_REF_DATA/arc, "
                             "and tasks of lm-evaluation-harness")
     group.add_argument("--task-folder", type=text, metavar="DIR",
                        help="a folder of task files (YAML) for the harness, which needs no network then")
     group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
-    group.add_argument("--batch", type=int, default=16, help="contexts read side by side (default: 16)")
+    group.add_argument("--batch", type=int, help="contexts read side by side (default: 16)")
     group.add_argument("--no-first", dest="first", action="store_false",
                        help="begin no text with the model's first id (as its training texts began)")
 
@@ -135,27 +137,56 @@ def _or_dash(value: float | None) -> str:
     return f"{'-':>8}" if value is None else f"{value:>8.4f}"
 
 
-# The first whose flag is there runs; the last needs no flag.
 KINDS: dict[str, Kind] = {
-    "code": Kind(_add_code, lambda args: args.humaneval is not None, _run_code),
-    "sliding": Kind(_add_sliding, lambda args: (args.stride, args.context) != (None, None), _run_sliding),
-    "choice": Kind(_add_choice, lambda args: args.tasks is not None, _run_choice),
-    "perplexity": Kind(_add_perplexity, lambda args: True, _run_perplexity),
+    "code": Kind(("humaneval",), "code (docs/sandbox.md)", {
+        "humaneval": None, "run_programs": False, "judge": None, "samples": None, "per_problem": 1,
+        "pass_at": None, "problems": None, "completion_tokens": 300, "temperature": 0.0, "top_p": 1.0,
+        "seed": 0, "workers": None}, _add_code, _run_code, keeps=lambda args: args.judge is None),
+    "sliding": Kind(
+        ("stride", "context"), "perplexity by a window that slides over --corpus (docs/perplexity.md)",
+        {"stride": None, "context": None}, _add_sliding, _run_sliding, also=("corpus", "batch")),
+    "choice": Kind(("tasks",), "multiple choice, and what lm-evaluation-harness knows", {
+        "tasks": None, "task_folder": None, "limit": None, "batch": 16, "first": True},
+        _add_choice, _run_choice),
+    "perplexity": Kind((), "perplexity (without the flags of another kind)", {
+        "corpus": None, "windows": None}, _add_perplexity, _run_perplexity, keeps=lambda args: False),
 }
 
 
 def add_kinds(parser: ArgumentParser, text: Any) -> None:
-    """The options of every kind, each in a group of its own. `text`: the type of a name or path, cli.text."""
+    """The options of every kind, each in a group of its own. `text`: the type of a name or path, cli.text.
+
+    What is not typed leaves no attribute behind, so that `run_kind` knows what was.
+    """
     for kind in KINDS.values():
-        kind.add(parser, text)
+        kind.add(parser.add_argument_group(kind.title, argument_default=SUPPRESS), text)
 
 
 def run_kind(args: Namespace, argv: list[str]) -> Outcome:
-    """Run the kind that the command line asks for. Only samples of others are judged without a model."""
-    asked = [name for name, kind in KINDS.items() if kind.asked(args)]
-    check(len(asked) <= 2, "an evaluation must be of one kind", " and ".join(asked[:-1]),
+    """Run the kind that the command line asks for. Only samples of others are judged without a model.
+
+    Raises CheckError, before anything is run: two kinds, an option of another, --output without a record.
+    """
+    typed = vars(args)
+    chosen = [name for name, kind in KINDS.items() if any(option in typed for option in kind.chosen_by)]
+    check(len(chosen) <= 1, "an evaluation must be of one kind", " and ".join(chosen),
           "ask for one after the other")
-    name = asked[0]
+    name = chosen[0] if chosen else "perplexity"
+    kind = KINDS[name]
+    for other in KINDS.values():
+        for option in sorted(other.options.keys() & typed.keys()):
+            flag = "--no-first" if option == "first" else f"--{option.replace('_', '-')}"
+            check(option in kind.options or option in kind.also,
+                  f"{flag} must be of the evaluation asked for", f"one of kind {name}",
+                  f"leave it out{_or_add(other)}")
+    usual = {option: value for k in KINDS.values() for option, value in k.options.items()}
+    args = Namespace(**{**usual, **typed})
     check(args.model is not None or (name == "code" and args.judge is not None), "--model must be given",
           "nothing", "see python -m bitnet_ref.evaluate --help")
-    return KINDS[name].run(args, argv)
+    check(args.output is None or kind.keeps(args), "--output must be of an evaluation that keeps a record",
+          args.output, "leave it out, and use --json; of a corpus, add --stride")
+    return kind.run(args, argv)
+
+
+def _or_add(kind: Kind) -> str:
+    return f", or add --{kind.chosen_by[0]}" if kind.chosen_by else ""

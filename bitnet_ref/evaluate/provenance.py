@@ -1,7 +1,7 @@
 """Where a figure comes from: which model, by checksums; which machine, versions and command, without paths.
 
-A record leaves this machine, so it names no folder of it: of a path the last two parts, of a command's
-arguments the last part of each.
+A record leaves this machine, so it names no folder of it: of a path the last part (of a checkpoint its run's
+too), of a command's arguments the last part of each.
 Read after: evaluate/records. Read next: evaluate/perplexity.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 from bitnet_ref import __version__, kernels
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.evaluate.records import Made, Model
-from bitnet_ref.formats.checkpoint import TENSORS, latest
-from bitnet_ref.formats.hub import folder_of
+from bitnet_ref.formats import hub
+from bitnet_ref.formats.checkpoint import NAME, TENSORS, is_best, latest
 from bitnet_ref.formats.opened import kind_of
 from bitnet_ref.formats.safetensors_stream import shards
 from bitnet_ref.generate.language_model import LanguageModel
@@ -30,11 +31,20 @@ LIBRARIES = ("numpy", "numba", "llvmlite", "tokenizers")
 
 def model_facts(model: LanguageModel, path: str) -> Model:
     """Which model was scored: what a record says of the one that `load(path)` gave."""
-    place, cfg = folder_of(path), model.cfg
+    place, cfg = hub.folder_of(path), model.cfg
     kind = kind_of(place)
-    return Model("/".join(place.absolute().parts[-2:]), kind, weights_sha256(place, kind), cfg.linear,
+    return Model(called(path, place), kind, weights_sha256(place, kind), cfg.linear,
                  cost.count_params(cfg).total, round(cost.inference_bytes(cfg, i2.BITS_PER_TRIT)),
                  model.tokenizer.vocabulary, cfg.vocab_size, cfg.context)
+
+
+def called(path: str, place: Path) -> str:
+    """A model's name: as it is on a hub, or the last part of its path; of a checkpoint in a run RUN/STEP."""
+    if hub.is_name(path):
+        return path
+    parts = place.absolute().parts
+    inside = is_best(place) or NAME.fullmatch(parts[-1]) is not None
+    return "/".join(parts[-2:] if inside else parts[-1:])
 
 
 def weights_sha256(place: Path, kind: str) -> str:
@@ -62,8 +72,8 @@ def made(command: str, argv: list[str], seconds: float, backend: str,
             continue
     about = {**machine(), **kernels.about(backend)}
     words = ["python", "-m", f"bitnet_ref.{command}", *map(short, argv)]
-    return Made(" ".join(words), datetime.now(UTC).isoformat(timespec="seconds"), round(seconds, 3), versions,
-                about)
+    return Made(shlex.join(words), datetime.now(UTC).isoformat(timespec="seconds"), round(seconds, 3),
+                versions, about)
 
 
 def machine() -> dict[str, Any]:

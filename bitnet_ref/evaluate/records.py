@@ -7,19 +7,19 @@ Read after: evaluate. Read next: evaluate/provenance.
 """
 
 import json
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable, whole_file
+from bitnet_ref.data.atomic import held_in, whole_file
 
 SCHEMA = 1
 LARGEST = 1 << 26                # bytes of a file
+MOST = 10_000                    # samples of a problem, and k of pass@k
+CODE_FIELDS = ["correct", "samples"]                       # the share of the samples, and how many
 KINDS = ("perplexity", "choice", "code", "efficiency", "speculation")
 FIX = "make it again with python -m bitnet_ref.evaluate --output FILE"
 Table = dict[str, Any]
@@ -38,7 +38,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Model:
-    """Which model. `path`: its last two parts. `weights`: sha256 of the stored weights.
+    """Which model. `path`: the last part, or RUN/STEP. `weights`: sha256 of the stored weights.
 
     `bytes`: as stored for inference, by the formula (MC.5). `vocabulary`: checksum of what each id stands
     for. `linear`: ternary or full.
@@ -107,8 +107,6 @@ def save(path: str | Path, record: Record) -> None:
 
 def save_all(path: str | Path, made: Sequence[Record]) -> None:
     """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each."""
-    check(len(made) > 0, "--output must be of an evaluation that keeps a record", path,
-          "leave it out, and use --json")
     for record in made:
         save(path if len(made) == 1 else place_of(path, record.task), record)
 
@@ -122,14 +120,7 @@ def place_of(path: str | Path, task: str) -> Path:
 def load(path: str | Path) -> Record:
     """The record in a file. Raises CheckError: no file, too large, not JSON, not of this schema, a field that
     is missing, of another type or out of range."""
-    try:
-        check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
-              "a folder, pipe or device", FIX)
-        with open(path, "rb") as file:
-            held = file.read(LARGEST + 1)
-    except OSError as e:
-        raise unreadable(path, e, FIX) from None
-    check(len(held) <= LARGEST, f"a record must have at most {LARGEST} bytes", f"more in {path}", FIX)
+    held = held_in(path, LARGEST, "a record", FIX, FIX)
     try:
         table = json.loads(held.decode("utf-8"))
     except (ValueError, RecursionError) as e:
@@ -153,6 +144,7 @@ def from_table(table: Any, where: str) -> Record:
     check(table["kind"] in KINDS, f"kind of {where} must be one of {', '.join(KINDS)}", table["kind"], FIX)
     rows, names = table.get("items"), table.get("item_fields")
     _check_items(rows, names, parts["data"].items, where)
+    _check_code([name for name in metrics if name.startswith("pass@")], rows, names, where)
     return Record(table["kind"], table["task"], parts["model"], parts["made"], parts["data"], metrics, rows,
                   names)
 
@@ -190,6 +182,20 @@ def _check_items(rows: Any, names: Any, n: int, where: str) -> None:
     for i, row in enumerate(rows):
         check(isinstance(row, list) and len(row) == len(names) and all(map(_number, row)),
               f"items of {where} must be rows of {len(names)} numbers", f"{row!r:.50} in row {i}", FIX)
+
+
+def _check_code(found: list[str], rows: Any, names: Any, where: str) -> None:
+    """pass@k is computed again from its rows, sample by sample: both must be what it can be computed from."""
+    for name in found:
+        check(re.fullmatch(r"pass@([1-9]\d{0,3}|10000)", name, re.ASCII) is not None,
+              f"a metric of {where} must be pass@1 to pass@{MOST}", repr(name)[:50], FIX)
+    if found and rows is not None:
+        check(names == CODE_FIELDS, f"item_fields of {where} must be {', '.join(CODE_FIELDS)}",
+              ", ".join(names)[:50], FIX)
+        for i, (share, n) in enumerate(rows):
+            check(0 <= share <= 1, f"correct of {where} must be 0 to 1", f"{share!r:.50} in row {i}", FIX)
+            check(1 <= n <= MOST and n == int(n), f"samples of {where} must be 1 to {MOST}",
+                  f"{n!r:.50} in row {i}", FIX)
 
 
 def _number(value: Any) -> bool:

@@ -28,14 +28,13 @@ def evaluate(args: Namespace, argv: list[str]
     """
     began = time.monotonic()
     check(args.corpus is not None, "a window slides over a text", "none", "name one with --corpus PATH")
-    check(args.windows is None, "--windows must stand without --stride and --context", args.windows,
-          "leave it out: a window that slides counts every token")
     texts, sha = texts_of(args.corpus)
     model = load(args.model, args.backend, args.threads, args.int8_head)
     context = model.cfg.context if args.context is None else args.context
     stride = max(1, context // 2) if args.stride is None else args.stride
     check_window(context, stride, model.cfg.context)
-    ready = [tokenised(text, model.tokenizer, model.first) for text in tqdm(texts, "tokens", delay=2)]
+    ready = [tokenised(text, model.tokenizer, model.first)
+             for text in tqdm(texts, "tokens", delay=2, disable=None)]
     facts = model_facts(model, args.model)
     under = digest(facts.weights, facts.vocabulary, sha, context, stride, args.backend, args.int8_head)
     part = None if args.output is None else Path(f"{args.output}.partial")

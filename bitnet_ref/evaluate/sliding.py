@@ -135,7 +135,8 @@ def slide(model: Transformer, texts: Sequence[Text], context: int, stride: int, 
     journal = Journal(*kept)
     rows = _kept(journal, windows)
     batch = max(1, min(batch, LOGITS // (context * model.cfg.vocab_size)))
-    with tqdm(total=len(windows), initial=len(rows), desc="sliding", disable=not progress) as bar:
+    with tqdm(total=len(windows), initial=len(rows), desc="sliding",
+              disable=None if progress else True) as bar:
         while len(rows) < len(windows):
             group = list(_alike(windows[len(rows):len(rows) + batch]))
             new = _of_windows(model, texts, group)

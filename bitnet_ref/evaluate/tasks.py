@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet_ref.checks import CheckError, check
-from bitnet_ref.data.atomic import unreadable
+from bitnet_ref.data.atomic import held_in
 from bitnet_ref.data.download import DATA
 
 LARGEST = 1 << 28                # bytes of a file, unpacked
@@ -73,17 +73,12 @@ def local(task: str) -> Path | None:
 def read_task(path: str | Path) -> Task:
     """The questions of a file. Raises CheckError: unreadable, too large, a line that is no question."""
     path = Path(path)
+    data = held_in(path, LARGEST, "a task", "give a smaller part")
     try:
-        data = path.read_bytes() if os.path.getsize(path) <= LARGEST else None
-        check(data is not None, f"a task must have at most {LARGEST} bytes", f"more in {path}",
-              "give a smaller part")
-        assert data is not None
         opened: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if path.suffix == ".gz" else io.BytesIO(data)
         held = opened.read(LARGEST + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise CheckError(f"{path} must be a whole gzip file; got {str(e)[:100]}; fetch it again") from None
-    except OSError as e:
-        raise unreadable(path, e) from None
     check(len(held) <= LARGEST, f"a task must have at most {LARGEST} bytes", f"more in {path}, unpacked",
           "give a smaller part")
     rows = list(_rows(held, path.name))

@@ -127,6 +127,11 @@ def test_a_model_worse_than_guessing_gets_no_perplexity_and_exit_code_1(run, tmp
     (["--backend", "abacus"], ["backend must be one of"]),
     (["--model", ""], ["--model must not be empty"]),
     (["--corpus", ""], ["--corpus must not be empty"]),
+    (["--output", "r.json"], ["--output must be of an evaluation that keeps a record", "--stride"]),
+    (["--run-programs"], ["--run-programs must be of the evaluation", "perplexity", "add --humaneval"]),
+    (["--batch", 16], ["--batch must be of the evaluation", "add --tasks"]),
+    (["--tasks", "x", "--temperature", 0.0], ["--temperature must be of the", "one of kind choice"]),
+    (["--stride", 3, "--windows", 2], ["--windows must be of the evaluation", "one of kind sliding"]),
     (["--windows", "x"], ["--windows must be an int; got 'x'", "see python -m bitnet_ref.evaluate --help"]),
 ])
 def test_what_is_wrong_is_refused_by_name(arguments, words, run):

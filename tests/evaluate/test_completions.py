@@ -108,7 +108,9 @@ def test_samples_of_others_and_the_reference_need_no_model(run, problems, tmp_pa
     assert (code, json.loads(out)["pass@1"]) == (0, 0.5)
     _, out, _ = run("--humaneval", problems, "--judge", "reference", "--run-programs", "--json")
     assert json.loads(out)["pass@1"] == 1
-    assert run("--humaneval", problems, "--judge", samples, "--run-programs", "--problems", 1)[0] == 2
+    code, out, _ = run("--humaneval", problems, "--judge", samples, "--run-programs", "--json",
+                       "--problems", 1)
+    assert (code, json.loads(out)["pass@1"], json.loads(out)["samples"]) == (0, 1, 1)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -120,9 +122,11 @@ def test_samples_of_others_and_the_reference_need_no_model(run, problems, tmp_pa
     (["--run-programs", "--workers", 0], ["--workers must be greater than 0"]),
     (["--run-programs", "--problems", -1], ["--problems must be greater than 0"]),
     (["--run-programs", "--temperature", -1.0], ["temperature must not be negative"]),
-    (["--run-programs", "--judge", "x", "--samples", "y"], ["--samples must stand without --judge"]),
-    (["--run-programs", "--judge", "nowhere"], ["nowhere must be"]),
-    (["--run-programs", "--judge", "reference", "--pass-at", 2], ["pass@k must be of k samples or more"]),
+    (["--run-programs", "--judge", "x"], ["--judge must stand without --model", "leave one out"]),
+    (["--run-programs", "--judge", "reference"], ["--judge must stand without --model"]),
+    (["--run-programs", "--limit", 3], ["--limit must be of the evaluation asked for", "add --tasks"]),
+    (["--run-programs", "--no-first"], ["--no-first must be of the evaluation asked for"]),
+    (["--run-programs", "--corpus", "x"], ["--corpus must be of the evaluation", "code; leave it out"]),
 ])
 def test_what_is_wrong_is_refused_and_nothing_runs(arguments, words, run, problems, monkeypatch):
     monkeypatch.setattr(module, "proved", lambda: ("walls",))
@@ -132,6 +136,31 @@ def test_what_is_wrong_is_refused_and_nothing_runs(arguments, words, run, proble
     code, out, err = run("--model", tiny.trained(), "--humaneval", problems, *arguments)
     assert (code, out) == (2, "")
     tiny.assert_three_parts(err.splitlines()[-1], *words)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--judge", "x", "--samples", "y"], ["--samples must stand without --judge"]),
+    (["--judge", "nowhere"], ["nowhere must be"]),
+    (["--judge", "reference", "--pass-at", 2], ["pass@k must be of k samples or more"]),
+    (["--judge", "reference", "--output", "r.json"], ["--output must be of an evaluation that keeps"]),
+])
+def test_of_samples_of_others_what_is_wrong_is_refused(arguments, words, run, problems, monkeypatch):
+    monkeypatch.setattr(module, "proved", lambda: ("walls",))
+    monkeypatch.setattr(module, "judged", lambda problems, samples, *more, **given: [
+        module.Verdict("failed", "", 0.0) for _ in samples])
+    code, out, err = run("--humaneval", problems, "--run-programs", *arguments)
+    assert (code, out) == (2, "")
+    tiny.assert_three_parts(err.splitlines()[-1], *words)
+
+
+def test_no_bar_where_nobody_looks(run, problems, monkeypatch, tmp_path):
+    """Of a log or a pipe each step of a bar would be a line."""
+    monkeypatch.setattr(module, "proved", lambda: ("walls",))
+    monkeypatch.setattr("bitnet_ref.evaluate.humaneval.proved", lambda: ("walls",))
+    monkeypatch.setattr("bitnet_ref.evaluate.humaneval.run", lambda *asked: module.Verdict("failed", "", 0.0))
+    code, _, err = run("--model", tiny.trained(), "--humaneval", problems, "--run-programs",
+                       "--completion-tokens", 2)
+    assert (code, err) == (0, "")
 
 
 def test_two_kinds_at_once_are_refused(run, problems):

@@ -24,6 +24,8 @@ from bitnet_ref.evaluate.records import load as load_record
 from bitnet_ref.evaluate.tasks import read_task
 from bitnet_ref.evaluate.zero_shot import score_task
 from bitnet_ref.generate.language_model import load
+from bitnet_ref.generate.sampling import Sampling
+from bitnet_ref.generate.together import together
 
 
 @pytest.fixture
@@ -95,8 +97,17 @@ def test_texts_end_before_their_stops(model):
     cut = answers.generate_until(instances(*[("Ba", {**how, **other}) for other in others]))
     assert cut[0] == cut[1] == free[0][:free[0].index(stop)]
     assert cut[2] == model.generate("Ba", 2, temperature=0)
-    long = answers.generate_until(instances(("Ba ce di " * 40, how)))
-    assert isinstance(long[0], str)
+
+
+def test_of_a_long_context_the_newest_half_is_seen_however_much_may_follow(model):
+    """A task that does not say how long an answer is must not take the place of its question."""
+    answers, context = Answers(model), "Ba ce di " * 40
+    newest = answers.tok_encode(context)[-16:]
+    want = together(model.transformer, model.tokenizer, [newest], 16, Sampling(temperature=0.0), model.ends,
+                    [])
+    for n, how in enumerate([{}, {"max_gen_toks": 10_000}, {"max_gen_toks": 16}], 1):
+        assert answers.generate_until(instances((context, how), ("Ba", how)))[0] == want[0]
+        assert answers.cut == n
 
 
 def test_what_the_library_asks_about_a_model(model):
@@ -146,9 +157,11 @@ def test_tasks_of_a_folder_have_the_figures_of_local_files(lm_eval, run, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_task_that_the_library_cannot_run_is_refused(lm_eval, run, tmp_path):
+def test_a_task_that_the_library_cannot_run_is_refused(lm_eval, run, tmp_path, monkeypatch):
     name, *_ = harness_tasks(tmp_path)
-    code, _, err = run("--tasks", "no_such_task", "--task-folder", tmp_path)
+    with monkeypatch.context() as patch:                   # before a model is loaded, or anything scored
+        patch.setattr("bitnet_ref.evaluate.choice.load", None)
+        code, _, err = run("--tasks", f"{tmp_path / name}.jsonl,no_such_task", "--task-folder", tmp_path)
     assert code == 2
     tiny.assert_three_parts(err.splitlines()[-1], "lm-evaluation-harness knows", "no_such_task", name)
     (tmp_path / f"{name}.jsonl").unlink()

@@ -123,6 +123,10 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
             read_problems(tmp_path / "p.jsonl.gz")
     with tiny.refusal("must be a readable file"):
         read_problems(tmp_path / "nothing")
+    if hasattr(os, "mkfifo"):                              # would be waited for
+        os.mkfifo(tmp_path / "pipe")
+        with tiny.refusal("must be a readable file", "pipe"):
+            read_problems(tmp_path / "pipe")
     monkeypatch.setattr(humaneval, "LARGEST", 5000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(10 ** 6)))
     with tiny.refusal("at most 5000 bytes", "bomb.gz"):
@@ -133,11 +137,12 @@ def test_samples_of_others_are_read(tmp_path):
     wanted = [("t/1", "a"), ("t/0", "b"), ("t/1", "")]
     rows = [{"task_id": t, "completion": c, "model": "x"} for t, c in wanted]
     assert read_samples(put(tmp_path / "s", rows), PROBLEMS) == wanted
+    assert read_samples(tmp_path / "s", PROBLEMS, ["t/0"]) == [("t/0", "b")]
 
 
 @pytest.mark.parametrize(("rows", "words"), [
     ([{"task_id": "t/9", "completion": ""}], ["line 1 of", "one of the 2 problems", "t/9"]),
-    ([{"task_id": "t/0", "completion": ""}], ["each problem must have a sample", "t/1"]),
+    ([{"task_id": "t/0", "completion": ""}], ["each problem must have a sample", "t/1", "with --problems"]),
     ([{"task_id": "t/0"}], ["line 1 of", "\"completion\""]),
     ([{"task_id": "t/0", "completion": ["x"]}], ["line 1 of", "\"completion\""]),
     ([], ["each problem must have a sample"]),

@@ -1,6 +1,7 @@
 """evaluate/journal: rows are kept one by one, half a line is made again, and nothing is mixed."""
 
 import json
+import os
 
 import pytest
 import tiny
@@ -47,6 +48,26 @@ def test_rows_of_something_else_are_refused(tmp_path):
     (tmp_path / "rows").write_text('{"n": 1}\n')
     with tiny.refusal("same model, data and options"):
         Journal(tmp_path / "rows", "abc")
+
+
+@pytest.mark.parametrize("content", [
+    b"notes without an end", b"two\nlines\nand a half", b'{"n": 1}\n{"half": ', b'{"under": "abd"',
+    b'{"under": "abd", "n": 1}\n{"under": "abd", "n"'])
+def test_a_file_of_something_else_is_left_as_it_is(content, tmp_path):
+    """What --samples or OUTPUT.partial names may be anybody's: not a byte goes before it is known as ours."""
+    (tmp_path / "rows").write_bytes(content)
+    with tiny.refusal("must be", "rows"):
+        Journal(tmp_path / "rows", "abc")
+    assert (tmp_path / "rows").read_bytes() == content
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with a name here")
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda path: list(rows_of(path)), lambda path: Journal(path, "abc")):
+        with tiny.refusal("must be a readable file", "pipe"):
+            read(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("content", "words"), [

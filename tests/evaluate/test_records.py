@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import own_cache  # noqa: F401
 
 from bitnet_ref.evaluate import records
-from bitnet_ref.evaluate.provenance import made, model_facts, short
+from bitnet_ref.evaluate.provenance import called, made, model_facts, short
 from bitnet_ref.evaluate.records import Data, Made, Metric, Model, Record, load, save
 from bitnet_ref.formats.checkpoint import TENSORS, latest
 from bitnet_ref.generate.language_model import load as load_model
@@ -57,6 +58,7 @@ def test_the_file_has_the_fields_that_other_programs_read(tmp_path):
 # --- bad input ---------------------------------------------------------------------------------------------
 
 DROP = object()
+GOOD = {"value": 0.5, "n": 2, "stderr": None, "better": "higher", "chance": None}
 
 
 @pytest.mark.parametrize(("where", "value", "words"), [
@@ -74,6 +76,11 @@ DROP = object()
     (["metrics", "acc", "better"], "more", ["better in acc"]), (["metrics", "acc", "stderr"], -1, ["stderr"]),
     (["items"], [[1, 1]], ["must be 2 rows", "got 1"]), (["items"], [[1], [1]], ["rows of 2 numbers"]),
     (["items"], [[1, 1], [1, "x"]], ["rows of 2 numbers", "row 1"]), (["items"], None, ["must be 2 rows"]),
+    (["metrics", "pass@x"], GOOD, ["pass@1 to pass@10000", "'pass@x'"]),
+    (["metrics", "pass@0"], GOOD, ["pass@1 to"]), (["metrics", "pass@99999"], GOOD, ["pass@1 to"]),
+    (["metrics", "pass@"], GOOD, ["pass@1 to"]), (["metrics", "pass@-1"], GOOD, ["pass@1 to"]),
+    (["metrics", "pass@1\n"], GOOD, ["pass@1 to"]), (["metrics", "pass@\u0661"], GOOD, ["pass@1 to"]),
+    (["metrics", "pass@1"], GOOD, ["item_fields", "correct, samples", "got correct, correct_norm"]),
     (["item_fields"], "ab", ["item_fields", "list of names"]), (["item_fields"], None, ["item_fields"]),
 ])
 def test_a_field_that_is_wrong_is_named(where, value, words, tmp_path):
@@ -86,6 +93,24 @@ def test_a_field_that_is_wrong_is_named(where, value, words, tmp_path):
         del place[where[-1]]
     (tmp_path / "r.json").write_text(json.dumps(table), encoding="utf-8")
     with tiny.refusal(*words, "r.json"):
+        load(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, 10_001, 1e12])
+def test_samples_are_a_number_that_can_be_counted_to(n, tmp_path):
+    """pass@k is a product over them: a stranger's 1e12 would never end."""
+    record = dataclasses.replace(RECORD, kind="code", metrics={"pass@10000": Metric(0.5, 2)},
+                                 item_fields=["correct", "samples"], items=[[0.5, 10_000], [0.5, 1.0]])
+    save(tmp_path / "r.json", record)
+    assert load(tmp_path / "r.json") == record
+    table = json.loads((tmp_path / "r.json").read_text())
+    table["items"][1][1] = n
+    (tmp_path / "r.json").write_text(json.dumps(table))
+    with tiny.refusal("samples of", "must be 1 to 10000", "row 1"):
+        load(tmp_path / "r.json")
+    table["items"][1] = [1.5, 1]
+    (tmp_path / "r.json").write_text(json.dumps(table))
+    with tiny.refusal("correct of", "must be 0 to 1", "row 1"):
         load(tmp_path / "r.json")
 
 
@@ -126,7 +151,7 @@ def test_a_run_is_known_by_its_weights_and_its_vocabulary():
     facts = model_facts(model, str(path))
     weights = (latest(path) / TENSORS).read_bytes()
     assert facts.weights == hashlib.sha256(weights).hexdigest()
-    assert facts.path == "/".join(Path(path).parts[-2:])
+    assert facts.path == Path(path).name
     assert (facts.format, facts.linear, facts.vocab_size, facts.context) == ("run", "ternary", 300, 32)
     assert facts.vocabulary == model.tokenizer.vocabulary
     assert facts.parameters == count_params(model.cfg).total
@@ -141,6 +166,26 @@ def test_a_command_names_no_folder():
     assert found.machine["backend"] == "numpy"
     assert found.machine["threads"] >= 1
     assert found.machine["cpu"]
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("/home/alice/model", "model"), ("m.gguf", "m.gguf"),
+    ("alice/nano-001/step-00000020", "nano-001/step-00000020"),
+    ("/home/alice/nano-001/", "nano-001"), ("/home/alice/step-by-step", "step-by-step")])
+def test_a_model_is_called_by_no_folder_of_the_machine(path, name):
+    assert called(path, Path(path)) == name
+
+
+def test_a_model_of_a_hub_keeps_its_name():
+    snapshot = Path("/home/alice/.cache/models--owner--name/snapshots/0123abcd")
+    assert called("owner/name@main", snapshot) == "owner/name@main"
+
+
+def test_a_command_can_be_typed_again():
+    asked = ["--model", "/home/me/my run", "--tasks=a b.jsonl,/c/d e", "--judge", "it's; rm $HOME"]
+    found = made("evaluate", asked, 1.0, "numpy")
+    assert shlex.split(found.command)[3:] == ["--model", "my run", "--tasks=a b.jsonl,d e", "--judge",
+                                              "it's; rm $HOME"]
 
 
 @pytest.mark.parametrize(("argument", "said"), [

@@ -384,13 +384,14 @@ def test_nothing_stays_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("namespaces", [True, False])
-def test_the_cell_ends_when_the_one_who_asked_is_killed(namespaces):
+def test_the_cell_ends_when_the_one_who_asked_is_killed(namespaces, tmp_path):
     program = "import time\ndef f(x):\n    time.sleep(77)\n"
     start = sandbox.START if namespaces else begun_with("c.NAMESPACES = -1")
     ask = ("from bitnet_ref.evaluate import sandbox\nprint('on', flush=True)\n"
            f"sandbox.START = {start!r}\nlimits = sandbox.Limits(deadline=70)\n"
            f"sandbox.run({program!r}, {CHECKS!r}, 'f', limits)")
-    asker = subprocess.Popen([sys.executable, "-c", ask], env=tiny.environment(), stdout=subprocess.PIPE)
+    its_own = {**tiny.environment(), "TMPDIR": str(tmp_path)}     # who is killed removes no folder
+    asker = subprocess.Popen([sys.executable, "-c", ask], env=its_own, stdout=subprocess.PIPE)
     asker.stdout.readline()
     tiny.wait_for(lambda: _below(asker.pid), asker)
     below = _below(asker.pid)

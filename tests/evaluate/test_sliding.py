@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import seeds, small_config, small_params
 from tiny import own_cache  # noqa: F401
 
+from bitnet_ref.checks import CheckError
 from bitnet_ref.cli import run_command
 from bitnet_ref.data.tokenizer import from_json, train_bpe
 from bitnet_ref.evaluate import __main__ as command
@@ -253,7 +254,8 @@ def text(tmp_path):
 
 
 def test_the_command_prints_and_keeps_what_it_found(run, text, tmp_path):
-    code, out, _ = run("--corpus", text, "--stride", 8, "--json", "--output", tmp_path / "record.json")
+    code, out, err = run("--corpus", text, "--stride", 8, "--json", "--output", tmp_path / "record.json")
+    assert err == ""                                       # no bar, where no terminal shows it
     figures, record = json.loads(out), load_record(tmp_path / "record.json")
     assert code == 0
     raw = text.read_text(encoding="utf-8")
@@ -272,6 +274,18 @@ def test_the_command_prints_and_keeps_what_it_found(run, text, tmp_path):
     assert f"bits per byte   {figures['bits per byte']:.4f}\n" in out
     assert f"{figures['perplexity']:.3f} per token" in out
     assert f"{len(record.items)} windows of 32 tokens, 8 apart" in out
+
+
+def test_the_figures_are_said_though_the_record_cannot_be_written(run, text, tmp_path, monkeypatch):
+    """The hours that made them are worth more than the file; what was kept of them stays."""
+    def full(path, records):
+        raise CheckError(f"{path} must be writable; got no space; free space")
+
+    monkeypatch.setattr("bitnet_ref.evaluate.__main__.save_all", full)
+    code, out, err = run("--corpus", text, "--stride", 8, "--json", "--output", tmp_path / "record.json")
+    assert (code, json.loads(out)["stride"]) == (2, 8)
+    tiny.assert_three_parts(err, "record.json must be writable")
+    assert (tmp_path / "record.json.partial").exists()
 
 
 def test_the_command_goes_on_where_it_was_but_not_with_another_model(run, text, tmp_path, monkeypatch):
@@ -299,7 +313,7 @@ def test_the_command_goes_on_where_it_was_but_not_with_another_model(run, text, 
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--stride", 4], ["a window slides over a text", "--corpus PATH"]),
-    (["--stride", 4, "--corpus", "TEXT", "--windows", 3], ["--windows must stand without --stride"]),
+    (["--stride", 4, "--corpus", "TEXT", "--windows", 3], ["--windows must be of the evaluation"]),
     (["--context", 33, "--corpus", "TEXT"], ["--context must be from 1 to the model's 32", "got 33"]),
     (["--context", 8, "--stride", 9, "--corpus", "TEXT"], ["--stride must be from 1 to the context of 8"]),
     (["--stride", 0, "--corpus", "TEXT"], ["--stride must be from 1"]),

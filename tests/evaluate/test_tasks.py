@@ -171,6 +171,14 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
         read_task(tmp_path / "none.jsonl")
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with a name here")
+    os.mkfifo(tmp_path / "q.jsonl")
+    with tiny.refusal("q.jsonl must be a readable file", "pipe"):
+        read_task(local(str(tmp_path / "q.jsonl")))
+
+
 @given(noise=st.binary(max_size=200), at=st.integers(0, 200))
 def test_damage_is_an_error_of_ours_or_none(noise, at):
     line = json.dumps(HELLASWAG).encode()
