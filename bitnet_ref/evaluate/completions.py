@@ -63,7 +63,10 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
         about = made("evaluate", argv, time.monotonic() - began, args.backend)
         items = [[passed / n, float(n)] for n, passed in found]
         records = (Record("code", "humaneval", model_facts(model, args.model), about,
-                          Data("HumanEval", sha, len(problems)), metrics, items, ["correct", "samples"]),)
+                          Data("HumanEval", sha, len(problems), {
+                              "temperature": how.temperature, "top_p": how.top_p,
+                              "completion_tokens": args.completion_tokens}),
+                          metrics, items, ["correct", "samples"]),)
     return _lines(metrics, verdicts, len(problems), walls), _figures(metrics, verdicts), records
 
 
