@@ -210,7 +210,8 @@ def between(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> In
 
 def _matched(records: Sequence[Record], others: Sequence[Record]) -> Sequence[Record]:
     """As many as the others: one is held against each of them."""
-    check(len(records) == len(others) or 1 in (len(records), len(others)), "both sides must have as many seeds",
+    check(len(records) == len(others) or 1 in (len(records), len(others)),
+          "both sides must have as many seeds",
           f"{len(records)} and {len(others)}", "train as often on both sides, or give one record")
     return list(records) * len(others) if len(records) == 1 else records
 
@@ -290,8 +291,9 @@ def _machine(record: Record) -> str:
 
 def _found(records: Sequence[Record], metric: str) -> list[Metric]:
     for record in records:
-        check(metric in record.metrics or _guesses(record, metric), f"a record of {record.task} must have {metric}",
-              ", ".join(record.metrics), "make it again with this version")
+        check(metric in record.metrics or _guesses(record, metric),
+              f"a record of {record.task} must have {metric}", ", ".join(record.metrics),
+              "make it again with this version")
     return [record.metrics[metric] for record in records if metric in record.metrics]
 
 

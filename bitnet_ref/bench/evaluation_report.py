@@ -108,7 +108,8 @@ def tally(rows: Sequence[Row]) -> dict[str, Any]:
             continue
         counts = by.setdefault(row.contest, dict.fromkeys((WIN, LOSS, UNKNOWN, REFUSED), 0))
         counts[row.verdict] += 1
-    whole = {verdict: sum(c[verdict] for name, c in by.items() if name != chains.CONTEST) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}
+    held = [counts for contest, counts in by.items() if contest != chains.CONTEST]
+    whole = {verdict: sum(c[verdict] for c in held) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}
     return {"all": whole, "by contest": by}
 
 

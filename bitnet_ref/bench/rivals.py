@@ -69,8 +69,8 @@ def steps_in_time(steps: int, paces: dict[str, float]) -> int:
 
 
 def kept_pace(plan: Plan, shapes: dict[str, ModelConfig], file: Path) -> dict[str, float]:
-    """{who: seconds per step}; from `file` if it was measured for these shapes and threads on this machine, so
-    that a report that is gone on with asks for the same steps."""
+    """{who: seconds per step}; from `file` if it was measured for these shapes and threads on this machine,
+    so that a report that is gone on with asks for the same steps."""
     asked = {who: asdict(shape) for who, shape in shapes.items()} | {
         "batch": plan.train.batch, "threads": threads_of(plan), "machine": machine()}
     if file.exists():

@@ -177,7 +177,8 @@ def run(answers: Any, facts: Model, tasks: list[str], args: Namespace, argv: lis
         print(f"note: {answers.cut:,} contexts were longer than the model's and lost their begin",
               file=sys.stderr)
     about = made("evaluate", argv, time.monotonic() - began, args.backend, ("lm_eval",))
-    return [_record(task, samples, found, facts, about, args.first) for task, samples in found["samples"].items()]
+    return [_record(task, samples, found, facts, about, args.first)
+            for task, samples in found["samples"].items()]
 
 
 def _record(task: str, samples: list[dict[str, Any]], found: Any, facts: Model, about: Any,

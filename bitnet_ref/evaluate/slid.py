@@ -43,7 +43,8 @@ def evaluate(args: Namespace, argv: list[str]
     metrics = _metrics(found)
     record = Record("perplexity", Path(args.corpus).stem, facts,
                     made("evaluate", argv, time.monotonic() - began, args.backend),
-                    Data(Path(args.corpus).name, sha, len(found.rows), {"context": context, "stride": stride}),
+                    Data(Path(args.corpus).name, sha, len(found.rows),
+                         {"context": context, "stride": stride}),
                     metrics, found.rows, list(FIELDS))
     figures = {name: m.value for name, m in metrics.items()} | {
         "loss": found.score.loss, "tokens": found.score.tokens, "bytes": found.score.bytes,

@@ -129,9 +129,9 @@ def test_questions_that_have_changed_are_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.subprocess, "run", run)
     monkeypatch.setattr(evaluation, "weights_sha256", lambda *given: "weights")
     monkeypatch.setattr(evaluation, "kind_of", lambda path: "hf")
-    first, second = question(tmp_path / "a" / "q.jsonl", 0), question(tmp_path / "b" / "q.jsonl", 1)
-    for path, n in ((first, 1), (first, 1), (second, 2), (first, 3), (question(first, 1), 4), (first, 4)):
-        evaluation.asked(job(tmp_path), "base", contestant(), [str(path)])
+    first, second = tmp_path / "a" / "q.jsonl", tmp_path / "b" / "q.jsonl"
+    for path, answer, n in ((first, 0, 1), (first, 0, 1), (second, 1, 2), (first, 0, 3), (first, 1, 4)):
+        evaluation.asked(job(tmp_path), "base", contestant(), [str(question(path, answer))])
         assert len(asked) == n
     evaluation.asked(job(tmp_path, threads=2), "base", contestant(), [str(first)])
     assert len(asked) == 5                                 # another command
@@ -153,7 +153,8 @@ def test_what_is_wrong_is_refused(arguments, tmp_path, capsys, monkeypatch):
     (["--task", "a/q.jsonl", "--task", "b/q.jsonl"], "tasks must have names of their own"),
     (["--task", "none.jsonl"], "none.jsonl"), (["--task", "bad.jsonl"], "line 1 of bad.jsonl"),
     (["--task", "x,y"], "--task must be one task"), (["--records", "records"], "record.json"),
-    (["--records", "bad.jsonl"], "--records must be a folder"), (["--baseline", "bad.jsonl"], "a model must be")])
+    (["--records", "bad.jsonl"], "--records must be a folder"),
+    (["--baseline", "bad.jsonl"], "a model must be")])
 def test_what_would_fail_after_the_training_is_refused_before(given, words, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rivals, "train_all", None)
     monkeypatch.chdir(tmp_path)

@@ -86,8 +86,8 @@ def test_every_loss_refusal_flag_and_gap_is_a_deficiency():
         for flag in row["flags"]:
             assert flag in said
     for words in ("refused: other data", "below the minimum: 40 questions", "at chance",
-                  "not measured here: code: HumanEval", "the texts loop", "not measured here: reasoning: PIQA",
-                  "energy: unknown: no counter"):
+                  "not measured here: code: HumanEval", "the texts loop",
+                  "not measured here: reasoning: PIQA", "energy: unknown: no counter"):
         assert words in said
     assert "not measured here: reasoning: ARC" not in said
     assert "not measured here: reasoning: ARC" in "\n".join(report()["deficiencies"])
