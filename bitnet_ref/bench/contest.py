@@ -191,7 +191,7 @@ def between(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> In
     better = ours[0].metrics[metric].better
     ours, theirs = _matched(ours, theirs), _matched(theirs, ours)
     mine, other = ([r.metrics[metric].value for r in records] for records in (ours, theirs))
-    if metric in NOTHING_VARIES:
+    if metric in NOTHING_VARIES and other[0] > 0:
         value = interval.delta(mine[0], other[0], better)
         return Interval(value, value, value)
     if min(mine + other) == max(mine + other) and ours[0].items == theirs[0].items:

@@ -44,8 +44,9 @@ class Contestant:
 
 def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record], others: Sequence[Record],
               spoken: dict[str, Any], notes: Sequence[str], made: Made) -> dict[str, Any]:
-    """The report. `others`: records made by hand, `spoken`: of bench/chains."""
-    ours = contestants[rivals.BITNET]
+    """The report. `others`: records made by hand, `spoken`: of bench/chains. Its machine is that of the
+    timings, which knows the threads of the processes that were timed."""
+    ours, timed = contestants[rivals.BITNET], speed[rivals.BITNET]
     rows: list[Row] = []
     for who, rival in contestants.items():
         if who == rivals.BITNET:
@@ -56,16 +57,16 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
         rows += [contest(rival.contest, ours.tasks[task], rival.tasks[task], metric, names)
                  for task in ours.tasks if task in rival.tasks for metric in ours.tasks[task][0].metrics
                  if metric in COMPARED]
-        mine, theirs = speed[rivals.BITNET], speed[who]
-        rows += [contest(rival.contest, [mine], [theirs], metric, names) for metric in SPEED
-                 if metric in mine.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
+        theirs = speed[who]
+        rows += [contest(rival.contest, [timed], [theirs], metric, names) for metric in SPEED
+                 if metric in timed.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
     rows += joined(others)
     others = [*others, *(r for c in contestants.values() for each in c.tasks.values() for r in each)]
     rows += chains.rows(spoken, ours.name, made.command)
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
     report: dict[str, Any] = {
-        "schema": SCHEMA, "kind": "report", "made": asdict(made), "rows": [row.table() for row in rows],
-        "models": models, "chains": spoken, "notes": list(notes)}
+        "schema": SCHEMA, "kind": "report", "made": asdict(made) | {"machine": timed.made.machine},
+        "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
     return report | {"summary": tally(rows), "deficiencies": deficiencies(rows, others, notes),
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
 

@@ -97,6 +97,8 @@ def test_rounds_by_turns():
 def test_bytes_are_counted_not_sampled():
     found = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 400)], "model bytes")
     assert (found.verdict, found.delta, found.flags) == (WIN, 25, [])
+    nothing = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 0)], "model bytes")
+    assert (nothing.verdict, nothing.delta) == (UNKNOWN, None)
 
 
 # ---- refused ----

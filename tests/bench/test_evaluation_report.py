@@ -58,6 +58,16 @@ def test_three_contests_with_verdicts_of_their_own():
     assert found(made, "equal parameters", "decode tokens/s")["delta"] == pytest.approx(100, abs=1)
 
 
+def test_the_machine_of_the_report_is_that_of_its_timings():
+    """Its processes may have had other threads than the one that started them."""
+    timed = made_up.efficiency([1, 2, 3])
+    timed = replace(timed, made=replace(timed.made, machine={"cpu": "none", "threads": 7}))
+    models = {who: contestant(who, 2.0, "ternary", 400, 0) for who in (rivals.BITNET, rivals.TWIN)}
+    made = evaluation_report.assembled(models, dict.fromkeys(models, timed), [], chains(), [], made_up.MADE)
+    assert made["made"]["machine"] == {"cpu": "none", "threads": 7}
+    assert made["made"]["command"] == made_up.MADE.command
+
+
 def test_what_is_the_same_by_construction_is_no_contest():
     rows = report()["rows"]
     assert not [r for r in rows if r["contest"] == "equal bytes" and r["metric"] == "model bytes"]
