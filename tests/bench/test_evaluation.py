@@ -60,7 +60,7 @@ def test_an_evaluation_is_a_command_and_is_made_once(tmp_path, monkeypatch):
     kept = records.load(tmp_path / "records" / "name.text.json")
     assert kept == found
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.subprocess, "run", None)
+        patch.setattr(evaluation, "subprocess", None)
         assert evaluation.evaluated(job(tmp_path), "name", run, "text", *how) == found
     other = tiny.trained(seed=1)
     assert evaluation.evaluated(job(tmp_path), "name", other, "text", *how) != found
@@ -126,7 +126,7 @@ def test_questions_that_have_changed_are_asked_again(tmp_path, monkeypatch):
             found.data, sha256=read_task(name).sha256)))
         return SimpleNamespace(stderr="", returncode=0)
 
-    monkeypatch.setattr(evaluation.subprocess, "run", run)
+    monkeypatch.setattr(evaluation, "subprocess", SimpleNamespace(run=run, DEVNULL=None, PIPE=None))
     monkeypatch.setattr(evaluation, "weights_sha256", lambda *given: "weights")
     monkeypatch.setattr(evaluation, "kind_of", lambda path: "hf")
     first, second = tmp_path / "a" / "q.jsonl", tmp_path / "b" / "q.jsonl"
