@@ -20,6 +20,7 @@ from bitnet_ref.chain.show import coverage
 from bitnet_ref.train.compression import table_of
 
 METRIC, CONTEST = "tokens/s against plain", "chain buckets"
+TOO_EASY = "the texts loop: guesses are too easy, it does not count"
 
 
 def measure(run: Path, prompts: int, tokens: int, threads: int | None) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _row(way: str, name: str, drafter: dict[str, Any], texts: dict[str, Any], wh
         gain = bootstrap(items, lambda sums: 100 * sums[..., 0] / sums[..., 1])
     flags = [f"below the minimum: {len(ratios)} {unit} of {least}"] if len(ratios) < least else []
     if texts["distinct 4-grams"] < speculation.LOOPS:
-        flags.append("the texts loop: guesses are too easy, it does not count")
+        flags.append(TOO_EASY)
     verdict = UNKNOWN if gain is None or texts["distinct 4-grams"] < speculation.LOOPS else judged(gain)
     return Row(contest=CONTEST, task=way, metric=METRIC, better="higher", ours=f"{who}, guesses by {name}",
                theirs=f"{who}, plain", value=value, other=1.0, values=ratios.tolist(), others=[1.0],

@@ -8,13 +8,25 @@ Read after: bench/evaluation. Read next: bench/__main__.
 """
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.bench.contest import LOSS, MINIMUM, REFUSED, UNKNOWN, WIN, Row, contest
+from bitnet_ref.bench.contest import (
+    LOSS,
+    MINIMUM,
+    NOTHING_VARIES,
+    REFUSED,
+    UNKNOWN,
+    WIN,
+    Row,
+    contest,
+    has_column,
+)
 from bitnet_ref.bench.interval import Interval, difference
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import CheckError, check, shown
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
 from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.evaluate import records
@@ -34,7 +46,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     rows = compared(Path(args.old), Path(args.new))
     for label, verdict, figures in rows:
-        print(f"{label:<60} {figures:<28} {WORDS[verdict]}")
+        print(f"{shown(label):<60} {shown(figures):<28} {WORDS[verdict]}")
     worse = sum(verdict == LOSS for _, verdict, _ in rows)
     print(f"{len(rows)} figures compared, {worse} worse beyond uncertainty")
     return CHECK_FAILED if worse else DONE
@@ -53,6 +65,8 @@ def compared(old: Path, new: Path) -> list[tuple[str, str, str]]:
 def opened(path: Path) -> Any:
     """A record, or the rows of a report by their KEY. Raises CheckError for anything else."""
     try:
+        check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
+              "a folder, pipe or device", FIX)             # a pipe would be waited for
         with open(path, "rb") as file:
             raw = file.read(LARGEST + 1)
     except OSError as e:
@@ -89,11 +103,12 @@ def _is_row(row: Any) -> bool:
 
 def of_records(old: records.Record, new: records.Record) -> list[tuple[str, str, str]]:
     """Each metric that both have. Raises CheckError where none may be compared."""
-    names = [name for name in new.metrics if name in old.metrics]
+    names = [name for name in new.metrics if name in old.metrics
+             and has_column(new, name) and has_column(old, name)]
     check(len(names) > 0, "two records must have a metric in common", "none", "compare two of one kind")
     rows = [contest("compare", [new], [old], name, ("new", "old")) for name in names]
-    check(any(row.verdict != REFUSED for row in rows), "two records must be comparable",
-          rows[0].flags[0] if rows[0].flags else "others", "score both on the same data")
+    why, _, fix = (rows[0].flags or [""])[0].rpartition("; ")
+    check(any(row.verdict != REFUSED for row in rows), "two records must be comparable", why, fix)
     return [(f"{row.task} {row.metric}", row.verdict, _said(row)) for row in rows]
 
 
@@ -116,14 +131,24 @@ def of_reports(old: dict[tuple[str, ...], dict[str, Any]],
         if about in seen:                                  # BitNet's figure stands in several contests
             continue
         seen.add(about)
-        if new[key].get("unit") in TIMED and old[key]["machine"] != new[key]["machine"]:
-            found.append((f"{ours}, {task} {metric}", REFUSED, "timed on another machine"))
+        if why := _apart(old[key], new[key]):
+            found.append((f"{ours}, {task} {metric}", REFUSED, why))
             continue
         change = _change(old[key], new[key])
         verdict = (WIN if change.value > 0 else LOSS) if change.decided else UNKNOWN
         said = f"{change.value:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]"
         found.append((f"{ours}, {task} {metric}", verdict, said))
+    check(any(verdict != REFUSED for _, verdict, _ in found), "two reports must be comparable", found[0][2],
+          "make both on one machine, of the same data")
     return found
+
+
+def _apart(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Why two rows of a name may not be compared, or nothing."""
+    if any(old.get(name) != new.get(name) for name in ("data", "how")):
+        return "of other data, or scored otherwise"
+    timed = new.get("unit") in TIMED and new["metric"] not in NOTHING_VARIES
+    return "timed on another machine" if timed and old["machine"] != new["machine"] else ""
 
 
 def _change(old: dict[str, Any], new: dict[str, Any]) -> Interval:

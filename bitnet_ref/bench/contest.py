@@ -21,7 +21,7 @@ from bitnet_ref.evaluate.humaneval import pass_at_k
 from bitnet_ref.evaluate.records import Metric, Record
 
 WIN, LOSS, UNKNOWN, REFUSED = "win", "loss", "unknown", "refused"
-TIMED = "efficiency", "speculation"
+TIMED = ("efficiency",)
 NOTHING_VARIES = ("model bytes",)        # counted by formula: a difference of one is a difference
 
 
@@ -40,6 +40,7 @@ MINIMUM = {"perplexity": Minimum(100_000, "bytes", "bytes"), "choice": Minimum(2
            "speculation": Minimum(8, "prompts")}
 QUOTIENT = {"bits per byte": ("nats", "bytes"), "perplexity": ("nats", "tokens"),
             "word perplexity": ("nats", "words")}
+GUESSED = "perplexity", "word perplexity"    # not kept of a model that is worse than guessing
 COLUMN = {"acc": "correct", "acc_norm": "correct_norm", "acc_uncond": "correct_uncond"}
 
 
@@ -68,6 +69,8 @@ class Row:
     own_high: float | None = None
     flags: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    data: str = ""                       # sha256 of what ours was scored on
+    how: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> dict[str, Any]:
         """As JSON."""
@@ -76,20 +79,24 @@ class Row:
 
 def contest(name: str, ours: Sequence[Record], theirs: Sequence[Record], metric: str,
             names: tuple[str, str]) -> Row:
-    """One metric of two models, each with a record for every seed, in the same order of seeds."""
+    """One metric of two models, each with a record for every seed, in the same order of seeds; a model that
+    was not trained here has one, which is held against each of the other's. Raises CheckError: no metric."""
     mine, other = (_found(records, metric) for records in (ours, theirs))
     first, unit = ours[0], MINIMUM[ours[0].kind].unit
     commands = list(dict.fromkeys(r.made.command for r in (*ours, *theirs)))
     about: dict[str, Any] = {
-        "contest": name, "task": first.task, "metric": metric, "better": mine[0].better, "ours": names[0],
-        "theirs": names[1], "n": size(first), "unit": unit, "commands": commands,
-        "values": values_of(ours, metric), "others": values_of(theirs, metric)}
+        "contest": name, "task": first.task, "metric": metric, "ours": names[0], "theirs": names[1],
+        "better": (mine + other)[0].better if mine + other else "lower", "n": size(first), "unit": unit,
+        "commands": commands, "values": values_of(ours, metric), "others": values_of(theirs, metric),
+        "data": first.data.sha256, "how": first.data.how}
     why = next((w for o in ours for t in theirs if (w := refusal(o, t, metric))), None)
     if why:
         return Row(**about, value=None, other=None, delta=None, low=None, high=None, verdict=REFUSED,
                    flags=[why])
     found = between(ours, theirs, metric)
     said = flags(ours, theirs, metric)
+    if found is None and first.items is not None and first.kind not in TIMED:
+        said.append("too few items or right answers for an interval")
     verdict = judged(found) if found else UNKNOWN
     if verdict != UNKNOWN and all(at_chance(r, metric) for r in (ours[0], theirs[0])):
         verdict = UNKNOWN
@@ -114,15 +121,27 @@ def refusal(ours: Record, theirs: Record, metric: str) -> str | None:
     if ours.data.sha256 != theirs.data.sha256:
         return (f"other data: checksums {ours.data.sha256[:8]} and {theirs.data.sha256[:8]}; "
                 "score both on the same file")
+    if ours.data.how != theirs.data.how:
+        return f"scored otherwise: {ours.data.how} and {theirs.data.how}; score both with the same options"
+    windows = ours.kind == "perplexity" and ours.model.vocabulary != theirs.model.vocabulary
+    if ours.data.items != theirs.data.items and ours.kind not in TIMED and not windows:
+        return f"another part: {ours.data.items:,} and {theirs.data.items:,} items; score both on as many"
     if metric == "perplexity" and ours.model.vocabulary != theirs.model.vocabulary:
         return "perplexity per token of two vocabularies means nothing; compare bits per byte"
     if ours.kind in TIMED and metric not in NOTHING_VARIES and _machine(ours) != _machine(theirs):
         return f"timings of two machines, {_machine(ours)} and {_machine(theirs)}; time both on one"
     for record in (ours, theirs):
+        if _guesses(record, metric):
+            return (f"no {metric} of {record.model.path}: worse than guessing; check model and tokenizer")
         if metric == "perplexity" and record.metrics[metric].value > record.model.vocab_size:
             return (f"perplexity {record.metrics[metric].value:,.0f} is above the vocabulary of "
                     f"{record.model.vocab_size:,}: worse than guessing; check model and tokenizer")
     return None
+
+
+def _guesses(record: Record, metric: str) -> bool:
+    """Whether the metric was left out of a record because its model is worse than guessing."""
+    return record.kind == "perplexity" and metric in GUESSED and "perplexity" not in record.metrics
 
 
 def flags(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> list[str]:
@@ -135,8 +154,10 @@ def flags(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> list
     for who, record in (("ours", ours[0]), ("theirs", theirs[0])):
         if at_chance(record, metric):
             said.append(f"{who} is at chance: guessing explains it")
-    if min(len(ours), len(theirs)) == 1 and ours[0].kind in ("perplexity", "choice", "code"):
-        said.append("one seed: the interval is of the test set alone, not of training again")
+    fewest, most = sorted((len(ours), len(theirs)))
+    if fewest == 1 and ours[0].kind in ("perplexity", "choice", "code"):
+        said.append("one seed: the interval is of the test set alone, not of training again" if most == 1 else
+                    "one side has one seed: the interval does not know of training that one again")
     if ours[0].items is None and metric not in NOTHING_VARIES:
         said.append("no values by item were kept: no interval")
     return said
@@ -168,8 +189,9 @@ def between(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> In
     Of a test set: by its items, and of several seeds by those too: the outer ends of both.
     """
     better = ours[0].metrics[metric].better
+    ours, theirs = _matched(ours, theirs), _matched(theirs, ours)
     mine, other = ([r.metrics[metric].value for r in records] for records in (ours, theirs))
-    if metric in NOTHING_VARIES:
+    if metric in NOTHING_VARIES and other[0] > 0:
         value = interval.delta(mine[0], other[0], better)
         return Interval(value, value, value)
     if min(mine + other) == max(mine + other) and ours[0].items == theirs[0].items:
@@ -178,10 +200,20 @@ def between(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> In
         return None
     if ours[0].kind in TIMED:
         return by_rounds(ours[0], theirs[0], metric, better)
-    text = by_items(ours, theirs, metric, better)
-    if len(ours) == len(theirs) and len(ours) in T95:
-        return interval.hull(interval.over_seeds(mine, other, better), text)
-    return text
+    if min(len(r.items or []) for r in (*ours, *theirs)) < 2:
+        return None
+    found = by_items(ours, theirs, metric, better)
+    if len(ours) in T95:
+        found = interval.hull(interval.over_seeds(mine, other, better), found)
+    return found if found.known else None
+
+
+def _matched(records: Sequence[Record], others: Sequence[Record]) -> Sequence[Record]:
+    """As many as the others: one is held against each of them."""
+    check(len(records) == len(others) or 1 in (len(records), len(others)),
+          "both sides must have as many seeds",
+          f"{len(records)} and {len(others)}", "train as often on both sides, or give one record")
+    return list(records) * len(others) if len(records) == 1 else records
 
 
 def by_items(ours: Sequence[Record], theirs: Sequence[Record], metric: str, better: str) -> Interval:
@@ -191,11 +223,11 @@ def by_items(ours: Sequence[Record], theirs: Sequence[Record], metric: str, bett
     same = ours[0].model.vocabulary == theirs[0].model.vocabulary or ours[0].kind != "perplexity"
     if same and len({a.shape for a in (*mine, *other)}) == 1:
         return interval.paired(mine, other, figure, better)
-    return interval.apart(mine[0], other[0], figure, better)
+    return interval.apart(mine, other, figure, better)
 
 
 def by_rounds(ours: Record, theirs: Record, metric: str, better: str) -> Interval | None:
-    """By Student over rounds in which both took turns; of prompts by drawing them again."""
+    """By Student over rounds in which both took turns; of more than his table has by drawing them again."""
     figure, mine = figure_of(ours, metric)
     _, other = figure_of(theirs, metric)
     if ours.kind == "efficiency" and len(mine) == len(other) and len(mine) in T95:
@@ -208,7 +240,7 @@ def values_of(records: Sequence[Record], metric: str) -> list[float]:
     first = records[0]
     if first.kind in TIMED and first.items and metric in (first.item_fields or []):
         return [row[(first.item_fields or []).index(metric)] for row in first.items]
-    return [record.metrics[metric].value for record in records]
+    return [record.metrics[metric].value for record in records if metric in record.metrics]
 
 
 def own_interval(record: Record, metric: str) -> Interval | None:
@@ -216,7 +248,15 @@ def own_interval(record: Record, metric: str) -> Interval | None:
     if record.items is None or len(record.items) < 2 or metric in NOTHING_VARIES:
         return None
     figure, items = figure_of(record, metric)
-    return interval.bootstrap(items, figure)
+    found = interval.bootstrap(items, figure)
+    return found if found.known else None
+
+
+def has_column(record: Record, metric: str) -> bool:
+    """Whether the metric is made of the record's items: what only counts something is not to be judged."""
+    needed = {"correct", "samples"} if metric.startswith("pass@") else {
+        *QUOTIENT.get(metric, (COLUMN.get(metric, metric),))}
+    return record.items is None or metric in NOTHING_VARIES or needed <= set(record.item_fields or [])
 
 
 def figure_of(record: Record, metric: str) -> tuple[Figure, np.ndarray]:
@@ -251,9 +291,10 @@ def _machine(record: Record) -> str:
 
 def _found(records: Sequence[Record], metric: str) -> list[Metric]:
     for record in records:
-        check(metric in record.metrics, f"a record of {record.task} must have {metric}",
-              ", ".join(record.metrics), "make it again with this version")
-    return [record.metrics[metric] for record in records]
+        check(metric in record.metrics or _guesses(record, metric),
+              f"a record of {record.task} must have {metric}", ", ".join(record.metrics),
+              "make it again with this version")
+    return [record.metrics[metric] for record in records if metric in record.metrics]
 
 
 def _mean(metrics: Sequence[Metric]) -> float:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,22 +27,31 @@ RAPL = Path("/sys/class/powercap")
 Round = dict[str, float | None]
 
 
+class Measured(NamedTuple):
+    """`rounds`: {name: figures round by round}; `notes`: what could not be measured and why; `kernels`: what
+    the children computed with, which may be other threads than this process has."""
+
+    rounds: dict[str, list[Round]]
+    notes: list[str]
+    kernels: dict[str, Any]
+
+
 def measured(models: Mapping[str, str], rounds: int, threads: int | None,
-             say: Callable[[str], None] = lambda text: None) -> tuple[dict[str, list[Round]], list[str]]:
-    """{name: figures round by round} of models by path, and notes: what could not be measured and why."""
+             say: Callable[[str], None] = lambda text: None) -> Measured:
+    """Of models by path, in turns."""
     check(rounds > 1, "--rounds must be 2 or more", rounds, "one round has no spread")
     found: dict[str, list[Round]] = {name: [] for name in models}
     notes: dict[str, None] = {}
-    names = list(models)
+    names, computed = list(models), dict[str, Any]()
     for i in range(rounds):
         say(f"efficiency: round {i + 1} of {rounds}")
         for name in names[i % len(names):] + names[:i % len(names)]:
             with Child(sys.executable, MODULE, models[name], str(threads or 0), ours=True) as child:
-                said = child.ask("measure")
+                computed, said = child.about["kernels"], child.ask("measure")
             if said["why no energy"]:
                 notes[f"energy: unknown: {said['why no energy']}"] = None
             found[name].append({metric: said[metric] for metric in METRICS})
-    return found, list(notes)
+    return Measured(found, list(notes), computed)
 
 
 # ---- in the child ----
@@ -50,10 +59,11 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
 def start() -> tuple[dict[str, Any], Mapping[str, Callable[..., dict[str, Any]]]]:
     """Load the model of the command line; what it can be asked."""
     from bitnet_ref.generate.language_model import load
+    from bitnet_ref.kernels import about
 
     path, threads = sys.argv[1], int(sys.argv[2]) or None
     model = load(path, "numba", threads).transformer
-    return {"about": path}, {"measure": lambda: measure(model)}
+    return {"about": path, "kernels": about("numba")}, {"measure": lambda: measure(model)}
 
 
 def measure(model: Any) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def measure(model: Any) -> dict[str, Any]:
     each = (whole - wait) / tokens
     known = not isinstance(spent, str)
     return {"prefill tokens/s": prompt / wait, "decode tokens/s": 1 / each,
-            "first token ms": 1e3 * (wait + each), "peak MiB": peak() / 2**20 or None,
+            "first token ms": 1e3 * wait, "peak MiB": peak() / 2**20 or None,
             "joules per token": spent / (calls * (prompt + tokens)) if known else None,
             "why no energy": "" if known else spent}
 

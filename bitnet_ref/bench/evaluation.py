@@ -27,11 +27,13 @@ from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.config import PRESETS
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.data.download import DATA
-from bitnet_ref.evaluate import records
-from bitnet_ref.evaluate.provenance import made, weights_sha256
+from bitnet_ref.evaluate import harness, records
+from bitnet_ref.evaluate.provenance import machine, made, weights_sha256
 from bitnet_ref.evaluate.records import Data, Metric, Record
+from bitnet_ref.evaluate.sliding import texts_of
+from bitnet_ref.evaluate.tasks import local, read_task
 from bitnet_ref.formats.hf_write import write_hf
-from bitnet_ref.formats.opened import kind_of
+from bitnet_ref.formats.opened import kind_of, open_model
 from bitnet_ref.formats.source import open_run
 
 COMMAND = "evaluate report"
@@ -57,6 +59,10 @@ class Job(NamedTuple):
         """By this command, since then."""
         return made(COMMAND, self.argv, time.perf_counter() - began, "numba")
 
+    def timing(self) -> dict[str, Any]:
+        """What timings depend on beside the models."""
+        return {"threads": self.threads, "machine": machine()}
+
 
 def say(what: str) -> None:
     """Progress."""
@@ -74,19 +80,22 @@ def stored(run: Path, folder: Path) -> Path:
     return folder
 
 
-def evaluated(job: Job, name: str, path: Path, task: str, *flags: str) -> Record:
+def evaluated(job: Job, name: str, path: Path, task: str, *flags: str, sha: str | None = None) -> Record:
     """The record of `python -m bitnet_ref.evaluate --model path flags`, a process of its own, so that the
-    command in the record is one that can be typed. If there is one of these weights, that one."""
+    command in the record is one that can be typed. If there is one of these weights, this command and data of
+    checksum `sha` (None: not known before), that one."""
     file = job.record(f"{name}.{task}")
+    threads = ("--threads", str(job.threads)) if job.threads else ()
+    argv = ["--model", str(path), *flags, *threads, "--output", str(file)]
     if file.exists():
         found = records.load(file)
-        if found.model.weights == weights_sha256(path, kind_of(path)):
+        same = (found.made.command == made("evaluate", argv, 0.0, "numba").command
+                and sha in (None, found.data.sha256))
+        if same and found.model.weights == weights_sha256(path, kind_of(path)):
             return found
         file.unlink()
     say(f"{name}: {task}")
-    threads = ("--threads", str(job.threads)) if job.threads else ()
-    words = [sys.executable, "-m", "bitnet_ref.evaluate", "--model", str(path), *flags, *threads,
-             "--output", str(file)]
+    words = [sys.executable, "-m", "bitnet_ref.evaluate", *argv]
     place = os.pathsep.join(p for p in (str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")) if p)
     done = subprocess.run(words, env={**os.environ, "PYTHONPATH": place}, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, encoding="utf-8", errors="replace", check=False)
@@ -99,28 +108,36 @@ def evaluated(job: Job, name: str, path: Path, task: str, *flags: str) -> Record
 def tested(job: Job, name: str, path: Path) -> Record:
     """Of the test text, in windows that do not overlap."""
     length = str(job.context)
-    return evaluated(job, name, path, CORPUS, "--corpus", CORPUS, "--context", length, "--stride", length)
+    return evaluated(job, name, path, CORPUS, "--corpus", CORPUS, "--context", length, "--stride", length,
+                     sha=texts_of(CORPUS)[1])
 
 
 def timed(job: Job, models: dict[str, Contestant]) -> tuple[dict[str, Record], list[str]]:
     """{who: efficiency} of all, measured by turns; and what could not be measured."""
     about = {who: c.records[0].model for who, c in models.items()}
     files = {who: job.record(f"{who}.efficiency") for who in models}
-    notes = job.place / NOTES
+    notes, wanted = job.place / NOTES, {"rounds": job.rounds, **job.timing()}
     if all(f.exists() for f in (*files.values(), notes)):
+        kept = json.loads(notes.read_text(encoding="utf-8"))
         found = {who: records.load(file) for who, file in files.items()}
-        if all(found[who].model.weights == about[who].weights for who in models):
-            return found, list(json.loads(notes.read_text(encoding="utf-8")))
+        if _was_asked(kept, wanted) and all(found[who].model.weights == about[who].weights for who in models):
+            return found, list(kept["notes"])
     began = time.perf_counter()
     given = {who: str(c.path) for who, c in models.items()}
-    rounds, said = efficiency.measured(given, job.rounds, job.threads, say)
+    rounds, said, kernels = efficiency.measured(given, job.rounds, job.threads, say)
     made_by = job.made(began)
+    made_by = replace(made_by, machine={**made_by.machine, **kernels})
     found = {who: _efficiency(about[who], rows, made_by) for who, rows in rounds.items()}
     for who, record in found.items():
         records.save(files[who], record)
     with whole_file(notes) as file:
-        file.write(json.dumps(said).encode())
+        file.write(json.dumps({"asked": wanted, "notes": said}).encode())
     return found, said
+
+
+def _was_asked(kept: Any, wanted: dict[str, Any]) -> bool:
+    """Whether what a file keeps was made for the same wishes."""
+    return isinstance(kept, dict) and kept.get("asked") == wanted
 
 
 def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: records.Made) -> Record:
@@ -137,13 +154,13 @@ def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: rec
 
 def spoken(job: Job, run: Path, weights: str) -> dict[str, Any]:
     """The figures of chain buckets, of these weights."""
-    file = job.place / CHAINS
+    file, wanted = job.place / CHAINS, {"weights": weights, "prompts": job.prompts, **job.timing()}
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept.get("weights") == weights:
+        if _was_asked(kept, wanted):
             return dict(kept)
     say("chain buckets")
-    found = {**chains.measure(run, job.prompts, 100, job.threads), "weights": weights}
+    found = {**chains.measure(run, job.prompts, 100, job.threads), "asked": wanted}
     with whole_file(file) as f:
         f.write(json.dumps(found).encode())
     return found
@@ -188,8 +205,16 @@ def asked(job: Job, who: str, c: Contestant, tasks: list[str]) -> dict[str, list
     if who in (rivals.SMALL, rivals.LONG):
         return {}
     paths = {run["name"]: job.place / "models" / run["name"] for run in c.runs} or {f"baseline-{who}": c.path}
-    return {task: [evaluated(job, name, path, Path(task).name, "--tasks", task)
+    return {task: [evaluated(job, name, path, Path(task).name, "--tasks", task, sha=_questions(task))
                    for name, path in paths.items()] for task in tasks}
+
+
+def _questions(task: str) -> str | None:
+    """Checksum of a local file of questions; None for a task of the library, without which it is refused."""
+    place = local(task)
+    if place is None:
+        harness.library()
+    return None if place is None else read_task(place).sha256
 
 
 def plan_of(args: Any) -> rivals.Plan:
@@ -218,9 +243,10 @@ def parsed(argv: list[str]) -> Any:
                                 ("threads", None, "to run with")):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default or 'all'})")
     args = parser.parse_args(argv)
-    check_args(args)
     if args.data:
         os.environ[DATA] = args.data
+    check_args(args)
+    check_inputs(args)
     return args
 
 
@@ -232,11 +258,32 @@ def check_args(args: Any) -> None:
     for name, least in (("seeds", 1), ("rounds", 2)):
         check(least <= getattr(args, name) <= max(T95), f"--{name} must be {least} to {max(T95)}",
               getattr(args, name), "use 3")
-    for path in (*args.baseline, *args.records):
-        check(Path(path).exists(), "a baseline or a folder of records must exist", path, "check the path")
+    for path in args.baseline:
+        check(Path(path).exists(), "a baseline must exist", path, "check the path")
+    for path in args.records:
+        check(Path(path).is_dir(), "--records must be a folder", path, "check the path")
     names = [*rivals.NAMES, *(Path(path).resolve().name for path in args.baseline)]
     check(len(set(names)) == len(names), "baselines must have names of their own", ", ".join(names),
           "rename the folder")
+    tasks = [Path(task).name for task in args.task]
+    check(len(set(tasks)) == len(tasks), "tasks must have names of their own", ", ".join(tasks),
+          "rename a file, or leave out what is there twice")
+    check("," not in "".join(args.task), "--task must be one task", ", ".join(args.task),
+          "give it several times")
+
+
+def check_inputs(args: Any) -> None:
+    """Raise CheckError for files that would be refused after the training."""
+    for folder in args.records:
+        for file in Path(folder).glob("*.json"):
+            records.load(file)
+    for task in args.task:
+        _questions(task)
+    context = lookup(PRESETS, args.preset, "preset").model.context
+    for path in args.baseline:
+        most = open_model(path).cfg.context
+        check(most >= context, f"a baseline must read {context} tokens at once, as {args.preset} does",
+              f"{most} of {path}", "give another baseline or --preset")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ Read after: bench/evaluation_pictures. Read next: bench/evaluation.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.bench import evaluation_pictures
+from bitnet_ref.bench import chains, evaluation_pictures
 from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train.report import rendered
@@ -56,19 +57,20 @@ def headline(row: dict[str, Any]) -> str:
 
 
 def key_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each contest the row that counts most: bits per byte, or the greedy text's best drafter."""
+    """Of each contest the row that counts most: bits per byte, or the best drafter of those that count."""
     first: dict[str, dict[str, Any]] = {}
     for row in report["rows"]:
         if row["metric"] in ("bits per byte", "acc", "pass@1"):
             first.setdefault(f"{row['contest']} {row['task']}", row)
-    chains = [r for r in report["rows"] if r["metric"] == "tokens/s against plain"]
-    return [*first.values(), *sorted(chains, key=lambda r: -(r["delta"] or 0))[:1]]
+    spoken = [r for r in report["rows"] if r["metric"] == chains.METRIC and chains.TOO_EASY not in r["flags"]]
+    return [*first.values(), *sorted(spoken, key=lambda r: -(r["delta"] or 0))[:1]]
 
 
 def sentence(row: dict[str, Any]) -> str:
     """A row in words."""
-    verdict = {WIN: "better", LOSS: "worse", UNKNOWN: "unknown: within its uncertainty",
-               REFUSED: "refused"}[row["verdict"]]
+    inside = row["low"] is not None and row["low"] <= 0 <= row["high"]
+    why = "within its uncertainty" if inside else (row["flags"] or ["nothing says how sure it is"])[0]
+    verdict = {WIN: "better", LOSS: "worse", UNKNOWN: f"unknown: {why}", REFUSED: "refused"}[row["verdict"]]
     return f"{row['contest']}, {row['metric']} ({row['task']}): {headline(row)}, {verdict}"
 
 
@@ -98,13 +100,16 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def bar(row: dict[str, Any], reach: float = 50.0) -> dict[str, float] | None:
-    """Where a row's interval lies on a line from -reach to +reach percent, as percents of its length."""
+def bar(row: dict[str, Any], reach: float = 50.0) -> dict[str, Any] | None:
+    """Where a row's interval lies on a line from -reach to +reach percent, as percents of its length, and
+    `beyond`: the ends of the line, "<" and ">", over which something lies."""
     if row["delta"] is None:
         return None
     ends = {"at": row["delta"], "from": row["low"] if row["low"] is not None else row["delta"],
             "to": row["high"] if row["high"] is not None else row["delta"]}
-    return {name: round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2) for name, value in ends.items()}
+    beyond = "<" * (min(ends.values()) < -reach) + ">" * (max(ends.values()) > reach)
+    places = {name: round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2) for name, value in ends.items()}
+    return {**places, "beyond": beyond}
 
 
 def content(report: dict[str, Any]) -> dict[str, Any]:
@@ -115,23 +120,39 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
             "numbered": commands(report), "number": number, "percent": lambda share: f"{share:.1%}"}
 
 
+def plain(words: object) -> str:
+    """A stranger's words as one line of text: no cell of a table, no HTML, no second line begins in them."""
+    return re.sub(r"([\\|<>`])", r"\\\1", " ".join(str(words).split()))
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The same as text."""
     counts = ", ".join(f"**{n}** {VERDICTS[v]}" for v, n in report["summary"]["all"].items())
     lines = ["# BitNet b1.58, held against full precision", "",
              f"{counts}. 0 % is parity, positive is better for BitNet, negative worse; in brackets 95 %.", "",
-             *(f"- {sentence(row)}" for row in key_rows(report)), "", "## Deficiencies", "",
-             *(f"- {words}" for words in report["deficiencies"])]
+             *(f"- {plain(sentence(row))}" for row in key_rows(report)), "", "## Deficiencies", "",
+             *(f"- {plain(words)}" for words in report["deficiencies"])]
     for table in tables(report):
-        lines += ["", f"## {table['title'].capitalize()}", "", table["about"], "",
+        lines += ["", f"## {plain(table['title'].capitalize())}", "", table["about"], "",
                   "| task, metric | ours | theirs | delta | verdict | size | made by |", "|" + "---|" * 7]
         for rows in table["categories"].values():
-            lines += [f"| {r['task']}, {r['metric']} | {r['ours']}: {r['mine']} | "
-                      f"{r['theirs']}: {r['other text']} | {r['text']} | {r['verdict']}"
-                      f"{''.join(f' ({words})' for words in r['flags'])} | {r['n']:,} {r['unit']} | "
-                      f"{' '.join(f'[{n}]' for n in r['made by'])} |" for r in rows]
-    lines += ["", "## Made by", "", *(f"{n}. `{command}`" for command, n in commands(report).items()), "",
-              *(f"- {name}: {value}" for name, value in
+            lines += [_line(r) for r in rows]
+    lines += ["", "## Made by", "", *(f"{n}. {_code(command)}" for command, n in commands(report).items()),
+              "",
+              *(f"- {plain(name)}: {plain(value)}" for name, value in
                 {**report["made"]["machine"], **report["made"]["versions"]}.items()), "",
-              *(f"- {d['name']}: {d['items']:,} items, sha256 `{d['sha256']}`" for d in report["data"])]
+              *(f"- {plain(d['name'])}: {d['items']:,} items, sha256 {_code(d['sha256'])}"
+                for d in report["data"])]
     return "\n".join(lines) + "\n"
+
+
+def _line(r: dict[str, Any]) -> str:
+    flagged = "".join(f" ({words})" for words in r["flags"])
+    cells = (f"{r['task']}, {r['metric']}", f"{r['ours']}: {r['mine']}", f"{r['theirs']}: {r['other text']}",
+             r["text"], f"{r['verdict']}{flagged}", f"{r['n']:,} {r['unit']}")
+    return f"| {' | '.join(map(plain, cells))} | {' '.join(f'[{n}]' for n in r['made by'])} |"
+
+
+def _code(words: str) -> str:
+    """In a line as code, where nothing is escaped: no back quote may end it."""
+    return f"`{' '.join(words.replace('`', chr(39)).split())}`"

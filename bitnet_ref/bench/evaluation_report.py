@@ -22,10 +22,11 @@ SPEED = (*efficiency.METRICS, "model bytes")
 # What is the same by construction: the narrower twin has as many bytes; the twin of other steps is as fast as
 # the first, and to time it again would count a win or a loss twice.
 SAME = {rivals.SMALL: ("model bytes",), rivals.LONG: SPEED}
-AGAIN = "perplexity", "word perplexity", "acc_norm", "acc_uncond"
+AGAIN = "perplexity", "word perplexity", "acc_norm", "acc_uncond", "first token ms"
 COMPARED = ("bits per byte", "perplexity", "word perplexity", "acc", "acc_norm", "acc_uncond")
-# What the mission asks for, by the kind of record; what there is no record of is said to be missing.
-ASKED = {"choice": "reasoning (ARC, HellaSwag, PIQA, WinoGrande, BoolQ)", "code": "code (HumanEval)"}
+# What the mission asks for, by how the task of a record begins; what none has is said to be missing.
+ASKED = {"arc": "reasoning: ARC", "hellaswag": "reasoning: HellaSwag", "piqa": "reasoning: PIQA",
+         "winogrande": "reasoning: WinoGrande", "boolq": "reasoning: BoolQ", "humaneval": "code: HumanEval"}
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,29 @@ class Contestant:
 
 def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record], others: Sequence[Record],
               spoken: dict[str, Any], notes: Sequence[str], made: Made) -> dict[str, Any]:
-    """The report. `others`: records made by hand, `spoken`: of bench/chains."""
-    ours = contestants[rivals.BITNET]
+    """The report. `others`: records made by hand, `spoken`: of bench/chains. Its machine is that of the
+    timings, which knows the threads of the processes that were timed."""
+    ours, timed = contestants[rivals.BITNET], speed[rivals.BITNET]
     rows: list[Row] = []
     for who, rival in contestants.items():
         if who == rivals.BITNET:
             continue
         names = ours.name, rival.name
         rows += [contest(rival.contest, ours.records, rival.records, metric, names)
-                 for metric in QUALITY if metric in ours.records[0].metrics]
+                 for metric in QUALITY if any(metric in r.metrics for r in (*ours.records, *rival.records))]
         rows += [contest(rival.contest, ours.tasks[task], rival.tasks[task], metric, names)
                  for task in ours.tasks if task in rival.tasks for metric in ours.tasks[task][0].metrics
                  if metric in COMPARED]
-        mine, theirs = speed[rivals.BITNET], speed[who]
-        rows += [contest(rival.contest, [mine], [theirs], metric, names) for metric in SPEED
-                 if metric in mine.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
+        theirs = speed[who]
+        rows += [contest(rival.contest, [timed], [theirs], metric, names) for metric in SPEED
+                 if metric in timed.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
     rows += joined(others)
     others = [*others, *(r for c in contestants.values() for each in c.tasks.values() for r in each)]
     rows += chains.rows(spoken, ours.name, made.command)
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
     report: dict[str, Any] = {
-        "schema": SCHEMA, "kind": "report", "made": asdict(made), "rows": [row.table() for row in rows],
-        "models": models, "chains": spoken, "notes": list(notes)}
+        "schema": SCHEMA, "kind": "report", "made": asdict(made) | {"machine": timed.made.machine},
+        "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
     return report | {"summary": tally(rows), "deficiencies": deficiencies(rows, others, notes),
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
 
@@ -98,15 +100,17 @@ def described(who: str, c: Contestant, speed: Record) -> dict[str, Any]:
 
 
 def tally(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many of each verdict, in all and by contest. Perplexities say again what bits per byte say, and
-    acc_norm what acc says: they are shown, not counted."""
+    """How many of each verdict, by contest, and in all against full precision: chain buckets are held against
+    plain decoding of the same model. Perplexities say again what bits per byte say, acc_norm what acc says,
+    the first token what reading the prompt says: they are shown, not counted."""
     by: dict[str, dict[str, int]] = {}
     for row in rows:
         if row.metric in AGAIN:
             continue
         counts = by.setdefault(row.contest, dict.fromkeys((WIN, LOSS, UNKNOWN, REFUSED), 0))
         counts[row.verdict] += 1
-    whole = {verdict: sum(c[verdict] for c in by.values()) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}
+    held = [counts for contest, counts in by.items() if contest != chains.CONTEST]
+    whole = {verdict: sum(c[verdict] for c in held) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}
     return {"all": whole, "by contest": by}
 
 
@@ -122,8 +126,9 @@ def deficiencies(rows: Sequence[Row], others: Sequence[Record], notes: Sequence[
             weak.setdefault(words, []).append(f"{row.contest}, {row.task}, {row.metric}")
     said += [f"{words}: {where[0]}" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
              for words, where in weak.items()]
-    there = {record.kind for record in others}
-    said += [f"not measured here: {what}" for kind, what in ASKED.items() if kind not in there]
+    there = [record.task.lower() for record in others]
+    said += [f"not measured here: {what}" for task, what in ASKED.items()
+             if not any(name.startswith(task) for name in there)]
     return said + list(notes)
 
 

@@ -31,6 +31,11 @@ class Interval(NamedTuple):
     high: float
 
     @property
+    def known(self) -> bool:
+        """Whether all three are numbers: a quotient of which a draw had nothing below has none."""
+        return all(map(math.isfinite, self))
+
+    @property
     def decided(self) -> bool:
         """Whether zero lies outside."""
         return self.low > 0 or self.high < 0
@@ -52,12 +57,17 @@ def delta(ours: Any, theirs: Any, better: str) -> Any:
 def bootstrap(items: np.ndarray, figure: Figure, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The BCa interval of `figure` of the sums over items.   items (n, k)
 
-    Skew and bias of the resampled figures move its ends (Efron 1987). Raises CheckError: fewer than 2 items.
+    Skew and bias of the resampled figures move its ends (Efron 1987); where a draw has no figure, an end is
+    not finite. Raises CheckError: fewer than 2 items.
     """
     items = np.asarray(items, float)
-    total = items.sum(axis=0)
-    value = float(figure(total))
-    draws = np.sort(figure(resampled(items, seed, resamples)))
+    value = float(figure(items.sum(axis=0)))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return _bca(items, figure, value, np.sort(figure(resampled(items, seed, resamples))))
+
+
+def _bca(items: np.ndarray, figure: Figure, value: float, draws: np.ndarray) -> Interval:
+    total, resamples = items.sum(axis=0), len(draws)
     if draws[0] == draws[-1] == value:                     # nothing varies: the figure of any sample
         return Interval(value, value, value)
     below = float(np.mean(draws < value) + np.mean(draws <= value)) / 2
@@ -91,22 +101,28 @@ def paired(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], figure: Fig
 
     Both sides of a pair are drawn together, so what makes an item hard for all cancels.
     """
-    k, pairs = ours[0].shape[1], min(len(ours), len(theirs))
-    both = np.hstack([*ours[:pairs], *theirs[:pairs]])
-
-    def mean_delta(sums: Any) -> Any:
-        each = [figure(sums[..., i * k:(i + 1) * k]) for i in range(2 * pairs)]
-        return sum(delta(o, t, better) for o, t in zip(each[:pairs], each[pairs:])) / pairs
-
-    return bootstrap(both, mean_delta, seed)
+    assert len(ours) == len(theirs)
+    middle = len(ours) * ours[0].shape[1]
+    return bootstrap(np.hstack([*ours, *theirs]), lambda sums: _mean_delta(
+        sums[..., :middle], sums[..., middle:], len(ours), figure, better), seed)
 
 
-def apart(ours: np.ndarray, theirs: np.ndarray, figure: Figure, better: str, seed: int = 0) -> Interval:
-    """The delta of two sets that do not pair, each drawn by itself: percentiles.   (n, k), (m, k)"""
-    value = float(delta(figure(ours.sum(axis=0)), figure(theirs.sum(axis=0)), better))
-    draws = delta(figure(resampled(ours, seed)), figure(resampled(theirs, seed + 1)), better)
-    low, high = np.quantile(draws, (TAIL, 1 - TAIL))
+def apart(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], figure: Figure, better: str,
+          seed: int = 0) -> Interval:
+    """The same of two sets that do not pair, each drawn by itself: percentiles.   each (n, k), (m, k)"""
+    assert len(ours) == len(theirs)
+    mine, other = np.hstack(list(ours)), np.hstack(list(theirs))
+    value = float(_mean_delta(mine.sum(axis=0), other.sum(axis=0), len(ours), figure, better))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        draws = _mean_delta(resampled(mine, seed), resampled(other, seed + 1), len(ours), figure, better)
+        low, high = np.quantile(draws, (TAIL, 1 - TAIL))
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def _mean_delta(ours: Any, theirs: Any, pairs: int, figure: Figure, better: str) -> Any:
+    """Sums (..., pairs * k) of both sides  ->  (...)"""
+    each = [[figure(part) for part in np.split(sums, pairs, axis=-1)] for sums in (ours, theirs)]
+    return sum(delta(o, t, better) for o, t in zip(*each)) / pairs
 
 
 # ---- of seeds, of rounds ----

@@ -22,6 +22,7 @@ from bitnet_ref.bench.random_model import random_data
 from bitnet_ref.checks import check
 from bitnet_ref.config import ModelConfig, TrainConfig
 from bitnet_ref.data.atomic import whole_file
+from bitnet_ref.evaluate.provenance import machine
 from bitnet_ref.model.cost import inference_bytes
 from bitnet_ref.pack import i2
 from bitnet_ref.train.checkpoint import new_run
@@ -68,9 +69,10 @@ def steps_in_time(steps: int, paces: dict[str, float]) -> int:
 
 
 def kept_pace(plan: Plan, shapes: dict[str, ModelConfig], file: Path) -> dict[str, float]:
-    """{who: seconds per step}; from `file` if it was measured for these shapes, so that a report that is gone
-    on with asks for the same steps."""
-    asked = {who: asdict(shape) for who, shape in shapes.items()} | {"batch": plan.train.batch}
+    """{who: seconds per step}; from `file` if it was measured for these shapes and threads on this machine,
+    so that a report that is gone on with asks for the same steps."""
+    asked = {who: asdict(shape) for who, shape in shapes.items()} | {
+        "batch": plan.train.batch, "threads": threads_of(plan), "machine": machine()}
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept.get("asked") == asked:

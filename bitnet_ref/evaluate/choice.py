@@ -38,7 +38,8 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
         figures, items, fields = metrics(task, score_task(model, task, args.batch, args.first, kept))
         records.append(Record("choice", task.name, facts,
                               made("evaluate", argv, time.monotonic() - began, args.backend),
-                              Data(task.file, task.sha256, len(task.questions)), figures, items, fields))
+                              Data(task.file, task.sha256, len(task.questions), {"first": args.first}),
+                              figures, items, fields))
         files += [kept] if kept else []
     if others:
         answers = harness.adapted(model, args.batch, args.first, keep)

@@ -64,8 +64,14 @@ def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tup
         about = made("evaluate", argv, time.monotonic() - began, args.backend)
         items = [[passed / n, float(n)] for n, passed in found]
         records = (Record("code", "humaneval", model_facts(model, args.model), about,
-                          Data("HumanEval", sha, len(problems)), metrics, items, CODE_FIELDS),)
+                          Data("HumanEval", sha, len(problems), _way(how, args.completion_tokens)),
+                          metrics, items, CODE_FIELDS),)
     return _lines(metrics, verdicts, len(problems), walls), _figures(metrics, verdicts), records
+
+
+def _way(how: Sampling, tokens: int) -> dict[str, Any]:
+    """What pass@k depends on beside model and problems; not the seed, which is to be varied."""
+    return {"temperature": how.temperature, "top_p": how.top_p, "completion_tokens": tokens}
 
 
 def _checked(args: Namespace, ks: list[int]) -> Sampling:

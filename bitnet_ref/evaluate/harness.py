@@ -189,10 +189,12 @@ def run(answers: Any, facts: Model, tasks: list[str], known: Any, args: Namespac
         print(f"note: {answers.cut:,} contexts were longer than the model's and lost their begin",
               file=sys.stderr)
     about = made("evaluate", argv, time.monotonic() - began, args.backend, ("lm_eval",))
-    return [_record(task, samples, found, facts, about) for task, samples in found["samples"].items()]
+    return [_record(task, samples, found, facts, about, args.first)
+            for task, samples in found["samples"].items()]
 
 
-def _record(task: str, samples: list[dict[str, Any]], found: Any, facts: Model, about: Any) -> Record:
+def _record(task: str, samples: list[dict[str, Any]], found: Any, facts: Model, about: Any,
+            first: bool) -> Record:
     """What the library found of one task; of several filters the first."""
     samples = [s for s in samples if s["filter"] == samples[0]["filter"]]
     n, values = len(samples), found["results"][task]
@@ -212,6 +214,6 @@ def _record(task: str, samples: list[dict[str, Any]], found: Any, facts: Model, 
             rows.append((ITEM_NAMES.get(name, name), [float(s[name]) for s in samples]))
     asked = hashlib.sha256("".join(s["doc_hash"] + s["prompt_hash"] for s in samples).encode())
     return Record("perplexity" if kind == "loglikelihood_rolling" else "choice", task, facts, about,
-                  Data(f"lm_eval {task}", asked.hexdigest(), n), figures,
+                  Data(f"lm_eval {task}", asked.hexdigest(), n, {"first": first}), figures,
                   [list(row) for row in zip(*(v for _, v in rows))] if rows else None,
                   [name for name, _ in rows] if rows else None)

@@ -9,7 +9,7 @@ Read after: evaluate. Read next: evaluate/provenance.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ SCHEMA = 1
 LARGEST = 1 << 26                # bytes of a file
 MOST = 10_000                    # samples of a problem, and k of pass@k
 CODE_FIELDS = ["correct", "samples"]                       # the share of the samples, and how many
-KINDS = ("perplexity", "choice", "code", "efficiency", "speculation")
+KINDS = ("perplexity", "choice", "code", "efficiency")
 FIX = "make it again with python -m bitnet_ref.evaluate --output FILE"
 Table = dict[str, Any]
 
@@ -68,11 +68,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Data:
-    """What was scored: its name, sha256 of the file or text, how many questions or windows."""
+    """What was scored: its name, sha256 of the file or text, how many questions or windows. `how`: options
+    without which the figure is another, such as a window's length; figures of two ways are not compared."""
 
     name: str
     sha256: str
     items: int
+    how: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def evaluate(args: Namespace, argv: list[str]
     metrics = _metrics(found)
     record = Record("perplexity", Path(args.corpus).stem, facts,
                     made("evaluate", argv, time.monotonic() - began, args.backend),
-                    Data(Path(args.corpus).name, sha, len(found.rows)), metrics, found.rows, list(FIELDS))
+                    Data(Path(args.corpus).name, sha, len(found.rows),
+                         {"context": context, "stride": stride}),
+                    metrics, found.rows, list(FIELDS))
     figures = {name: m.value for name, m in metrics.items()} | {
         "loss": found.score.loss, "tokens": found.score.tokens, "bytes": found.score.bytes,
         "words": found.words, "context": context, "stride": stride}

@@ -1,6 +1,7 @@
 """bench/compare: what became worse is found, what is noise is not, what cannot be compared is refused."""
 
 import json
+import os
 from dataclasses import replace
 
 import made_up
@@ -15,6 +16,7 @@ from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN, contest
 from bitnet_ref.bench.interval import Interval, around
 from bitnet_ref.cli import run_command
 from bitnet_ref.evaluate import records
+from bitnet_ref.evaluate.records import Metric
 
 
 def run(*paths):
@@ -53,6 +55,23 @@ def test_worse_beyond_uncertainty_is_exit_code_1(nats, code, tmp_path, capsys):
     new = record(tmp_path / "new.json", made_up.perplexity(nats, seed=1))
     assert run(old, new) == code
     assert ("WORSE" in capsys.readouterr().out) == bool(code)
+
+
+def test_counts_beside_the_figures_are_not_judged(tmp_path):
+    """Of contexts that did not fit there are no values by question."""
+    old, new = made_up.choice(0.6), made_up.choice(0.6)
+    for found in (old, new):
+        found.metrics["contexts cut"] = Metric(3, 400, better="lower")
+    paths = record(tmp_path / "old.json", old), record(tmp_path / "new.json", new)
+    assert [what for what, _, _ in compare.compared(*paths)] == ["arc_easy acc", "arc_easy acc_norm"]
+
+
+def test_a_strangers_words_are_shown_not_acted_on(tmp_path, capsys):
+    path = record(tmp_path / "old.json", made_up.choice(0.6, task="\x1b[2J\nall is well"))
+    assert run(path, path) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 3
 
 
 def test_accuracy_falls(tmp_path):
@@ -105,6 +124,27 @@ def test_timings_and_single_scores_bring_their_own_spread(tmp_path):
     assert [verdict for _, verdict, _ in found] == [UNKNOWN, UNKNOWN]
 
 
+@pytest.mark.parametrize("other", [{"data": "another"}, {"how": {"stride": 16}}])
+def test_rows_of_other_data_are_not_compared(other, tmp_path, capsys):
+    same = row([1.0, 1.1], "acc", "higher")
+    first = {**row([2.0, 2.1]), "data": "text", "how": {"stride": 128}}
+    old = report(tmp_path / "old.json", first, same)
+    new = report(tmp_path / "new.json", {**first, "values": [9.0, 9.1], **other}, same)
+    assert [verdict for _, verdict, _ in compare.compared(old, new)] == [REFUSED, UNKNOWN]
+    assert run(old, new) == 0
+    capsys.readouterr()
+    alone = [report(tmp_path / f"{n}.json", made) for n, made in enumerate((first, {**first, **other}))]
+    assert run(*alone) == 2                                # nothing was compared: that is not all well
+    tiny.assert_three_parts(capsys.readouterr().err, "other data")
+
+
+def test_bytes_are_the_same_on_every_machine(tmp_path):
+    rows = [row([400], "model bytes", "lower", unit="rounds"), row([1.0, 1.1], "speed", unit="rounds")]
+    old, new = (report(tmp_path / f"{n}.json", *rows) for n in range(2))
+    new.write_text(json.dumps(json.loads(new.read_text()) | {"made": {"machine": {"cpu": "another"}}}))
+    assert [verdict for _, verdict, _ in compare.compared(old, new)] == [UNKNOWN, REFUSED]
+
+
 def test_a_report_of_ours_can_be_read(tmp_path):
     ours, theirs = [made_up.perplexity(1.9)], [made_up.perplexity(2.0)]
     found = contest("equal", ours, theirs, "bits per byte", ("a", "b"))
@@ -139,7 +179,16 @@ def test_one_of_each_other_data_nothing_there(tmp_path, capsys):
                         ((text, tasks), "metric in common"), ((both, elsewhere), "rows in common"),
                         ((zero, both), "must not be 0"), ((text, tmp_path / "none.json"), "readable")):
         assert run(*pair) == 2
-        tiny.assert_three_parts(capsys.readouterr().err, words)
+        said = capsys.readouterr().err
+        tiny.assert_three_parts(said, words)
+        assert said.count("; ") == 2                       # one thing to do
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert run(tmp_path / "pipe", tmp_path / "pipe") == 2
+    tiny.assert_three_parts(capsys.readouterr().err, "readable file")
 
 
 def test_a_record_without_items_is_not_judged(tmp_path):

@@ -56,6 +56,28 @@ def test_one_seed_is_flagged():
     assert any("one seed" in words for words in row(seeds(1.9)[:1], seeds(2.0)[:1]).flags)
 
 
+@pytest.mark.parametrize("vocabulary", ["words", "others"])
+def test_one_record_is_held_against_every_seed(vocabulary):
+    """A baseline was not trained here. Either side may be the one; no seed is left out of the delta."""
+    one = [made_up.perplexity(2.0, noise=0.002, seed=9, vocabulary=vocabulary)]
+    many = [made_up.perplexity(nats, noise=0.002, seed=n) for n, nats in enumerate((1.6, 1.9, 2.0))]
+    base = one[0].metrics["bits per byte"].value
+    values = [r.metrics["bits per byte"].value for r in many]
+    found = row(many, one)
+    assert found.delta == pytest.approx(sum(100 * (base - v) / base for v in values) / 3)
+    assert found.verdict == UNKNOWN                        # another seed could be worse than it
+    assert any("one side has one seed" in words for words in found.flags)
+    turned = row(one, many)
+    assert turned.delta == pytest.approx(sum(100 * (v - base) / v for v in values) / 3)
+    assert turned.verdict == UNKNOWN
+    assert row([made_up.perplexity(1.5 + 0.01 * n, seed=n) for n in range(3)], one).verdict == WIN
+
+
+def test_two_seeds_against_three_are_no_contest():
+    with tiny.refusal("as many seeds"):
+        row(seeds(1.9)[:2], seeds(2.0))
+
+
 def test_questions_in_pairs():
     found = row([made_up.choice(0.60)], [made_up.choice(0.50)], "acc")
     assert found.verdict == WIN
@@ -75,6 +97,8 @@ def test_rounds_by_turns():
 def test_bytes_are_counted_not_sampled():
     found = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 400)], "model bytes")
     assert (found.verdict, found.delta, found.flags) == (WIN, 25, [])
+    nothing = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 0)], "model bytes")
+    assert (nothing.verdict, nothing.delta) == (UNKNOWN, None)
 
 
 # ---- refused ----
@@ -90,6 +114,42 @@ def test_what_must_not_be_compared(theirs, metric, words):
         assert found.verdict == REFUSED
         assert words in found.flags[0]
         assert (found.value, found.other, found.delta, found.low) == (None,) * 4
+
+
+def scored(found, **how):
+    return replace(found, data=replace(found.data, how=how))
+
+
+@pytest.mark.parametrize(("found", "how"), [
+    (made_up.perplexity(), ({"context": 128, "stride": 16}, {"context": 128, "stride": 128})),
+    (made_up.choice(0.6), ({"first": True}, {"first": False})),
+    (made_up.choice(0.6), ({"first": True}, {}))])
+def test_figures_that_were_made_otherwise(found, how):
+    metric = "acc" if "acc" in found.metrics else "bits per byte"
+    other = row([scored(found, **how[0])], [scored(found, **how[1])], metric)
+    assert other.verdict == REFUSED
+    assert "scored otherwise" in other.flags[0]
+    same = row([scored(found, **how[0])], [scored(found, **how[0])], metric)
+    assert (same.verdict, same.how, same.data) == (UNKNOWN, how[0], found.data.sha256)
+
+
+def test_forty_questions_are_not_four_hundred():
+    found = row([made_up.choice(0.8, n=40)], [made_up.choice(0.4)], "acc")
+    assert found.verdict == REFUSED
+    assert "40 and 400" in found.flags[0]
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "word perplexity"])
+def test_a_rival_that_is_worse_than_guessing_has_no_perplexity(metric):
+    """Its record leaves them out."""
+    good = made_up.perplexity()
+    good.metrics["word perplexity"] = good.metrics["perplexity"]
+    bad = replace(made_up.perplexity(nats=6.0), metrics={
+        "bits per byte": made_up.perplexity(nats=6.0).metrics["bits per byte"]})
+    for ours, theirs in (([good] * 3, [bad]), ([bad], [good])):
+        found = row(ours, theirs, metric)
+        assert (found.verdict, found.better) == (REFUSED, "lower")
+        assert "worse than guessing" in found.flags[0]
 
 
 def test_timings_of_two_machines():
@@ -139,6 +199,22 @@ def test_chance_is_not_a_result():
 def test_a_baseline_of_nothing_has_no_delta():
     found = row([made_up.choice(0.5, chance=None)], [made_up.choice(0.0, chance=None)], "acc")
     assert (found.verdict, found.delta) == (UNKNOWN, None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_right_answer_is_no_ground():
+    """Twenty times as many as one of 300: a draw without the one says infinitely many."""
+    found = row([made_up.choice(20 / 300, n=300, chance=None)],
+                [made_up.choice(1 / 300, n=300, seed=1, chance=None)], "acc")
+    assert (found.verdict, found.low, found.high) == (UNKNOWN, None, None)
+    assert found.delta == pytest.approx(1900)
+    assert any("too few" in words for words in found.flags)
+
+
+def test_a_single_window_has_no_interval():
+    found = row([made_up.perplexity(1.9, windows=1)], [made_up.perplexity(2.0, windows=1)])
+    assert (found.verdict, found.low) == (UNKNOWN, None)
+    assert any("too few" in words for words in found.flags)
 
 
 def test_without_items_nothing_is_known():

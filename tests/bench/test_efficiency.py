@@ -60,6 +60,19 @@ def test_figures_of_a_model():
     assert found["peak MiB"] is None or found["peak MiB"] > 10
 
 
+def test_the_first_token_is_there_when_the_prompt_is_read(monkeypatch):
+    """It is what the prompt's last logits say: 0.1 s; the whole takes 64 steps and 0.64 s more."""
+    seconds = iter([(0.1, 3), (0.74, 3)])
+    monkeypatch.setattr(efficiency, "per_call", lambda run: next(seconds))
+    model = Transformer(QUICK, random_weights(QUICK), kernels.load("numpy"))
+    prompt = min(efficiency.PROMPT, QUICK.context // 2)
+    tokens = min(efficiency.TOKENS, QUICK.context // 2)
+    found = efficiency.measure(model)
+    assert found["first token ms"] == pytest.approx(100)
+    assert found["prefill tokens/s"] == pytest.approx(prompt / 0.1)
+    assert found["decode tokens/s"] == pytest.approx(tokens / 0.64)
+
+
 def test_a_call_is_timed_at_least_three_times(monkeypatch):
     monkeypatch.setattr(efficiency, "TURN", 0)
     calls = []
@@ -80,7 +93,8 @@ def test_peak_memory_holds_what_was_touched():
 def test_each_round_is_a_process_and_they_take_turns():
     run = str(tiny.trained())
     said = []
-    found, notes = efficiency.measured({"a": run, "b": run}, 2, 1, said.append)
+    found, notes, computed = efficiency.measured({"a": run, "b": run}, 2, 1, said.append)
+    assert (computed["backend"], computed["threads"]) == ("numba", 1)
     assert {name: len(rows) for name, rows in found.items()} == {"a": 2, "b": 2}
     assert all(set(row) == set(efficiency.METRICS) for rows in found.values() for row in rows)
     assert len(said) == 2

@@ -3,17 +3,21 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import made_up
 import pytest
 import tiny
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.bench import efficiency, evaluation, evaluation_report, rivals
+from bitnet_ref.bench import chains, efficiency, evaluation, evaluation_report, rivals
 from bitnet_ref.bench.cells import FIGURES
 from bitnet_ref.cli import run_command
 from bitnet_ref.evaluate import records
+from bitnet_ref.evaluate.provenance import made
+from bitnet_ref.evaluate.tasks import read_task
 from bitnet_ref.formats.opened import open_model
 
 DATA = os.environ.get("BITNET_REF_DATA")
@@ -56,7 +60,7 @@ def test_an_evaluation_is_a_command_and_is_made_once(tmp_path, monkeypatch):
     kept = records.load(tmp_path / "records" / "name.text.json")
     assert kept == found
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.subprocess, "run", None)
+        patch.setattr(evaluation, "subprocess", None)
         assert evaluation.evaluated(job(tmp_path), "name", run, "text", *how) == found
     other = tiny.trained(seed=1)
     assert evaluation.evaluated(job(tmp_path), "name", other, "text", *how) != found
@@ -75,18 +79,62 @@ def test_timings_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatc
     def measured(models, rounds, threads, say):
         calls.append(models)
         row = dict.fromkeys(efficiency.METRICS, 2.0) | {"joules per token": None}
-        return {name: [row, {**row, "peak MiB": 4.0}] for name in models}, ["energy: unknown: none"]
+        return efficiency.Measured({name: [row, {**row, "peak MiB": 4.0}] for name in models},
+                                   ["energy: unknown: none"], {"backend": "numba", "threads": 7})
 
     monkeypatch.setattr(efficiency, "measured", measured)
     found, notes = evaluation.timed(job(tmp_path), {"bitnet": contestant()})
     assert notes == ["energy: unknown: none"]
     assert found["bitnet"].metrics["peak MiB"].value == 3
     assert "joules per token" not in found["bitnet"].metrics
+    assert found["bitnet"].made.machine["threads"] == 7    # the children's, not this process's
     assert found["bitnet"].metrics["model bytes"].value == found["bitnet"].model.bytes
     assert evaluation.timed(job(tmp_path), {"bitnet": contestant()}) == (found, notes)
     assert len(calls) == 1
     evaluation.timed(job(tmp_path), {"bitnet": contestant("others")})
     assert len(calls) == 2
+    for n, other in enumerate(({"rounds": 3}, {"threads": 2}), 3):
+        evaluation.timed(job(tmp_path, **other), {"bitnet": contestant("others")})
+        assert len(calls) == n
+
+
+def test_chain_buckets_are_measured_again_for_other_wishes(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(chains, "measure", lambda *given: calls.append(given) or {"ways": {}})
+    for n, (given, weights) in enumerate((({}, "a"), ({"prompts": 3}, "a"), ({"prompts": 3}, "b"),
+                                          ({"prompts": 3, "threads": 2}, "b")), 1):
+        first = evaluation.spoken(job(tmp_path, **given), tmp_path, weights)
+        assert evaluation.spoken(job(tmp_path, **given), tmp_path, weights) == first
+        assert len(calls) == n
+
+
+def question(path, answer):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"goal": "Boil", "sol1": "a kettle", "sol2": "a hat", "label": answer}) + "\n")
+    return path
+
+
+def test_questions_that_have_changed_are_asked_again(tmp_path, monkeypatch):
+    """Another file of the same name, or the same with other questions in it."""
+    asked = []
+
+    def run(words, **given):
+        name, argv = words[words.index("--tasks") + 1], words[3:]
+        asked.append(name)
+        found = made_up.choice(0.5, weights="weights")
+        records.save(words[-1], replace(found, made=made("evaluate", argv, 0.0, "numba"), data=replace(
+            found.data, sha256=read_task(name).sha256)))
+        return SimpleNamespace(stderr="", returncode=0)
+
+    monkeypatch.setattr(evaluation, "subprocess", SimpleNamespace(run=run, DEVNULL=None, PIPE=None))
+    monkeypatch.setattr(evaluation, "weights_sha256", lambda *given: "weights")
+    monkeypatch.setattr(evaluation, "kind_of", lambda path: "hf")
+    first, second = tmp_path / "a" / "q.jsonl", tmp_path / "b" / "q.jsonl"
+    for path, answer, n in ((first, 0, 1), (first, 0, 1), (second, 1, 2), (first, 0, 3), (first, 1, 4)):
+        evaluation.asked(job(tmp_path), "base", contestant(), [str(question(path, answer))])
+        assert len(asked) == n
+    evaluation.asked(job(tmp_path, threads=2), "base", contestant(), [str(first)])
+    assert len(asked) == 5                                 # another command
 
 
 # ---- the command ----
@@ -99,6 +147,31 @@ def test_what_is_wrong_is_refused(arguments, tmp_path, capsys, monkeypatch):
     assert run_command(evaluation.main, ["--output", str(tmp_path / "out"), *arguments]) == 2
     tiny.assert_three_parts(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    (["--task", "a/q.jsonl", "--task", "b/q.jsonl"], "tasks must have names of their own"),
+    (["--task", "none.jsonl"], "none.jsonl"), (["--task", "bad.jsonl"], "line 1 of bad.jsonl"),
+    (["--task", "x,y"], "--task must be one task"), (["--records", "records"], "record.json"),
+    (["--records", "bad.jsonl"], "--records must be a folder"),
+    (["--baseline", "bad.jsonl"], "a model must be")])
+def test_what_would_fail_after_the_training_is_refused_before(given, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rivals, "train_all", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text("[", encoding="utf-8")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "record.json").write_text("{}", encoding="utf-8")
+    for place in ("a", "b"):
+        question(tmp_path / place / "q.jsonl", 0)
+    assert run_command(evaluation.main, ["--output", str(tmp_path / "out"), *given]) == 2
+    tiny.assert_three_parts(capsys.readouterr().err, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_baseline_must_read_the_windows_of_the_others(tmp_path):
+    """Known from its header: 32 tokens, for nano's 256."""
+    with tiny.refusal("must read 256 tokens at once"):
+        evaluation.parsed(["--output", str(tmp_path / "out"), "--baseline", str(tiny.trained())])
 
 
 @pytest.mark.parametrize("names", [("a/x", "b/x"), ("bitnet",)])

@@ -10,6 +10,7 @@ import pytest
 
 from bitnet_ref.bench import evaluation_page as page
 from bitnet_ref.bench import evaluation_report, rivals
+from bitnet_ref.bench.contest import Row
 from bitnet_ref.bench.evaluation_report import Contestant
 
 LOSS, WIN = 2.1, 1.9             # nats of the twin's are 2
@@ -57,6 +58,16 @@ def test_three_contests_with_verdicts_of_their_own():
     assert found(made, "equal parameters", "decode tokens/s")["delta"] == pytest.approx(100, abs=1)
 
 
+def test_the_machine_of_the_report_is_that_of_its_timings():
+    """Its processes may have had other threads than the one that started them."""
+    timed = made_up.efficiency([1, 2, 3])
+    timed = replace(timed, made=replace(timed.made, machine={"cpu": "none", "threads": 7}))
+    models = {who: contestant(who, 2.0, "ternary", 400, 0) for who in (rivals.BITNET, rivals.TWIN)}
+    made = evaluation_report.assembled(models, dict.fromkeys(models, timed), [], chains(), [], made_up.MADE)
+    assert made["made"]["machine"] == {"cpu": "none", "threads": 7}
+    assert made["made"]["command"] == made_up.MADE.command
+
+
 def test_what_is_the_same_by_construction_is_no_contest():
     rows = report()["rows"]
     assert not [r for r in rows if r["contest"] == "equal bytes" and r["metric"] == "model bytes"]
@@ -64,10 +75,12 @@ def test_what_is_the_same_by_construction_is_no_contest():
 
 
 def test_a_verdict_counts_once():
-    """Perplexities are shown and not counted: bits per byte have said it."""
+    """Perplexities are shown and not counted: bits per byte have said it. Chain buckets are no contest with
+    full precision."""
     made = report()
-    counted = [r for r in made["rows"] if r["metric"] != "perplexity"]
+    counted = [r for r in made["rows"] if r["metric"] != "perplexity" and r["contest"] != "chain buckets"]
     assert sum(made["summary"]["all"].values()) == len(counted) < len(made["rows"])
+    assert sum(made["summary"]["by contest"]["chain buckets"].values()) == 3
     for verdict, n in made["summary"]["all"].items():
         assert n == sum(r["verdict"] == verdict for r in counted)
 
@@ -83,10 +96,36 @@ def test_every_loss_refusal_flag_and_gap_is_a_deficiency():
         for flag in row["flags"]:
             assert flag in said
     for words in ("refused: other data", "below the minimum: 40 questions", "at chance",
-                  "not measured here: code", "the texts loop", "energy: unknown: no counter"):
+                  "not measured here: code: HumanEval", "the texts loop",
+                  "not measured here: reasoning: PIQA", "energy: unknown: no counter"):
         assert words in said
-    assert "not measured here: reasoning" not in said
-    assert "not measured here: reasoning" in "\n".join(report()["deficiencies"])
+    assert "not measured here: reasoning: ARC" not in said
+    assert "not measured here: reasoning: ARC" in "\n".join(report()["deficiencies"])
+
+
+@pytest.mark.parametrize("who", [rivals.BITNET, rivals.TWIN])
+def test_a_model_that_is_worse_than_guessing_is_in_the_report(who):
+    """Its records have no perplexity."""
+    models = {name: contestant(name, 2.0, "ternary" if name == rivals.BITNET else "full", 400, n)
+              for n, name in enumerate((rivals.BITNET, rivals.TWIN))}
+    bad = [replace(r, metrics={"bits per byte": r.metrics["bits per byte"]}) for r in models[who].records]
+    models[who] = replace(models[who], records=bad)
+    speed = dict.fromkeys(models, made_up.efficiency([1, 2, 3]))
+    made = evaluation_report.assembled(models, speed, [], chains(), [], made_up.MADE)
+    row = found(made, "equal parameters", "perplexity")
+    assert row["verdict"] == "refused"
+    assert "worse than guessing" in "\n".join(made["deficiencies"])
+    page.markdown(made)
+
+
+def test_the_first_token_says_again_what_reading_says():
+    rows = [contest_of("prefill tokens/s", "higher"), contest_of("first token ms", "lower")]
+    assert evaluation_report.tally(rows)["all"]["win"] == 1
+
+
+def contest_of(metric, better):
+    return Row("equal parameters", "generation", metric, better, "a", "b", 1, 1, [], [], 1, 1, 1, "win", 3,
+               "rounds")
 
 
 def test_tasks_are_compared_seed_by_seed():
@@ -102,7 +141,8 @@ def test_tasks_are_compared_seed_by_seed():
     row = found(made, "equal parameters", "acc")
     assert (row["verdict"], len(row["values"])) == ("unknown", 3)
     assert row["delta"] == pytest.approx((20 + 20 + 0) / 3)
-    assert "not measured here: reasoning" not in "\n".join(made["deficiencies"])
+    assert "not measured here: reasoning: ARC" not in "\n".join(made["deficiencies"])
+    assert "not measured here: reasoning: HellaSwag" in "\n".join(made["deficiencies"])
 
 
 def test_records_of_others_join_ternary_against_full():
@@ -139,6 +179,12 @@ def test_the_three_files(tmp_path):
     assert len(table) == 6
 
 
+def test_what_lies_beyond_a_line_is_marked(tmp_path):
+    """Decoding is twice as fast as the twin's."""
+    page.write(tmp_path, report())
+    assert "›</s>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_asks_no_host_and_escapes_what_it_shows(tmp_path):
     made = report(notes=["<script>alert(1)</script>"])
     page.write(tmp_path, made)
@@ -158,6 +204,35 @@ def test_the_summary_is_what_counts():
     assert lines[1].endswith(", worse")
 
 
+def test_the_drafter_of_the_summary_is_one_that_counts():
+    """That of texts which loop is the fastest, 1.55 times."""
+    made = report()
+    assert max(r["delta"] for r in made["rows"] if r["contest"] == "chain buckets") == pytest.approx(55)
+    assert page.key_rows(made)[-1]["delta"] == pytest.approx(34)
+
+
+def test_unknown_says_why():
+    row = found(report(nats=2.0), "equal time", "bits per byte")
+    assert page.sentence(row).endswith("unknown: within its uncertainty")
+    for ends, flags, words in ((3.0, ["ours is at chance"], "ours is at chance"), (None, ["one"], "one"),
+                               (None, [], "nothing says how sure it is")):
+        other = {**row, "low": ends, "high": ends, "flags": flags, "verdict": "unknown"}
+        assert page.sentence(other).endswith(f"unknown: {words}")
+
+
+def test_a_strangers_words_stay_in_their_cell():
+    """Of a record: its task, the name of its model, its command."""
+    others = [made_up.choice(0.6, task="a|b<img src=x>\n# c"),
+              made_up.choice(0.5, task="a|b<img src=x>\n# c", linear="full", path="x|y\n## z")]
+    others = [replace(r, made=replace(r.made, command="a `b` <c>\n# d")) for r in others]
+    text = page.markdown(report(others=others))
+    [line, _] = [line for line in text.splitlines() if line.startswith("| a")]
+    assert len(re.findall(r"(?<!\\)\|", line)) == 8
+    assert not re.search(r"(?<!\\)<img", text)
+    assert not [line for line in text.splitlines() if line.startswith(("# c", "## z", "# d"))]
+    assert "`a 'b' <c> # d`" in text
+
+
 @pytest.mark.parametrize(("value", "shown"), [
     (None, "-"), (2.06864, "2.069"), (12345.6, "12,346"), (0.5, "0.500"), (172.14, "172.1")])
 def test_numbers(value, shown):
@@ -167,5 +242,8 @@ def test_numbers(value, shown):
 def test_bars_stay_on_their_line():
     row = found(report(), "equal parameters", "bits per byte")
     assert 0 <= page.bar(row)["from"] <= page.bar(row)["at"] < 50
-    assert page.bar({**row, "delta": 900.0, "low": -900.0, "high": None}) == {"at": 100, "from": 0, "to": 100}
+    assert page.bar(row)["beyond"] == ""
+    assert page.bar({**row, "delta": 900.0, "low": -900.0, "high": None}) == {
+        "at": 100, "from": 0, "to": 100, "beyond": "<>"}
+    assert page.bar({**row, "delta": 30.0, "low": 20.0, "high": 60.0})["beyond"] == ">"
     assert page.bar({**row, "delta": None}) is None

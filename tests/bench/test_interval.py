@@ -97,7 +97,7 @@ def test_pairs_see_what_two_samples_do_not():
     theirs = skewed(rng, 100)
     ours = theirs * np.stack([rng.normal(0.98, 0.01, 100), np.ones(100)], axis=1)
     pairs = interval.paired([ours], [theirs], quotient, "lower")
-    alone = interval.apart(ours, theirs, quotient, "lower")
+    alone = interval.apart([ours], [theirs], quotient, "lower")
     assert pairs.value == pytest.approx(alone.value)
     assert pairs.decided
     assert not alone.decided
@@ -115,6 +115,28 @@ def test_a_mean_over_seeds_of_pairs():
     ours = [items * [factor, 1] for items, factor in zip(theirs, (0.9, 0.8))]
     found = interval.paired(ours, theirs, quotient, "lower")
     assert found == pytest.approx((15, 15, 15))
+
+
+def test_sets_that_do_not_pair_are_a_mean_over_seeds_too():
+    rng = np.random.default_rng(12)
+    theirs = [skewed(rng, 40) for _ in range(2)]
+    ours = [items[:30] * [factor, 1] for items, factor in zip(theirs, (0.9, 0.4))]
+    found = interval.apart(ours, theirs, quotient, "lower")
+    each = [interval.delta(quotient(o.sum(axis=0)), quotient(t.sum(axis=0)), "lower")
+            for o, t in zip(ours, theirs)]
+    assert found.value == pytest.approx(sum(each) / 2)
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_quotient_of_nothing_is_not_known():
+    """One right answer of 300: many a draw has none."""
+    ours, theirs = (np.stack([np.arange(300) < n, np.ones(300)], axis=1) for n in (60, 1))
+    for found in (interval.paired([ours], [theirs], quotient, "higher"),
+                  interval.apart([ours], [theirs], quotient, "higher")):
+        assert found.value == pytest.approx(5900)
+        assert not found.known
+    assert interval.paired([ours], [ours], quotient, "higher").known
 
 
 # ---- by hand ----

@@ -82,6 +82,15 @@ def test_another_shape_is_timed_again(tmp_path, monkeypatch):
     assert rivals.kept_pace(other, {"twin": other.model}, file) == {"twin": 3.0}
 
 
+def test_paces_of_other_threads_or_another_machine_are_measured_again(tmp_path, monkeypatch):
+    paces = iter([{"twin": 1.0}, {"twin": 2.0}, {"twin": 3.0}])
+    monkeypatch.setattr(rivals, "pace", lambda plan, shapes: next(paces))
+    for n, p in enumerate((plan(threads=1), plan(threads=2), plan(threads=2)), 1):
+        assert rivals.kept_pace(p, {"twin": p.model}, tmp_path / "pace.json") == {"twin": min(n, 2)}
+    monkeypatch.setattr(rivals, "machine", lambda: {"cpu": "another"})
+    assert rivals.kept_pace(p, {"twin": p.model}, tmp_path / "pace.json") == {"twin": 3.0}
+
+
 @pytest.mark.slow
 def test_steps_are_timed_by_turns():
     p = plan()

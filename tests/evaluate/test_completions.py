@@ -90,6 +90,7 @@ def test_the_command_judges_what_the_model_writes(run, problems, tmp_path, monke
     record = load_record(tmp_path / "r.json")
     assert (record.kind, record.task, record.data.items) == ("code", "humaneval", 2)
     assert record.items == [[2 / 3, 3.0], [0.0, 3.0]]
+    assert (record.data.how["temperature"], record.data.how["top_p"]) == (0.5, 1.0)
     assert record.metrics["pass@1"].stderr == pytest.approx(figures["pass@1 standard error"])
     assert (tmp_path / "s.jsonl_results.jsonl").read_text().count("\n") == 6
     monkeypatch.setattr(type(model), "generate_all", None)     # all is there: neither made nor run again

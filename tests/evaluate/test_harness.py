@@ -151,6 +151,7 @@ def test_tasks_of_a_folder_have_the_figures_of_local_files(lm_eval, run, tmp_pat
             assert theirs.metrics[name].stderr == pytest.approx(ours.metrics[name].stderr)
             assert theirs.metrics[name].chance == pytest.approx(ours.metrics[name].chance)
         assert [row[:2] for row in theirs.items] == ours.items
+        assert theirs.data.how == ours.data.how == {"first": True}
         assert theirs.item_fields[:2] == ours.item_fields
         assert "lm_eval" in theirs.made.versions
     assert list(tmp_path.glob(".o.json.*")) == []

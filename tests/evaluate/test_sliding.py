@@ -265,6 +265,7 @@ def test_the_command_prints_and_keeps_what_it_found(run, text, tmp_path):
     nats = sum(row[0] for row in record.items)
     assert (record.kind, record.task) == ("perplexity", "some")
     assert record.item_fields == ["nats", "tokens", "bytes", "words"]
+    assert record.data.how == {"context": 32, "stride": 8}
     assert record.metrics["bits per byte"].value == pytest.approx(nats / math.log(2) / figures["bytes"])
     assert record.metrics["word perplexity"].value == pytest.approx(math.exp(nats / figures["words"]))
     assert record.metrics["perplexity"].value == pytest.approx(math.exp(nats / figures["tokens"]))

@@ -135,6 +135,7 @@ def test_the_command_prints_and_keeps_a_record(task, run, tmp_path):
     record = load_record(tmp_path / "r.json")
     figures, items, _ = metrics(read_task(task), score_task(load(tiny.trained()), read_task(task)))
     assert record.metrics == figures
+    assert record.data.how == {"first": True}
     assert record.items == items
     assert record.item_fields == ["correct", "correct_norm"]
     assert json.loads(out)["q"]["acc"]["value"] == figures["acc"].value
