@@ -191,7 +191,8 @@ def test_a_record_is_made_of_what_the_library_found():
                                "word_perplexity,none": 7.0, "word_perplexity_stderr,none": 0.5}},
              "configs": {"t": {"output_type": "multiple_choice"}},
              "higher_is_better": {"t": {"acc": True, "word_perplexity": False}}}
-    record = harness._record("t", [sample, {**sample, "filter": "other"}], found, None, None)
+    record = harness._record("t", [sample, {**sample, "filter": "other"}], found, None, None, True)
+    assert record.data.how == {"first": True}
     assert {n: (m.value, m.n, m.stderr, m.better, m.chance) for n, m in record.metrics.items()} == {
         "acc": (1.0, 1, None, "higher", 0.5), "word_perplexity": (7.0, 1, 0.5, "lower", None)}
     assert (record.items, record.item_fields, record.kind) == ([[1.0]], ["correct"], "choice")
