@@ -1,7 +1,7 @@
 """The notebooks: write them from their text, or run them.
 
     python .ci/notebooks.py write [NAME ...]          text -> .ipynb: executed, outputs stripped but the hero
-    python .ci/notebooks.py run [NAME ...]            execute: two minutes each, on a busy machine four; all without names
+    python .ci/notebooks.py run [NAME ...]            execute, two minutes each (busy: four); else all
     python .ci/notebooks.py run --day --since COMMIT  three in turn by the day, and those that changed
 
 NAME is a number such as 01. Needs the extra `notebooks`. The text (.md, MyST) is what one edits; its badges
