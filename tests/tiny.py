@@ -23,6 +23,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from bitnet_ref.checks import CheckError
+from bitnet_ref.cli import run_command
 from bitnet_ref.config import ModelConfig, TrainConfig, cache_dir
 from bitnet_ref.formats.checkpoint import (
     MARK,
@@ -254,6 +255,18 @@ def assert_refused(result, *words):
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert_three_parts(errors[0], *words)
+
+
+def commanded(main, capsys):
+    """run(*arguments): the command on the trained model, in this process  ->  (exit code, stdout, stderr)."""
+    trained()
+    capsys.readouterr()
+
+    def run(*arguments):
+        code = run_command(main, ["--model", str(trained()), *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 def assert_three_parts(message, *words):

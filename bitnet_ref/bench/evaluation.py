@@ -210,11 +210,12 @@ def asked(job: Job, who: str, c: Contestant, tasks: list[str]) -> dict[str, list
 
 
 def _questions(task: str) -> str | None:
-    """Checksum of a local file of questions; None for a task of the library, without which it is refused."""
+    """Checksum of a local file of questions; None for a task of lm-evaluation-harness, which must know it."""
     place = local(task)
     if place is None:
-        harness.library()
-    return None if place is None else read_task(place).sha256
+        harness.known_tasks([task], None)
+        return None
+    return read_task(place).sha256
 
 
 def plan_of(args: Any) -> rivals.Plan:

@@ -15,7 +15,7 @@ from tiny import own_cache  # noqa: F401
 from bitnet_ref.bench import chains, efficiency, evaluation, evaluation_report, rivals
 from bitnet_ref.bench.cells import FIGURES
 from bitnet_ref.cli import run_command
-from bitnet_ref.evaluate import records
+from bitnet_ref.evaluate import harness, records
 from bitnet_ref.evaluate.provenance import made
 from bitnet_ref.evaluate.tasks import read_task
 from bitnet_ref.formats.opened import open_model
@@ -166,6 +166,16 @@ def test_what_would_fail_after_the_training_is_refused_before(given, words, tmp_
     assert run_command(evaluation.main, ["--output", str(tmp_path / "out"), *given]) == 2
     tiny.assert_three_parts(capsys.readouterr().err, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_the_library_does_not_know_is_refused_before_the_training(tmp_path, monkeypatch):
+    known = SimpleNamespace(all_tasks=["piqa"])
+    library = SimpleNamespace(tasks=SimpleNamespace(TaskManager=lambda **how: known))
+    monkeypatch.setattr(harness, "library", lambda: library)
+    given = ["--output", str(tmp_path / "out"), "--task"]
+    assert evaluation.parsed([*given, "piqa"]).task == ["piqa"]
+    with tiny.refusal("tasks that lm-evaluation-harness knows", "got pika"):
+        evaluation.parsed([*given, "pika"])
 
 
 def test_a_baseline_must_read_the_windows_of_the_others(tmp_path):

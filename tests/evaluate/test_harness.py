@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from questions import harness_tasks, questions, written
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.cli import run_command
 from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import harness
 from bitnet_ref.evaluate.harness import Answers
@@ -125,14 +124,7 @@ def test_what_the_library_asks_about_a_model(model):
 @pytest.fixture
 def run(capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
-    tiny.trained()
-    capsys.readouterr()
-
-    def run(*arguments):
-        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
-        return (code, *capsys.readouterr())
-
-    return run
+    return tiny.commanded(command.main, capsys)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from strategies import seeds, small_config, small_params
 from tiny import own_cache  # noqa: F401
 
 from bitnet_ref.checks import CheckError
-from bitnet_ref.cli import run_command
 from bitnet_ref.data.tokenizer import from_json, train_bpe
 from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import sliding
@@ -236,14 +235,7 @@ def test_what_is_no_text_is_refused(content, tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    tiny.trained()
-    capsys.readouterr()
-
-    def run(*arguments):
-        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
-        return (code, *capsys.readouterr())
-
-    return run
+    return tiny.commanded(command.main, capsys)
 
 
 @pytest.fixture

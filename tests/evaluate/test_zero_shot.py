@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from questions import REQUESTS, questions, request, written
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.cli import run_command
 from bitnet_ref.data.download import DATA
 from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import choice, kept
@@ -33,14 +32,7 @@ def task(tmp_path):
 @pytest.fixture
 def run(capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
-    tiny.trained()
-    capsys.readouterr()
-
-    def run(*arguments):
-        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
-        return (code, *capsys.readouterr())
-
-    return run
+    return tiny.commanded(command.main, capsys)
 
 
 # --- the figures -------------------------------------------------------------------------------------------

@@ -17,14 +17,7 @@ from bitnet_ref.generate import __main__ as command
 @pytest.fixture
 def run(capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
-    tiny.trained()
-    capsys.readouterr()
-
-    def run(*arguments):
-        code = run_command(command.main, ["--model", str(tiny.trained()), *map(str, arguments)])
-        return (code, *capsys.readouterr())
-
-    return run
+    return tiny.commanded(command.main, capsys)
 
 
 def text(prompt, *given):
