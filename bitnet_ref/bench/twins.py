@@ -111,7 +111,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the grid")
     parser.add_argument("--ternary-lrs", default="5e-3,1e-2,2e-2",
                         help="rates of BitNet (default: %(default)s)")
-    parser.add_argument("--full-lrs", default="2e-3,5e-3,1.25e-2",
+    parser.add_argument("--full-lrs", default="1e-3,2e-3,5e-3,1.25e-2",
                         help="rates of the twin (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1,
                         help="seeds, from --seed on, of the best (default: 1)")
