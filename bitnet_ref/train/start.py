@@ -1,6 +1,6 @@
 """From options to a Run: the data, the vocabulary, the folder; new, or resumed from a checkpoint.
 
-Read after: train/compression. Read next: train/interrupt.
+Read after: train/compression. Read next: train/small.
 """
 
 import json
