@@ -23,8 +23,11 @@ OFTEN = "step"               # the kind of line after which the disk is left alo
 
 def require(wanted: bool) -> None:
     """Raise CheckError if event files are `wanted` and the library that writes them is missing.
-    >>> require(wanted=False) is None                   # without --tensorboard nothing is needed
-    True
+    >>> import sys; from unittest.mock import patch
+    >>> with patch.dict(sys.modules, tensorboardX=None): require(wanted=True)        # as if it were missing
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: --tensorboard needs the library tensorboardX; got an environment without it;
+        in a clone, pip install ".[tensorboard]", or leave the flag out: log.jsonl holds the same figures
     """
     if wanted:
         try:

@@ -181,6 +181,11 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     """The run as it was when `checkpoint` was written.
 
     Raises CheckError if the file is damaged.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); path = save(run)
+    >>> again = restore(path, files.read_state(path), run.cfg, run.data, run.model.plan.ops)
+    >>> again is run, np.array_equal(again.model.params.flat, run.model.params.flat)
+    (False, True)
     """
     _check_counters(checkpoint / files.STATE, state, cfg)
     tensors = _tensors(checkpoint, state, cfg)
@@ -272,7 +277,8 @@ def refuse_changes(state: dict[str, Any], typed: dict[str, Any]) -> None:
     """Raise CheckError, naming the fields, if `typed` would change what a resumed run must keep.
     >>> refuse_changes({"model": {"n_layers": 4}, "train": {"lr": 0.01}}, {"n_layers": 6})
     Traceback (most recent call last):
-    bitnet_ref.checks.CheckError: a resumed run must keep its config; got n_layers: 4 -> 6; leave these options out, or start a new run
+    bitnet_ref.checks.CheckError: a resumed run must keep its config; got n_layers: 4 -> 6; leave these
+        options out, or start a new run
     """
     free = {f.name for f in fields(TrainConfig) if f.metadata["free"]}
     was = {**state["model"], **state["train"]}

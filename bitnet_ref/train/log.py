@@ -30,8 +30,8 @@ def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
     """Add one line to the run's log. Raises CheckError when the disk refuses.
     >>> import tempfile; folder = tempfile.TemporaryDirectory()
     >>> append(Path(folder.name), "step", 1, 1, loss=5.5, decay=0.1)
-    >>> (Path(folder.name) / LOG).read_text()
-    '{"kind": "step", "step": 1, "cursor": 1, "loss": 5.5, "decay": 0.1}\n'
+    >>> json.loads((Path(folder.name) / LOG).read_text())
+    {'kind': 'step', 'step': 1, 'cursor': 1, 'loss': 5.5, 'decay': 0.1}
     """
     try:
         with open(run / LOG, "a", encoding="utf-8") as f:

@@ -38,7 +38,8 @@ def layer_measures(params: Params, weights: Weights, before: dict[str, np.ndarra
     >>> run, _ = small_run()
     >>> now = layer_measures(run.model.params, run.model.weights, {}, run.grads, layers)["layers.0.attn.wq"]
     >>> sorted(now)
-    ['distance', 'entropy', 'flipped', 'grad_norm', 'grad_to_weight', 'minus', 'near', 'plus', 'scale', 'zero']
+    ['distance', 'entropy', 'flipped', 'grad_norm', 'grad_to_weight', 'minus', 'near', 'plus', 'scale',
+     'zero']
     """
     measures: dict[str, dict[str, float]] = {}
     for name, (w_q, w_scale) in weights.trits().items():

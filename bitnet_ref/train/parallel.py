@@ -139,8 +139,8 @@ def as_one(run: Callable[[Callable[[list[str]], int]], int], main: Callable[[lis
 
     What befalls the others too they leave to the first to say, for GRACE; what is wrong with one alone, it
     then says itself.
-    >>> as_one(lambda main: main(["--steps", "5"]), main=lambda argv: len(argv))
-    2
+    >>> as_one(lambda main: main(["--steps", "5"]), main=lambda argv: 0)             # alone: main's exit code
+    0
     """
     rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
     joined, spoken = [], (sys.stdout, sys.stderr)
@@ -239,7 +239,7 @@ def butterfly(flat: np.ndarray, world: World) -> None:
     last bit, so whoever adds, the tree is the same, and all ranks send at once. Then the sums go the way
     back. A rank sends 2 (size - 1) / size of the vector: as much as a ring, in 2 log2(size) turns.
     >>> from types import SimpleNamespace
-    >>> twin = lambda sent, to, recvbuf, source: np.copyto(recvbuf, sent)    # another rank that holds the same
+    >>> twin = lambda sent, to, recvbuf, source: np.copyto(recvbuf, sent)        # a rank that has the same
     >>> pair = World(SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2, Sendrecv=twin))
     >>> x = np.ones(4); butterfly(x, pair); x.tolist()
     [2.0, 2.0, 2.0, 2.0]

@@ -15,7 +15,7 @@ from bitnet_ref.config import TrainConfig
 def lr_at(step: int, cfg: TrainConfig) -> float:
     """Learning rate of update number `step` (0 .. steps - 1).
     >>> cfg = TrainConfig(steps=100, warmup=10, lr=1.0, lr_stage2=0.5, lr_end=0.0)
-    >>> [round(lr_at(step, cfg), 2) for step in (0, 9, 10, 49, 50, 99)]      # up, a line, a jump, a lower line
+    >>> [round(lr_at(step, cfg), 2) for step in (0, 9, 10, 49, 50, 99)]      # up, down, a jump, down again
     [0.1, 1.0, 1.0, 0.57, 0.28, 0.01]
     """
     if step < cfg.warmup:

@@ -28,10 +28,10 @@ def small_run(**given: Any) -> tuple[Run, Dataset]:
     """A new run of four steps, and its data. `given`: fields of TrainConfig.
     >>> run, data = small_run(steps=2)
     >>> run.step, run.cfg.steps, run.model.params.flat.size, len(data.train.tokens)
-    (0, 2, 6488, 3246)
+    (0, 2, 6488, 1426)
     """
     place = Path(tempfile.mkdtemp(prefix="bitnet_ref-"))
-    documents = ["\n".join(f"{a} plus {b} is {a + b}." for b in range(10)) for a in range(40)]
+    documents = ["\n".join(f"{a} plus {b} is {a + b}." for b in range(10)) for a in range(20)]
     (place / "sums.txt").write_text(f"\n{MARKER}\n".join(documents), encoding="utf-8")
     write_dataset(place / "data", Recipe(str(place / "sums.txt"), vocab_size=MODEL.vocab_size), False)
     run, data = start("small", MODEL, replace(HOW, corpus=str(place / "data"), **given), str(place / "run"))
