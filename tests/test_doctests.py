@@ -28,6 +28,8 @@ DONE = (                                                   # every public functi
     "walk",
     "__init__",
 )
+SLOW = {"bitnet_ref.train.plots", "bitnet_ref.train.summary",   # they draw all the pictures of a run, or
+        "bitnet_ref.walk.pictures", "bitnet_ref.walk.twin"}     # a notebook's, or read Python's documentation
 PARSER = doctest.DocTestParser()
 
 
@@ -48,7 +50,7 @@ def example(node):
 
 
 def public(module):
-    """Its public functions. The example of a command, and of its `main`, is the command line in its header."""
+    """Its public functions. A command, and its `main`, have the command line in the header as an example."""
     tree = ast.parse(source(module))
     command = (ast.get_docstring(tree) or "").startswith("python -m bitnet_ref")
     return [] if module.endswith("__main__") else [
@@ -67,7 +69,8 @@ WITH_EXAMPLES = [m for m in ALL if re.search(r"^ *>>> ", source(m), flags=re.MUL
 PAGES = [p for p in sorted(ROOT.glob("docs/**/*.md")) if ">>> " in p.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("module", WITH_EXAMPLES)
+@pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW))
+                                    for m in WITH_EXAMPLES])
 def test_examples_of_docstrings(module):
     names = vars(importlib.import_module(module))
     for node in ast.walk(ast.parse(source(module))):
