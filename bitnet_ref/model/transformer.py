@@ -353,9 +353,12 @@ def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
 def require_finite(value: float, what: str, model: Transformer, ids: np.ndarray) -> None:
     """Raise NonFiniteError, naming the first bad tensor, unless `value` is finite.
     >>> from bitnet_ref.model.params import init_params
-    >>> model = Transformer(cfg := ModelConfig(vocab_size=9, n_layers=1), init_params(cfg, seed=0), layers)
-    >>> require_finite(2.2, "the loss", model, np.array([[1, 2]])) is None
-    True
+    >>> params = init_params(cfg := ModelConfig(vocab_size=9, n_layers=1), seed=0)
+    >>> params["final_norm"][0] = np.nan
+    >>> require_finite(np.nan, "the loss", Transformer(cfg, params, layers), np.array([[1, 2]]))
+    Traceback (most recent call last):
+    bitnet_ref.checks.NonFiniteError: the loss must be finite; got nan, first in the weight final_norm; lower
+        the learning rate, or look at the data and weights there
     """
     if not np.isfinite(value):
         raise NonFiniteError(f"{what} must be finite; got {value}, first in {name_nonfinite(model, ids)}; "

@@ -67,9 +67,9 @@ class Run:
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
     """A run at step 0, with the initial parameters of cfg.seed.
     >>> from bitnet_ref import layers
-    >>> run = new_run(Path("run"), ModelConfig(n_layers=1), TrainConfig(), {}, layers)
-    >>> run.step, bool(run.adam.first.flat.any()), run.folder.exists()       # it writes nothing yet
-    (0, False, False)
+    >>> run = new_run(Path("run"), ModelConfig(n_layers=1), TrainConfig(seed=7), {}, layers)
+    >>> run.step, bool(run.adam.first.flat.any()), run.guard.on
+    (0, False, True)
     """
     params = init_params(model_cfg, cfg.seed, ops=ops)
     model = Transformer(model_cfg, params, ops)
