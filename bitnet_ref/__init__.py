@@ -38,6 +38,11 @@ def load(path: str, backend: str = "numba", threads: int | None = None, int8_hea
     `half_cache`: faster, a little rounded (docs/generation.md); `i2s`: the layout of a GGUF's I2_S; `chain`:
     who guesses tokens ahead (docs/speculative.md). Raises CheckError for what is missing, damaged or not
     supported.
+    >>> from bitnet_ref.train.checkpoint import save; from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); path = save(run)
+    >>> model = load(str(run.folder), backend="numpy")
+    >>> logits, loss = model([1, 2, 3], [2, 3, 4]); logits.shape
+    (1, 3, 280)
     """
     from bitnet_ref.generate.language_model import load
 

@@ -30,7 +30,11 @@ class Tally(NamedTuple):
 
 
 def blocks(tokens: np.ndarray, eos: int, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
-    """(first place, ids int64 (n + LONGEST - 1,)): n starts, and what follows them; in the end EOS."""
+    """(first place, ids int64 (n + LONGEST - 1,)): n starts, and what follows them; in the end EOS.
+    >>> with tqdm(disable=True) as bar: at, ids = next(blocks(np.array([7, 8, 9]), 0, bar))
+    >>> at, ids.tolist()                               # three starts; what follows the text is EOS
+    (0, [7, 8, 9, 0, 0, 0, 0, 0, 0, 0])
+    """
     for at in range(0, len(tokens), BLOCK):
         ids = np.asarray(tokens[at:at + BLOCK + LONGEST - 1], np.int64)
         starts = min(BLOCK, len(tokens) - at)
@@ -42,6 +46,10 @@ def keys_of(ids: np.ndarray, eos: int) -> Iterator[tuple[int, np.ndarray, np.nda
     """For n = 1..LONGEST: n, the keys uint64 (S,) of the n-grams from each start, and which hold no EOS.
 
     ids int (S + LONGEST - 1,), as `blocks` gives them.
+    >>> ids = np.array([5, 6, 5, 6, 0, 0, 0, 0, 0, 0, 0])        # 4 starts, EOS is 0
+    >>> found = {n: (key, whole) for n, key, whole in keys_of(ids, eos=0)}
+    >>> key, whole = found[2]; bool(key[0] == key[2]), whole.tolist()
+    (True, [True, True, True, False])
     """
     starts = len(ids) - LONGEST + 1
     key, whole = np.zeros(starts, U), np.ones(starts, bool)
@@ -52,7 +60,11 @@ def keys_of(ids: np.ndarray, eos: int) -> Iterator[tuple[int, np.ndarray, np.nda
 
 
 def key_of(grams: np.ndarray) -> np.ndarray:
-    """The keys uint64 (N,) of n-grams int (N, n), as `keys_of` finds them in a text."""
+    """The keys uint64 (N,) of n-grams int (N, n), as `keys_of` finds them in a text.
+    >>> keys = key_of(np.array([[5, 6], [6, 5], [5, 6]]))
+    >>> bool(keys[0] == keys[2]), bool(keys[0] == keys[1])
+    (True, False)
+    """
     key = np.zeros(len(grams), U)
     for column in grams.T:
         key = mix(key + column.astype(U))
@@ -63,6 +75,11 @@ def tallies(tokens: np.ndarray, eos: int, bar: tqdm) -> dict[int, Tally]:
     """{n: the frequent n-grams} for n of 1..LONGEST of tokens (N,).
 
     Exact up to KEPT different ones of a length; beyond that the rarest are dropped after each block.
+    >>> tokens = np.array([5, 6, 5, 6, 0, 5, 6])       # EOS is 0
+    >>> with tqdm(disable=True) as bar: pairs = tallies(tokens, 0, bar)[2]
+    >>> most = pairs.counts.argmax(); place = pairs.places[most]
+    >>> int(pairs.counts[most]), tokens[place:place + 2].tolist()
+    (3, [5, 6])
     """
     found: dict[int, Tally] = {}
     for at, ids in blocks(tokens, eos, bar):
@@ -91,7 +108,10 @@ def _most_frequent(t: Tally) -> Tally:
 
 
 def largest(values: np.ndarray, most: int) -> np.ndarray:
-    """Where the `most` largest of values (N,) are, ascending; of equals the first, on every machine."""
+    """Where the `most` largest of values (N,) are, ascending; of equals the first, on every machine.
+    >>> largest(np.array([3, 9, 3, 7, 3]), most=3).tolist()      # of three equals the first
+    [0, 1, 3]
+    """
     if len(values) <= most:
         return np.arange(len(values))
     last = np.partition(values, -most)[-most]              # a value; which of its equals is not asked

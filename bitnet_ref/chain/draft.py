@@ -39,7 +39,12 @@ Drafter = Callable[[Sequence[int]], Draft]
 
 
 def chains(table: Table) -> Drafter:
-    """The rest of the chain of which the most tokens stand at the text's end; of several, the worthiest."""
+    """The rest of the chain of which the most tokens stand at the text's end; of several, the worthiest.
+    >>> from bitnet_ref.chain.table import Chain
+    >>> table = Table("", 99, "", 0, (Chain((4, 5, 6), 10, 20, (0.5, 0.9)),))
+    >>> guess = chains(table); guess([1, 2, 4]), guess([1, 2, 3])
+    (Draft(tokens=(5, 6), chances=(0.5, 0.9)), Draft(tokens=(), chances=()))
+    """
     rest = beginnings(table)
     longest = max(map(len, rest), default=0)
 
@@ -52,7 +57,12 @@ def chains(table: Table) -> Drafter:
 
 @lru_cache(maxsize=8)
 def beginnings(table: Table) -> dict[tuple[int, ...], Draft]:
-    """{the first tokens of a chain: the best of its drafts}, of each proper beginning of each chain."""
+    """{the first tokens of a chain: the best of its drafts}, of each proper beginning of each chain.
+    >>> from bitnet_ref.chain.table import Chain
+    >>> table = Table("", 99, "", 0, (Chain((4, 5, 6), 10, 20, (0.5, 0.9)),))
+    >>> beginnings(table)
+    {(4,): Draft(tokens=(5, 6), chances=(0.5, 0.9)), (4, 5): Draft(tokens=(6,), chances=(0.9,))}
+    """
     rest: dict[tuple[int, ...], Draft] = {}
     for ids, _, _, sure in table.chains:
         for n in range(1, len(ids)):
@@ -125,12 +135,18 @@ class Refreshed:
 
 
 def goes_on(text: Sequence[int], known: Sequence[int]) -> bool:
-    """Whether `text` may be `known` and more: by length and last token, as all of it would take time."""
+    """Whether `text` may be `known` and more: by length and last token, as all of it would take time.
+    >>> goes_on([1, 2, 3], known=[1, 2]), goes_on([1, 9], known=[1, 2])
+    (True, False)
+    """
     return len(text) >= len(known) and (not known or text[len(known) - 1] == known[-1])
 
 
 def oracle(text: Sequence[int]) -> Drafter:
-    """One that knows the whole `text`, and is sure of it: the most that any drafter could bring."""
+    """One that knows the whole `text`, and is sure of it: the most that any drafter could bring.
+    >>> oracle("to be or not to be".split())("to be or not".split())
+    Draft(tokens=('to', 'be'), chances=(1.0, 1.0))
+    """
     known = tuple(text)
 
     def draft(so_far: Sequence[int]) -> Draft:

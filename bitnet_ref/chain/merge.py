@@ -34,7 +34,11 @@ class Pattern(NamedTuple):
 
 @lru_cache(16)
 def patterns(chains: tuple[Gram, ...]) -> dict[int, Pattern]:
-    """{length: the chains of that length}, to be looked for."""
+    """{length: the chains of that length}, to be looked for.
+    >>> found = patterns(((5, 6), (7, 8, 9), (6, 5)))
+    >>> {n: sorted(p.grams.tolist()) for n, p in found.items()}
+    {2: [[5, 6], [6, 5]], 3: [[7, 8, 9]]}
+    """
     found = {}
     for n in sorted({len(ids) for ids in chains}):
         numbers = np.array([j for j, ids in enumerate(chains) if len(ids) == n])
@@ -52,6 +56,10 @@ def stream(tokens: np.ndarray, chains: tuple[Gram, ...], eos: int, supers: int |
     supers: the id of the first chain; None: a chain becomes its first token. As next-token prediction goes,
     the target of that position is then the token after the chain, and the tokens inside it are neither
     inputs nor targets: they carry no loss, for they are not there.
+    >>> tokens, chain = np.array([0, 5, 6, 7, 0, 5, 6, 0]), (5, 6)
+    >>> with tqdm(disable=True) as bar: parts = list(stream(tokens, (chain,), eos=0, supers=None, bar=bar))
+    >>> np.concatenate(parts).tolist()                 # each 5 6 became a 5
+    [0, 5, 7, 0, 5, 0]
     """
     wanted, free = patterns(chains), 0                     # free: where the last chain taken ended
     for at, ids in blocks(tokens, eos, bar):
@@ -99,13 +107,20 @@ def _from_the_left(starts: np.ndarray, lengths: np.ndarray, free: int) -> tuple[
 
 
 def merged(tokens: np.ndarray, chains: tuple[Gram, ...], eos: int, supers: int | None) -> np.ndarray:
-    """The whole compressed stream of tokens (n,), int64: where it fits into memory."""
+    """The whole compressed stream of tokens (n,), int64: where it fits into memory.
+    >>> tokens, first = np.array([5, 6, 7, 5, 6, 6]), None
+    >>> [merged(tokens, ((5, 6),), eos=0, supers=supers).tolist() for supers in (first, 8)]
+    [[5, 7, 5, 6], [8, 7, 8, 6]]
+    """
     with tqdm(disable=True) as bar:
         return np.concatenate([np.zeros(0, np.int64), *stream(tokens, chains, eos, supers, bar)])
 
 
 def expanded(ids: np.ndarray, chains: tuple[Gram, ...], supers: int) -> np.ndarray:
-    """ids (n,) of V + chains entries  ->  int64 (m,), each super-token as the tokens of its chain."""
+    """ids (n,) of V + chains entries  ->  int64 (m,), each super-token as the tokens of its chain.
+    >>> expanded(np.array([8, 7, 9]), chains=((5, 6), (5, 5, 5)), supers=8).tolist()
+    [5, 6, 7, 5, 5, 5]
+    """
     spelled = np.zeros((len(chains) + 1, LONGEST), np.int64)
     sizes = np.ones(len(chains) + 1, np.int64)             # the last: of a token that is none
     for j, chain in enumerate(chains):
@@ -184,7 +199,13 @@ class ChainTokenizer(Tokenizer):
 
 
 def with_chains(tokenizer: Tokenizer, table: Table) -> ChainTokenizer:
-    """`tokenizer` with the super-tokens of `table`. Raises CheckError for chains of ids that it has not."""
+    """`tokenizer` with the super-tokens of `table`. Raises CheckError for chains of ids that it has not.
+    >>> from bitnet_ref.chain.table import Chain; from bitnet_ref.data.tokenizer import train_bpe
+    >>> plain = train_bpe(["letters alone"], 257); the = tuple(plain.encode("the").tolist())
+    >>> own = with_chains(plain, Table("", 257, "", 0, (Chain(the, 9, 18, (0.5, 0.5)),)))
+    >>> len(plain.encode("the end")), len(own.encode("the end")), own.decode(own.encode("the end"))
+    (7, 5, 'the end')
+    """
     chains = ids_of(table)
     check(all(0 <= i < tokenizer.vocab_size for ids in chains for i in ids),
           f"chains must have ids below {tokenizer.vocab_size}", "others", "use the table of this tokenizer")
@@ -192,12 +213,23 @@ def with_chains(tokenizer: Tokenizer, table: Table) -> ChainTokenizer:
 
 
 def plain_of(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without super-tokens."""
+    """The tokenizer without super-tokens.
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> plain = train_bpe(["letters alone"], 257)
+    >>> own = with_chains(plain, Table("", 257, "", 0, ()))
+    >>> plain_of(own) == plain, plain_of(plain) is plain
+    (True, True)
+    """
     return tokenizer.plain if isinstance(tokenizer, ChainTokenizer) else tokenizer
 
 
 def segmented(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """tokens (n,) of the plain tokenizer as `tokenizer` cuts the text: with its super-tokens, if it has any.
+    >>> from bitnet_ref.chain.table import Chain; from bitnet_ref.data.tokenizer import train_bpe
+    >>> own = with_chains(train_bpe(["letters"], 257), Table("", 257, "", 0, (Chain((5, 6), 1, 1, (0.5,)),)))
+    >>> tokens = np.array([5, 6, 7])
+    >>> segmented(tokens, own).tolist(), segmented(tokens, plain_of(own)).tolist()
+    ([257, 7], [5, 6, 7])
     """
     if not isinstance(tokenizer, ChainTokenizer):
         return tokens
@@ -205,10 +237,19 @@ def segmented(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def ids_of(table: Table) -> tuple[Gram, ...]:
-    """The chains alone: all of a table that compression depends on."""
+    """The chains alone: all of a table that compression depends on.
+    >>> from bitnet_ref.chain.table import Chain
+    >>> ids_of(Table("", 99, "", 0, (Chain((4, 5), 10, 10, (0.5,)), Chain((6, 7, 8), 3, 6, (1.0, 1.0)))))
+    ((4, 5), (6, 7, 8))
+    """
     return tuple(tuple(c.ids) for c in table.chains)
 
 
 def checksum(table: Table) -> str:
-    """Hex sha256 of the chains, in their order."""
+    """Hex sha256 of the chains, in their order.
+    >>> from bitnet_ref.chain.table import Chain
+    >>> table = Table("", 99, "", 0, (Chain((4, 5), 10, 10, (0.5,)),))
+    >>> checksum(table) == checksum(table._replace(corpus="another")), len(checksum(table))
+    (True, 64)
+    """
     return hashlib.sha256(json.dumps(ids_of(table)).encode("ascii")).hexdigest()

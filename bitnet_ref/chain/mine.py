@@ -41,7 +41,12 @@ class Candidate(NamedTuple):
 
 
 def mine_for(data: Dataset, size: int = MOST, progress: bool = False) -> Table:
-    """The table of a dataset's training side. Raises CheckError for a size outside 1..256."""
+    """The table of a dataset's training side. Raises CheckError for a size outside 1..256.
+    >>> from bitnet_ref.train.small import small_run
+    >>> _, data = small_run()                          # sums, as "2 plus 3 is 5."
+    >>> any("plus" in data.tokenizer.decode(chain.ids) for chain in mine_for(data).chains)
+    True
+    """
     header = data.train.header
     chains = mine(data.train.tokens, header.eos, size, progress)
     return Table(data.tokenizer.vocabulary, header.vocab_size, ascii(data.report["corpus"])[1:-1][:NAME],
@@ -49,7 +54,11 @@ def mine_for(data: Dataset, size: int = MOST, progress: bool = False) -> Table:
 
 
 def check_size(size: int) -> None:
-    """Raise CheckError unless a table may have so many chains."""
+    """Raise CheckError unless a table may have so many chains.
+    >>> check_size(257)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: a table must have 1 to 256 chains; got 257; choose such a size
+    """
     check(1 <= size <= MOST, f"a table must have 1 to {MOST} chains", size, "choose such a size")
 
 
@@ -57,6 +66,9 @@ def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False)
     """At most `size` chains of tokens (N,), best first. Memory does not grow with N.
 
     Raises CheckError for a size outside 1..256.
+    >>> tokens = np.array([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3, 7, 0])       # EOS is 0
+    >>> mine(tokens, eos=0)
+    (Chain(ids=(1, 2, 3), times=3, covers=6, confidence=(1.0, 1.0)),)
     """
     check_size(size)
     with tqdm(total=2 * len(tokens), desc="mining", unit="token", unit_scale=True,
@@ -68,7 +80,12 @@ def mine(tokens: np.ndarray, eos: int, size: int = MOST, progress: bool = False)
 
 
 def candidates(tokens: np.ndarray, found: dict[int, Tally]) -> list[Gram]:
-    """The CANDIDATES n-grams of greatest worth by the counts of the first pass."""
+    """The CANDIDATES n-grams of greatest worth by the counts of the first pass.
+    >>> tokens = np.array([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3, 7, 0])       # EOS is 0
+    >>> with tqdm(disable=True) as bar: found = tallies(tokens, 0, bar)
+    >>> candidates(tokens, found)                      # what stands there three times, by worth
+    [(1, 2, 3), (2, 3), (1, 2)]
+    """
     worth, grams = [np.zeros(0)], list[Gram]()
     for n in range(SHORTEST, LONGEST + 1):
         t = found[n]
@@ -91,7 +108,12 @@ def _counts(t: Tally, keys: np.ndarray, least: np.ndarray) -> np.ndarray:
 
 def recount(tokens: np.ndarray, eos: int, likely: list[Gram],
             bar: tqdm) -> tuple[dict[Gram, int], dict[Gram, np.ndarray]]:
-    """{n-gram: count} of `likely` and all their beginnings; {n-gram of `likely`: its places below CHOICE}."""
+    """{n-gram: count} of `likely` and all their beginnings; {n-gram of `likely`: its places below CHOICE}.
+    >>> tokens = np.array([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 0])
+    >>> with tqdm(disable=True) as bar: counts, places = recount(tokens, 0, [(1, 2, 3)], bar)
+    >>> counts, places[1, 2, 3].tolist()
+    ({(1,): 3, (1, 2): 3, (1, 2, 3): 2}, [0, 4])
+    """
     wanted = {n: sorted({ids[:n] for ids in likely if len(ids) >= n}) for n in range(1, LONGEST + 1)}
     keys = {n: key_of(np.array(grams, np.int64).reshape(-1, n)) for n, grams in wanted.items()}
     order = {n: np.argsort(k, kind="stable") for n, k in keys.items()}
@@ -133,7 +155,10 @@ def _weighed(ids: Gram, counts: dict[Gram, int], places: np.ndarray) -> Candidat
 
 
 def weighed(ids: Gram, chances: Sequence[float], places: np.ndarray) -> Candidate:
-    """With the trigger that makes it worth most; chances[m - 1]: of the rest, once m tokens are seen."""
+    """With the trigger that makes it worth most; chances[m - 1]: of the rest, once m tokens are seen.
+    >>> weighed((5, 6, 7, 8), [0.2, 0.9, 1.0], np.array([4])).trigger    # 5 alone is too unsure, 7 too late
+    2
+    """
     worth = [p * (len(ids) - m) for m, p in enumerate(chances[:TRIGGER], 1)]
     trigger = 1 + int(np.argmax(worth))
     return Candidate(ids, trigger, chances[trigger - 1], places)
@@ -144,6 +169,9 @@ def covered(table: Table, tokens: np.ndarray, eos: int) -> list[float]:
 
     Of the text that the table is mined from it is what the table itself says. Of a longer one the first
     CHOICE tokens count.
+    >>> tokens = np.array([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3, 7, 0])       # EOS is 0
+    >>> covered(Table("", 10, "", 13, mine(tokens, 0)), tokens, 0) == [0, 6 / 13]    # 2 3, three times
+    True
     """
     size, shares = min(len(tokens), CHOICE), [0.0]
     _, places = recount(tokens, eos, [c.ids for c in table.chains], tqdm(disable=True))
@@ -160,6 +188,10 @@ def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: 
 
     What a chain adds can only fall as others are taken, so one whose worth was just found to be above what
     the next ever had is the best, and the rest need not be looked at.
+    >>> likely = [Candidate((1, 2, 3), 1, 1.0, np.array([0, 4])), Candidate((2, 3), 1, 1.0, np.array([1, 5]))]
+    >>> counts = {(1,): 2, (2,): 2, (1, 2): 2, (2, 3): 2, (1, 2, 3): 2}
+    >>> [chain.ids for chain in choose(likely, counts, size=2, tokens=8)]    # 2 3 adds nothing to 1 2 3
+    [(1, 2, 3)]
     """
     drafted = np.zeros(tokens, bool)                       # by the chains taken so far
     tails = [tail(c, tokens) for c in likely]
@@ -183,6 +215,9 @@ def choose(likely: list[Candidate], counts: dict[Gram, int], size: int, tokens: 
 
 
 def tail(c: Candidate, tokens: int) -> np.ndarray:
-    """The places below `tokens` that `c` drafts where it stands, each once: it may overlap itself."""
+    """The places below `tokens` that `c` drafts where it stands, each once: it may overlap itself.
+    >>> tail(Candidate((5, 6, 7), 1, 1.0, places=np.array([0, 4])), tokens=6).tolist()
+    [1, 2, 5]
+    """
     places = np.unique(c.places[:, None] + np.arange(c.trigger, len(c.ids)))
     return places[places < tokens]

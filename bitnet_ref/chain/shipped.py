@@ -20,7 +20,11 @@ SHIPPED = {                          # Tokenizer.vocabulary -> the table's name
 
 
 def shipped(tokenizer: Tokenizer) -> Table | None:
-    """The table for the vocabulary of `tokenizer`, or None."""
+    """The table for the vocabulary of `tokenizer`, or None.
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> shipped(train_bpe(["a vocabulary of one's own"], 257)) is None
+    True
+    """
     name = SHIPPED.get(tokenizer.vocabulary)
     return None if name is None else _read(name)
 

@@ -23,12 +23,22 @@ Shares = Sequence[float]             # covered by the first n chains, n = 0, 1, 
 
 
 def coverage(table: Table) -> list[float]:
-    """The share of its corpus that the first n chains cover, for n = 0, 1, ... of the table."""
+    """The share of its corpus that the first n chains cover, for n = 0, 1, ... of the table.
+    >>> from bitnet_ref.chain.table import Chain
+    >>> coverage(Table("", 99, "", 100, (Chain((4, 5), 10, 10, (0.5,)), Chain((6, 7), 5, 5, (0.5,)))))
+    [0.0, 0.1, 0.15]
+    """
     return [n / max(1, table.tokens) for n in accumulate((c.covers for c in table.chains), initial=0)]
 
 
 def held_out(table: Table, corpus: str, tokenizer: str) -> list[float]:
-    """What the table covers of a corpus's validation side. Raises CheckError where it has none."""
+    """What the table covers of a corpus's validation side. Raises CheckError where it has none.
+    >>> from bitnet_ref.chain.mine import mine_for; from bitnet_ref.train.small import small_run
+    >>> _, data = small_run(); table = mine_for(data)
+    >>> shares = held_out(table, str(data.folder), str(data.folder))
+    >>> len(shares) == len(table.chains) + 1, shares[0], 0 < shares[-1] < 1
+    (True, 0.0, True)
+    """
     data = prepare(corpus, tokenizer)
     check(data.val is not None, "a corpus to measure must have held-out text", f"none of {corpus}",
           "give more text")
@@ -40,6 +50,11 @@ def page(table: Table, tokenizer: Tokenizer, others: Mapping[str, Shares] | None
     """The table as text: what a chain says, how often it stands in the corpus, how sure each part is.
 
     A space is shown as a dot in the middle of the line. `others`: {name: coverage of that text as well}.
+    >>> from bitnet_ref.chain.table import Chain; from bitnet_ref.data.tokenizer import train_bpe
+    >>> plain = train_bpe(["letters"], 257); ids = tuple(plain.encode("to be").tolist())
+    >>> table = Table("0" * 64, 257, "a play", 100, (Chain(ids, 9, 36, (0.5, 0.9, 0.9, 1.0)),))
+    >>> page(table, plain).splitlines()[-1]
+    '   0         9   36.00%  to·be  t 50% o 90% · 90% b 100% e'
     """
     shares = coverage(table)
     sizes = [n for n in SIZES if n < len(table.chains)] + [len(table.chains)]
@@ -58,19 +73,31 @@ def page(table: Table, tokenizer: Tokenizer, others: Mapping[str, Shares] | None
 
 
 def summary(table: Table) -> str:
-    """The table in a line."""
+    """The table in a line.
+    >>> summary(Table("0" * 64, 99, "a play", 100, ()))
+    '0 chains of a play, which cover 0.0% of 100 tokens; vocabulary 000000000000'
+    """
     return (f"{len(table.chains)} chains of {table.corpus}, which cover {coverage(table)[-1]:.1%} of "
             f"{table.tokens:,} tokens; vocabulary {table.vocabulary[:12]}")
 
 
 def visible(piece: bytes) -> str:
-    """What an id adds to a text, so that all of it is seen: spaces as dots, escapes for what has no form."""
+    """What an id adds to a text, so that all of it is seen: spaces as dots, escapes for what has no form.
+    >>> visible(b" two words"), visible(bytes([0xc3])) == chr(92) + "xc3"
+    ('·two·words', True)
+    """
     text = piece.decode("utf-8", "backslashreplace").replace(" ", "\u00b7")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def draw(table: Table, path: str | Path, others: Mapping[str, Shares] | None = None) -> None:
-    """The picture of coverage against the size of the table, PNG. Raises CheckError for no chains."""
+    """The picture of coverage against the size of the table, PNG. Raises CheckError for no chains.
+    >>> import tempfile; from bitnet_ref.chain.table import Chain
+    >>> folder = tempfile.TemporaryDirectory(); file = Path(folder.name) / "coverage.png"
+    >>> draw(Table("", 99, "a play", 100, (Chain((4, 5), 10, 10, (0.5,)),)), file)
+    >>> file.read_bytes()[1:4]
+    b'PNG'
+    """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

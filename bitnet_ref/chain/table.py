@@ -53,7 +53,12 @@ class Table(NamedTuple):
 
 
 def write_table(path: str | Path, table: Table) -> None:
-    """Write JSON, a line for each chain; whole or not at all. Raises CheckError where the disk refuses."""
+    """Write JSON, a line for each chain; whole or not at all. Raises CheckError where the disk refuses.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory(); file = Path(folder.name) / CHAINS
+    >>> table = Table("0" * 64, 99, "a corpus", 50, (Chain((4, 5), 10, 10, (0.5,)),))
+    >>> write_table(file, table); read_table(file) == table
+    True
+    """
     head = {"format": FORMAT, "version": VERSION, **table._asdict()}
     del head["chains"]
     rows = ",\n".join("  " + json.dumps(c._asdict(), separators=(",", ":")) for c in table.chains)
@@ -69,6 +74,9 @@ def read_table(path: str | Path, tokenizer: Tokenizer | None = None) -> Table:
 
     Raises CheckError: no file, too large, not JSON, not of this version, a value out of range, ids of another
     vocabulary.
+    >>> table = read_table(Path(__file__).with_name("tables") / "gpt2.json")
+    >>> table.vocab_size, len(table.chains)
+    (49963, 256)
     """
     try:
         table = _table(json.loads(_text(path)), str(path))

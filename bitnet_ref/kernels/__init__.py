@@ -26,6 +26,11 @@ def load(name: str = "numpy", threads: int | None = None, backward: str = "float
 
     Raises CheckError (listing the backends) for an unknown one, for more threads than processors, and where
     what a backend needs (CUDA: libraries, driver, card) is missing.
+    >>> load("numpy").rmsnorm.__module__               # the reference; load("numba") has its own
+    'bitnet_ref.layers.rmsnorm'
+    >>> load("fast")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: backend must be one of numpy, numba, cuda; got 'fast'; choose one of these
     """
     overlays = [import_module(f"bitnet_ref.kernels.{folder}") for folder in lookup(BACKENDS, name, "backend")]
     table = dict(ALL_OPS)
@@ -42,7 +47,10 @@ def load(name: str = "numpy", threads: int | None = None, backward: str = "float
 
 
 def about(name: str) -> dict[str, Any]:
-    """What a result of backend `name` was computed with: its instructions (if it chooses) and its threads."""
+    """What a result of backend `name` was computed with: its instructions (if it chooses) and its threads.
+    >>> sorted(about("numpy"))
+    ['backend', 'threads']
+    """
     from threadpoolctl import threadpool_info
 
     blas = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)

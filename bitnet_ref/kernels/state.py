@@ -52,7 +52,11 @@ class State(NamedTuple):
 
 
 def beginning(texts: Cached) -> State:
-    """No token yet, of any text."""
+    """No token yet, of any text.
+    >>> from types import SimpleNamespace
+    >>> beginning(SimpleNamespace(serials=[[], []])).lengths
+    (0, 0)
+    """
     none = (0,) * len(texts.serials)
     return State(texts, none, none)
 
@@ -61,6 +65,11 @@ def appended(state: State, program: Any, counts: Counts) -> State:
     """The state with so many tokens more of each text, for which there is room now; they are to be written.
 
     Raises CheckError for a state that is not (or no longer) of these weights or texts.
+    >>> from types import SimpleNamespace
+    >>> cache = SimpleNamespace(program="p", serials=[[], []], calls=0, grow=lambda length: None)
+    >>> state = appended(beginning(cache), "p", (3, 1))
+    >>> state.lengths, appended(state, "p", (0, 2)).lengths
+    ((3, 1), (3, 3))
     """
     texts: Cached = state.texts
     check(texts.program is program, "a state must be of these weights", "one of others",
@@ -75,12 +84,19 @@ def appended(state: State, program: Any, counts: Counts) -> State:
 
 
 def chosen(ids: np.ndarray, counts: Counts) -> np.ndarray:
-    """Of ids (B, T) the first counts[b] of each row, row after row: (M,)."""
+    """Of ids (B, T) the first counts[b] of each row, row after row: (M,).
+    >>> chosen(np.array([[7, 8, 9], [4, 0, 0]]), (3, 1)).tolist()
+    [7, 8, 9, 4]
+    """
     return ids[np.arange(ids.shape[1]) < np.array(counts)[:, None]]
 
 
 def delivered(logits: np.ndarray, counts: Counts, T: int, every: bool) -> np.ndarray:
-    """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros."""
+    """A copy (B, V), or `every` (B, T, V); what was not asked for is zeros.
+    >>> rows = np.array([[0.5, 0.25], [1.0, 2.0]], np.float32)       # logits after a token of texts 0 and 2
+    >>> delivered(rows, (1, 0, 1), T=1, every=False).tolist()
+    [[0.5, 0.25], [0.0, 0.0], [1.0, 2.0]]
+    """
     shape = (len(counts), *((T,) if every else ()), logits.shape[1])
     if logits.size == math.prod(shape):
         return logits.reshape(shape).copy()

@@ -31,7 +31,11 @@ class Plan(NamedTuple):
 
 
 def build(cfg: ModelConfig, ops: Any) -> Plan:
-    """Resolve every variant of `cfg` into functions of the backend `ops`."""
+    """Resolve every variant of `cfg` into functions of the backend `ops`.
+    >>> from bitnet_ref import layers
+    >>> build(ModelConfig(glu="relu2"), layers).glu is layers.relu2
+    True
+    """
     return Plan(cfg, ops, layout(cfg), PROJECTION[cfg.linear](ops), PROJECTION[cfg.head](ops),
                 (Entry("final_norm", ("head",)),), getattr(ops, cfg.glu), getattr(ops, f"{cfg.glu}_backward"),
                 {})
@@ -42,6 +46,12 @@ def block(x: np.ndarray, w: dict[str, Any], at: str, table: tuple[np.ndarray, np
     """x (B, T, D)  ->  x (B, T, D), saved.
 
     `at`: prefix of the block's names in w; `table`: cos, sin of the positions.
+    >>> from bitnet_ref import layers; from bitnet_ref.model.layout import WEIGHTS
+    >>> cfg = ModelConfig(d_model=2, n_heads=1, n_kv_heads=1, d_ff=2, norm="inner", linear="full")
+    >>> w = {name: np.zeros((2, 2)) for names in WEIGHTS for name in names}
+    >>> y, saved = block(np.array([[[1.0, 2.0]]]), w, "", (1.0, 0.0), build(cfg, layers))
+    >>> y                                # matrices of zeros add nothing: the stream goes through
+    array([[[1., 2.]]])
     """
     cfg, ops, places = plan.cfg, plan.ops, plan.layout
     qkv, in_qkv = project(x, places.qkv, w, at, plan.linear, cfg.norm_eps)                    # (BK.1)
@@ -59,7 +69,14 @@ def block(x: np.ndarray, w: dict[str, Any], at: str, table: tuple[np.ndarray, np
 
 def block_backward(dy: np.ndarray, s: SavedBlock, w: dict[str, Any], at: str,
                    table: tuple[np.ndarray, np.ndarray], plan: Plan, grads: Any) -> np.ndarray:
-    """Returns dx (B, T, D). Accumulates into grads. The tags name the forward lines that are taken back."""
+    """Returns dx (B, T, D). Accumulates into grads. The tags name the forward lines that are taken back.
+    >>> from bitnet_ref import layers; from bitnet_ref.model.layout import WEIGHTS
+    >>> cfg = ModelConfig(d_model=2, n_heads=1, n_kv_heads=1, d_ff=2, norm="inner", linear="full")
+    >>> w, grads = ({name: np.zeros((2, 2)) for names in WEIGHTS for name in names} for _ in range(2))
+    >>> y, saved = block(np.array([[[1.0, 2.0]]]), w, "", (1.0, 0.0), plan := build(cfg, layers))
+    >>> block_backward(np.array([[[5.0, 6.0]]]), saved, w, "", (1.0, 0.0), plan, grads)
+    array([[[5., 6.]]])
+    """
     ops, places, rest = plan.ops, plan.layout, (w, at, plan.linear, plan.ops, grads)
     du = project_backward([dy], s.u, s.in_down, places.down, *rest)                           # (BK.8)
     dgate, dup = plan.glu_backward(du, s.gate, s.up)                                          # (BK.7)

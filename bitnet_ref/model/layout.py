@@ -43,14 +43,23 @@ NORMS: dict[str, tuple[str | None, ...]] = {
 
 
 def layout(cfg: ModelConfig) -> Layout:
-    """The entries of every block of `cfg`."""
+    """The entries of every block of `cfg`.
+    >>> for place in layout(ModelConfig(norm="pre")): print(place)
+    (Entry(norm='attn_norm', weights=('attn.wq', 'attn.wk', 'attn.wv')),)
+    (Entry(norm=None, weights=('attn.wo',)),)
+    (Entry(norm='ffn_norm', weights=('ffn.w_gate', 'ffn.w_up')),)
+    (Entry(norm=None, weights=('ffn.w_down',)),)
+    """
     if cfg.inner_gain:
         return Layout(*(tuple(Entry(f"{w}_norm", (w,)) for w in weights) for weights in WEIGHTS))
     return Layout(*((Entry(norm, weights),) for norm, weights in zip(NORMS[cfg.norm], WEIGHTS)))
 
 
 def shapes(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(N, K) of every projection of a block."""
+    """(N, K) of every projection of a block.
+    >>> shapes(ModelConfig())["ffn.w_down"]       # of nano: a gated unit of 768 back onto the stream of 256
+    (256, 768)
+    """
     D, F, KV = cfg.d_model, cfg.d_ff, cfg.n_kv_heads * cfg.head_dim
     return {"attn.wq": (D, D), "attn.wk": (KV, D), "attn.wv": (KV, D), "attn.wo": (D, D),
             "ffn.w_gate": (F, D), "ffn.w_up": (F, D), "ffn.w_down": (D, F)}

@@ -35,7 +35,11 @@ HF = {"attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj", "attn.wv": "
 
 
 def param_specs(cfg: ModelConfig) -> list[Spec]:
-    """Every tensor of the model: matrices (decayed) in dataflow order, then the norms' gains."""
+    """Every tensor of the model: matrices (decayed) in dataflow order, then the norms' gains.
+    >>> first = param_specs(ModelConfig())[1]
+    >>> first.name, first.shape, first.ternary, first.hf_name
+    ('layers.0.attn.wq', (256, 256), True, 'model.layers.0.self_attn.q_proj.weight')
+    """
     V, D, std, ternary = cfg.vocab_size, cfg.d_model, cfg.init_std, cfg.linear == "ternary"
     specs = [Spec("embedding", (V, D), std, True, False, "model.embed_tokens.weight")]
     for l in range(cfg.n_layers):
@@ -96,6 +100,9 @@ def init_params(cfg: ModelConfig, seed: int, dtype: type = np.float32, ops: Any 
     """Normal(0, init_std) matrices, gains of one.
 
     Each tensor has its own counter-based stream: its key is (seed, the tensor's index in the table).
+    >>> params = init_params(ModelConfig(n_layers=1), seed=0)
+    >>> params["final_norm"][:3].tolist(), round(float(params["layers.0.attn.wq"].std()), 3)
+    ([1.0, 1.0, 1.0], 0.1)
     """
     params = Params(param_specs(cfg), dtype, ops)
     for i, spec in enumerate(params.specs):

@@ -41,6 +41,11 @@ def project(x: np.ndarray, entries: tuple[Entry, ...], w: dict[str, Any], prefix
     """The outputs of all projections that read x (B, T, K), in order, and what backward needs of each entry.
 
     x (B, T, K)  ->  [y (B, T, N), ...], one Entered per entry
+    >>> from bitnet_ref import layers
+    >>> x, w = np.array([[2.0, -2.0]]), {"a": np.array([[3, 1]]), "b": np.array([[0, 1]])}
+    >>> ys, entered = project(x, (Entry(FREE, ("a", "b")),), w, "", PROJECTION["full"](layers), eps=0.0)
+    >>> ys, entered[0].rstd            # normalised once to [1, -1], multiplied twice
+    ([array([[2.]]), array([[-1.]])], array([[0.5]]))
     """
     ys, entered = [], []
     for entry in entries:
@@ -59,6 +64,12 @@ def project_backward(dys: list[np.ndarray], x: np.ndarray, entered: list[Entered
     """Returns dx (B, T, K): the sum over all projections, back through each entry's norm. Codes are STE.
 
     Accumulates into grads, a table of arrays by name.
+    >>> from bitnet_ref import layers
+    >>> x, w = np.array([[1.0, 2.0]]), {"a": np.array([[3.0, 0.0]]), "b": np.array([[0.0, 4.0]])}
+    >>> entry, entered, grads = Entry(None, ("a", "b")), Entered((x,), None), {"a": 0 * x, "b": 0 * x}
+    >>> dys, kind = [np.ones((1, 1)), np.ones((1, 1))], PROJECTION["full"](layers)
+    >>> project_backward(dys, x, [entered], (entry,), w, "", kind, layers, grads), grads["a"]
+    (array([[3., 4.]]), array([[1., 2.]]))
     """
     dx: Any = None
     dys = list(dys)

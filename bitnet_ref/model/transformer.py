@@ -24,7 +24,15 @@ from bitnet_ref.model.weights import Trits, Weights, ternarise
 
 def forward(plan: Plan, w: dict[str, Any], ids: np.ndarray,
             keep: bool = True) -> tuple[np.ndarray, Saved | None]:
-    """ids int (B, T)  ->  logits (B, T, V), saved (None unless `keep`)."""
+    """ids int (B, T)  ->  logits (B, T, V), saved (None unless `keep`).
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(vocab_size=9, n_layers=1)
+    >>> model = Transformer(cfg, init_params(cfg, seed=0), layers)
+    >>> a, saved = forward(model.plan, model.ready, np.array([[1, 2, 3]]))
+    >>> b, _ = forward(model.plan, model.ready, np.array([[1, 2, 7]]))
+    >>> a.shape, np.allclose(a[:, :2], b[:, :2])       # only the last place sees the other token
+    ((1, 3, 9), True)
+    """
     x = plan.ops.embedding(ids, w["embedding"])                                             # (TR.1)
     table, blocks = _rope_table(plan, ids, x.dtype), []
     for l in range(plan.cfg.n_layers):
@@ -37,7 +45,15 @@ def forward(plan: Plan, w: dict[str, Any], ids: np.ndarray,
 
 def backward(plan: Plan, w: dict[str, Any], ids: np.ndarray, dlogits: np.ndarray, saved: Saved,
              grads: Params) -> None:
-    """From dlogits (B, T, V), accumulates every parameter's gradient into `grads`."""
+    """From dlogits (B, T, V), accumulates every parameter's gradient into `grads`.
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg, ids = ModelConfig(vocab_size=9, n_layers=1), np.array([[1, 2, 3]])
+    >>> model = Transformer(cfg, params := init_params(cfg, seed=0), layers)
+    >>> logits, saved = forward(model.plan, model.ready, ids)
+    >>> backward(model.plan, model.ready, ids, logits, saved, grads := params.zeros_like())
+    >>> all(np.any(g) for g in grads.view.values())    # no tensor was forgotten
+    True
+    """
     table = _rope_table(plan, ids, dlogits.dtype)
     head = grads["embedding" if plan.cfg.tied_embeddings else "head"]           # tied: one array, two sums
     dx = project_backward([dlogits], saved.x, saved.in_head, plan.head_entry, w, "", plan.head, plan.ops,
@@ -58,6 +74,13 @@ def train_step(plan: Plan, w: dict[str, Any], batches: Iterable[tuple[np.ndarray
 
     Each batch is (ids, targets) int (B, T); `share` = 1 / their number. Accumulates the gradient of that mean
     into `grads`.
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg, ids = ModelConfig(vocab_size=9, n_layers=1), np.array([[1, 2, 3, 4]])
+    >>> model = Transformer(cfg, params := init_params(cfg, seed=0), layers)
+    >>> batch, grads = (ids[:, :-1], ids[:, 1:]), params.zeros_like()
+    >>> losses = [train_step(model.plan, model.ready, [batch] * n, 1 / n, grads) for n in (1, 2)]
+    >>> abs(losses[0] - losses[1]) < 1e-6              # the mean over micro-batches, not the sum
+    True
     """
     total = 0.0
     for ids, targets in batches:
@@ -88,7 +111,14 @@ class Texts(NamedTuple):
 
 def prefill(plan: Plan, w: dict[str, Any], ids: np.ndarray,
             lengths: np.ndarray | None = None) -> tuple[np.ndarray, Texts]:
-    """ids int (B, T)  ->  logits (B, V) of the next token, state.   `lengths` (B,): what counts of each."""
+    """ids int (B, T)  ->  logits (B, V) of the next token, state.   `lengths` (B,): what counts of each.
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg, ids = ModelConfig(vocab_size=9, n_layers=1), np.array([[1, 2, 3], [4, 0, 0]])
+    >>> model = Transformer(cfg, init_params(cfg, seed=0), layers)
+    >>> logits, state = prefill(model.plan, model.ready, ids, lengths=np.array([3, 1]))
+    >>> logits.shape, state.lengths.tolist()           # of the second text, what follows the 4
+    ((2, 9), [3, 1])
+    """
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
     texts = Texts(np.array(ids), lengths, w)
     logits, _ = forward(plan, w, ids, keep=False)          # causal: what stands behind a text does not count
@@ -101,6 +131,13 @@ def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts, lengths
 
     `lengths` int (B,): how many of a row are new tokens, 0 too; logits after others are zeros. Not `every`:
     logits (B, V) after the last new token of each row.
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(vocab_size=9, n_layers=1)
+    >>> model = Transformer(cfg, init_params(cfg, seed=0), layers)
+    >>> _, state = prefill(model.plan, model.ready, np.array([[1, 2]]))
+    >>> logits, state = extend(model.plan, model.ready, np.array([[3, 4, 5]]), state)
+    >>> logits.shape, state.ids.tolist()
+    ((1, 3, 9), [[1, 2, 3, 4, 5]])
     """
     check(isinstance(state, Texts) and state.weights is w, "a state must be of these weights",
           "one of others", "prefill the text with this model, and again after its weights have changed")
@@ -120,7 +157,15 @@ def extend(plan: Plan, w: dict[str, Any], ids: np.ndarray, state: Texts, lengths
 
 def decode_step(plan: Plan, w: dict[str, Any], token: np.ndarray,
                 state: Texts) -> tuple[np.ndarray, Texts]:
-    """token int (B,), state  ->  logits (B, V) of the next token, new state."""
+    """token int (B,), state  ->  logits (B, V) of the next token, new state.
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(vocab_size=9, n_layers=1)
+    >>> model = Transformer(cfg, init_params(cfg, seed=0), layers)
+    >>> _, state = prefill(model.plan, model.ready, np.array([[1, 2]]))
+    >>> logits, _ = decode_step(model.plan, model.ready, np.array([3]), state)
+    >>> np.allclose(logits, prefill(model.plan, model.ready, np.array([[1, 2, 3]]))[0])
+    True
+    """
     return extend(plan, w, token[:, None], state, None, False)
 
 
@@ -282,7 +327,13 @@ def _counts(ids: np.ndarray, lengths: Any, least: int) -> np.ndarray | None:
 
 
 def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
-    """The first weight (in table order), else the first activation (in dataflow order), not all finite."""
+    """The first weight (in table order), else the first activation (in dataflow order), not all finite.
+    >>> from bitnet_ref.model.params import init_params
+    >>> params = init_params(cfg := ModelConfig(vocab_size=9, n_layers=1), seed=0)
+    >>> params["layers.0.ffn_norm"][3] = np.inf
+    >>> name_nonfinite(Transformer(cfg, params, layers), np.array([[1, 2]]))
+    'the weight layers.0.ffn_norm'
+    """
     if model.fetched() is not model:                       # its numbers lie elsewhere: a copy tells
         model = Transformer(model.cfg, model.weights.fetched(model.plan.ops), layers)
     for name, t in model.weights.items():
@@ -300,7 +351,15 @@ def name_nonfinite(model: Transformer, ids: np.ndarray) -> str:
 
 
 def require_finite(value: float, what: str, model: Transformer, ids: np.ndarray) -> None:
-    """Raise NonFiniteError, naming the first bad tensor, unless `value` is finite."""
+    """Raise NonFiniteError, naming the first bad tensor, unless `value` is finite.
+    >>> from bitnet_ref.model.params import init_params
+    >>> params = init_params(cfg := ModelConfig(vocab_size=9, n_layers=1), seed=0)
+    >>> params["final_norm"][0] = np.nan
+    >>> require_finite(np.nan, "the loss", Transformer(cfg, params, layers), np.array([[1, 2]]))
+    Traceback (most recent call last):
+    bitnet_ref.checks.NonFiniteError: the loss must be finite; got nan, first in the weight final_norm; lower
+        the learning rate, or look at the data and weights there
+    """
     if not np.isfinite(value):
         raise NonFiniteError(f"{what} must be finite; got {value}, first in {name_nonfinite(model, ids)}; "
                              "lower the learning rate, or look at the data and weights there")

@@ -119,7 +119,14 @@ def _in_rows(head: np.ndarray, ops: Any) -> Any:
 
 
 def ternarise(cfg: ModelConfig, params: Params, ops: Any) -> Weights:
-    """The inference weights of training parameters. Arrays are shared with `params`, not copied."""
+    """The inference weights of training parameters. Arrays are shared with `params`, not copied.
+    >>> from bitnet_ref import layers
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(n_layers=1)
+    >>> weights = ternarise(cfg, init_params(cfg, seed=0), layers)
+    >>> np.unique(weights["layers.0.attn.wq"].w_q).tolist(), weights["head"] is weights["embedding"]
+    ([-1, 0, 1], True)
+    """
     weights = Weights({s.name: Trits(*ops.absmean_ternary(params[s.name])) if s.ternary else params[s.name]
                        for s in params.specs})
     if cfg.tied_embeddings:

@@ -22,7 +22,13 @@ OFTEN = "step"               # the kind of line after which the disk is left alo
 
 
 def require(wanted: bool) -> None:
-    """Raise CheckError if event files are `wanted` and the library that writes them is missing."""
+    """Raise CheckError if event files are `wanted` and the library that writes them is missing.
+    >>> import sys; from unittest.mock import patch
+    >>> with patch.dict(sys.modules, tensorboardX=None): require(wanted=True)        # as if it were missing
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: --tensorboard needs the library tensorboardX; got an environment without it;
+        in a clone, pip install ".[tensorboard]", or leave the flag out: log.jsonl holds the same figures
+    """
     if wanted:
         try:
             import tensorboardX  # noqa: F401
@@ -38,6 +44,9 @@ def following(run: Path, wanted: bool) -> Iterator[Callable[[], None]]:
     nothing.
 
     Event files of an earlier start are removed. Raises CheckError where the disk refuses.
+    >>> with following(Path("run"), wanted=False) as follow:
+    ...     follow() is None                        # without --tensorboard nothing is read or written
+    True
     """
     if not wanted:
         yield lambda: None
@@ -96,7 +105,10 @@ def _copy(line: dict[str, Any], writer: Any) -> None:
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """{tag: number} of a line of the log: step/loss, eval/loss, ...; of its layers zero/layers.0.attn.wq."""
+    """{tag: number} of a line of the log: step/loss, eval/loss, ...; of its layers zero/layers.0.attn.wq.
+    >>> scalars({"kind": "step", "step": 7, "cursor": 7, "loss": 2.5, "tokens": 64, "seconds": 0.5})
+    {'step/loss': 2.5, 'step/tokens': 64.0, 'step/seconds': 0.5, 'step/tokens_per_second': 128.0}
+    """
     kind = line["kind"]
     found = {f"{kind}/{name}": float(value) for name, value in line.items()
              if name not in ("kind", "step", "cursor") and type(value) in (int, float)}

@@ -65,7 +65,12 @@ class Run:
 
 
 def new_run(folder: Path, model_cfg: ModelConfig, cfg: TrainConfig, data: dict[str, str], ops: Any) -> Run:
-    """A run at step 0, with the initial parameters of cfg.seed."""
+    """A run at step 0, with the initial parameters of cfg.seed.
+    >>> from bitnet_ref import layers
+    >>> run = new_run(Path("run"), ModelConfig(n_layers=1), TrainConfig(seed=7), {}, layers)
+    >>> run.step, bool(run.adam.first.flat.any()), run.guard.on
+    (0, False, True)
+    """
     params = init_params(model_cfg, cfg.seed, ops=ops)
     model = Transformer(model_cfg, params, ops)
     adam = Adam(params.zeros_like(), params.zeros_like())
@@ -80,6 +85,10 @@ def save(run: Run, on_schedule: bool = True) -> Path:
     rollback goes where it would have gone without. The log is on the disk before it: a power cut leaves no
     checkpoint that knows more than the log. Of a job, the first rank writes. Raises CheckError if the
     replicas have come apart, or the disk refuses.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run()
+    >>> save(run).name, sorted(p.name for p in files.latest(run.folder).iterdir())
+    ('step-00000000', ['DONE', 'state.json', 'tensors.safetensors'])
     """
     parts = {prefix: part.fetched() for prefix, part in zip(_prefixes(run.cfg), _parts(run))}
     for prefix, what in ((files.PARAM, "parameters"), (files.MOMENT1, "first moments"),
@@ -103,7 +112,13 @@ def save(run: Run, on_schedule: bool = True) -> Path:
 
 
 def regular(checkpoint: Path) -> bool:
-    """Whether `checkpoint` is one of the schedule; one that does not say, or is damaged, counts as such."""
+    """Whether `checkpoint` is one of the schedule; one that does not say, or is damaged, counts as such.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); due = save(run)
+    >>> run.step = 1; ctrl_c = save(run, on_schedule=False)
+    >>> regular(due), regular(ctrl_c)
+    (True, False)
+    """
     try:
         return files.read_state(checkpoint).get(SCHEDULED) is not False
     except CheckError:
@@ -124,7 +139,13 @@ def _prune(run: Run) -> None:
 
 
 def note_best(run: Run, loss: float) -> None:
-    """Of the validation at run.step: if a checkpoint of it is there, it may be the best one so far."""
+    """Of the validation at run.step: if a checkpoint of it is there, it may be the best one so far.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); _ = save(run)
+    >>> note_best(run, loss=3.2); note_best(run, loss=3.1)
+    >>> run.best_saved
+    Best(step=0, loss=3.1)
+    """
     now = Best(run.step, loss)
     if run.best_saved is not None and run.best_saved.step != now.step and run.best_saved.loss <= loss:
         return
@@ -135,7 +156,13 @@ def note_best(run: Run, loss: float) -> None:
 
 
 def find_best(run: Run) -> None:
-    """The same from the log, for a run that goes on: of the checkpoints that are there."""
+    """The same from the log, for a run that goes on: of the checkpoints that are there.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); _ = save(run)
+    >>> for step, loss in ((0, 3.2), (1, 3.1)): log.append(run.folder, "eval", step, step, loss=loss)
+    >>> find_best(run); run.best_saved                  # step 1 is better, but was not saved
+    Best(step=0, loss=3.2)
+    """
     there = {files.step_of(c) for c in files.checkpoints(run.folder)}
     losses = {line["step"]: line["loss"] for line in log.read(run.folder, "eval") if line["step"] in there}
     run.best_saved = min((Best(*item) for item in losses.items()), key=lambda b: b.loss, default=None)
@@ -143,7 +170,10 @@ def find_best(run: Run) -> None:
 
 
 def train_config(state: dict[str, Any]) -> TrainConfig:
-    """The TrainConfig in a checkpoint's state."""
+    """The TrainConfig in a checkpoint's state.
+    >>> train_config({"train": {"steps": 6, "lr": 0.01}}).steps
+    6
+    """
     return from_dict(TrainConfig, state.get("train"), "checkpoint.train")
 
 
@@ -151,6 +181,11 @@ def restore(checkpoint: Path, state: dict[str, Any], cfg: TrainConfig, data: dic
     """The run as it was when `checkpoint` was written.
 
     Raises CheckError if the file is damaged.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); path = save(run)
+    >>> again = restore(path, files.read_state(path), run.cfg, run.data, run.model.plan.ops)
+    >>> again is run, np.array_equal(again.model.params.flat, run.model.params.flat)
+    (False, True)
     """
     _check_counters(checkpoint / files.STATE, state, cfg)
     tensors = _tensors(checkpoint, state, cfg)
@@ -171,6 +206,11 @@ def load(run: Run, checkpoint: Path, state: dict[str, Any]) -> None:
     """Fill parameters, moments and trits of `run`, of the same model, from `checkpoint`; no counter changes.
 
     Raises CheckError if the file is damaged.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); path, was = save(run), run.model.params.flat.copy()
+    >>> run.model.params.flat[:] = 0.0
+    >>> load(run, path, files.read_state(path)); np.array_equal(run.model.params.flat, was)
+    True
     """
     _fill(run, checkpoint, state, _tensors(checkpoint, state, run.cfg))
 
@@ -234,7 +274,12 @@ def _scale(tensors: dict[str, np.ndarray], name: str) -> Any:
 
 
 def refuse_changes(state: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Raise CheckError, naming the fields, if `typed` would change what a resumed run must keep."""
+    """Raise CheckError, naming the fields, if `typed` would change what a resumed run must keep.
+    >>> refuse_changes({"model": {"n_layers": 4}, "train": {"lr": 0.01}}, {"n_layers": 6})
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: a resumed run must keep its config; got n_layers: 4 -> 6; leave these
+        options out, or start a new run
+    """
     free = {f.name for f in fields(TrainConfig) if f.metadata["free"]}
     was = {**state["model"], **state["train"]}
     changed = [f"{name}: {was.get(name)} -> {value}" for name, value in typed.items()

@@ -37,7 +37,12 @@ WORSE = 0.01                     # of the baseline's bits per byte: what compres
 
 def table_of(data: Dataset) -> Table:
     """The table of a run: mined from its training side, or from 16 stretches of a long one; kept in the
-    cache. A text in which nothing repeats has an empty one."""
+    cache. A text in which nothing repeats has an empty one.
+    >>> from bitnet_ref.train.small import small_run
+    >>> _, data = small_run()
+    >>> any("plus" in data.tokenizer.decode(chain.ids) for chain in table_of(data).chains)
+    True
+    """
     header = data.train.header
     key = json.dumps([VERSION, header.payload_sha256, header.tokenizer_sha256, data.report["corpus"]])
     path = cache_dir() / "chains" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
@@ -73,6 +78,12 @@ def against(cfg: TrainConfig, model_cfg: ModelConfig, sums: dict[str, str]) -> B
     """What cfg.baseline names; None for nothing. `sums`: the checksums of the run's data.
 
     Raises CheckError: no run, compressed itself, of another model or of other data, not finished.
+    >>> from bitnet_ref.train.small import small_run; from bitnet_ref.train.checkpoint import save
+    >>> run, _ = small_run(); path = save(run)
+    >>> _ = (run.folder / SUMMARY).write_text('{"steps": 4, "bits per byte": 3.5}')
+    >>> cfg = TrainConfig(compress="first", baseline=str(run.folder))
+    >>> base = against(cfg, run.model.cfg, run.data); base.steps, base.bits_per_byte
+    (4, 3.5)
     """
     if cfg.baseline is None:
         return None
@@ -105,6 +116,11 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
 
     With super-tokens the validation text is scored a second time as plain tokens: none of them comes in, none
     is a target, and what the model gives to them is lost, so this is no figure of the model at its best.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(compress="first")
+    >>> final = score(run.model, data.val.tokens, data.tokenizer.token_bytes)
+    >>> list(result(run, data, final)), result(*small_run(), final)
+    (['verdict', 'compression'], {})
     """
     if run.cfg.compress == "off":
         return {}
@@ -121,7 +137,14 @@ def result(run: Run, data: Dataset, final: Score) -> dict[str, Any]:
 
 
 def verdict(run: Run, bits: float) -> str:
-    """The first line of a compressed run's result. `bits`: per byte of plain text."""
+    """The first line of a compressed run's result. `bits`: per byte of plain text.
+    >>> from bitnet_ref.train.small import small_run; from bitnet_ref.train.checkpoint import save
+    >>> plain, _ = small_run(); path = save(plain)
+    >>> _ = (plain.folder / SUMMARY).write_text('{"steps": 4, "bits per byte": 3.5}')
+    >>> run, _ = small_run(compress="first", baseline=str(plain.folder))
+    >>> verdict(run, bits=3.6).partition(":")[0]
+    'WORSE than without compression, by more than 1%'
+    """
     try:
         base = against(run.cfg, run.model.cfg, run.data)
     except CheckError as e:                                # it was there when the run began

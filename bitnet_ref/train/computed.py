@@ -24,7 +24,11 @@ FREE = "threads", "sources"                  # the first changes no bit; the sec
 
 
 def computed_with(backend: str) -> dict[str, Any]:
-    """{what: which} of this process, with a digest of the sources; JSON."""
+    """{what: which} of this process, with a digest of the sources; JSON.
+    >>> sorted(computed_with("numpy"))
+    ['backend', 'bitnet_ref', 'blas', 'llvmlite', 'numba', 'numpy', 'processor', 'python', 'sources',
+     'threads']
+    """
     found = {"bitnet_ref": __version__, "sources": sources(), "python": platform.python_version(),
              "processor": platform.machine(), **{name: _version(name) for name in LIBRARIES}, **_blas()}
     return found | kernels.about(backend)
@@ -32,7 +36,10 @@ def computed_with(backend: str) -> dict[str, Any]:
 
 @cache
 def sources() -> str:
-    """16 hex digits of the SHA-256 of the sources that compute a run, names and line ends included."""
+    """16 hex digits of the SHA-256 of the sources that compute a run, names and line ends included.
+    >>> len(sources()), set(sources()) <= set("0123456789abcdef")
+    (16, True)
+    """
     digest = hashlib.sha256()
     for file in sorted(f for name in SOURCES for f in (ROOT / name, *(ROOT / name).rglob("*.py"))):
         if not file.is_file():
@@ -63,6 +70,8 @@ def changes(was: Any, now: dict[str, Any]) -> str:
     """In words, what of a checkpoint's "computed with" is another now; empty when nothing is.
 
     Of a checkpoint that does not say, nothing is known to have changed.
+    >>> changes({"python": "3.11", "threads": 2}, {"python": "3.12", "threads": 8, "sources": "0a1b"})
+    'python 3.11 -> 3.12'
     """
     old = was if isinstance(was, dict) else {}
     told = [f"{name} {old[name]} -> {value}" for name, value in now.items()

@@ -31,7 +31,13 @@ class Report(NamedTuple):
 
 
 def gradient(run: Run, data: Dataset) -> Report:
-    """Fill run.grads with the clipped gradient of step `run.cursor`; nothing else of the run changes."""
+    """Fill run.grads with the clipped gradient of step `run.cursor`; nothing else of the run changes.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run()
+    >>> report = gradient(run, data)
+    >>> report.bad, report.tokens, bool(run.grads.flat.any()), run.step
+    (None, 32, True, 0)
+    """
     cfg, feed = run.cfg, data.feed
     assert feed is not None
     first, losses = run.cursor * cfg.accumulate, np.zeros(cfg.accumulate)
@@ -55,7 +61,12 @@ def gradient(run: Run, data: Dataset) -> Report:
 
 
 def partial_sum(run: Run, i: int) -> Params:
-    """Where the i-th sum in progress is kept, run.grads the first: what a step needed stays for the next."""
+    """Where the i-th sum in progress is kept, run.grads the first: what a step needed stays for the next.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run()
+    >>> partial_sum(run, 0) is run.grads, partial_sum(run, 2) is run.sums[1]
+    (True, True)
+    """
     while len(run.sums) < i:
         run.sums.append(run.grads.zeros_like())
     return run.sums[i - 1] if i else run.grads
@@ -66,6 +77,10 @@ def first_bad(run: Run, losses: np.ndarray, norm: float,
     """What is not finite: of a loss, the first weight or activation behind it; else the first gradient.
 
     `numbered(m)`: micro-batch m of the step, inputs and targets.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); run.grads["final_norm"][0] = np.inf
+    >>> first_bad(run, np.array([5.6]), np.inf, lambda m: None)
+    'the gradient of step 0 must be finite; got inf, first in final_norm'
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size or not np.isfinite(losses.sum()):

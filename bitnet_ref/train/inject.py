@@ -17,12 +17,22 @@ EXPONENT = np.uint32(1 << 30)   # `flip`: the highest bit of a float32's exponen
 
 
 def active(run: Run, kind: str, number: int, batches: int = 1) -> bool:
-    """Whether batch `number` is one of the `batches` from where `kind` was asked for."""
+    """Whether batch `number` is one of the `batches` from where `kind` was asked for.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(inject="spike@2")
+    >>> [active(run, "spike", number, batches=3) for number in range(7)]
+    [False, False, True, True, True, False, False]
+    """
     return any(k == kind and at <= number < at + batches for k, at in injections(run.cfg.inject))
 
 
 def tokens(run: Run, index: int, batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Micro-batch `index`, or within `spike` one of random tokens.   int64 (B, T) twice, as `batch`"""
+    """Micro-batch `index`, or within `spike` one of random tokens.   int64 (B, T) twice, as `batch`
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(inject="spike@0"); real = np.zeros((2, 16), np.int64), np.zeros((2, 16), np.int64)
+    >>> ids, targets = tokens(run, 0, real); ids.shape, bool(ids.any())
+    ((2, 16), True)
+    """
     if not active(run, "spike", run.cursor, SPIKE_BATCHES):
         return batch
     rng = np.random.default_rng([run.cfg.seed, index])
@@ -32,7 +42,11 @@ def tokens(run: Run, index: int, batch: tuple[np.ndarray, np.ndarray]) -> tuple[
 
 
 def loss_(run: Run, loss: float) -> float:
-    """The loss of the batch; at `nan` it is not a number, and neither is any gradient."""
+    """The loss of the batch; at `nan` it is not a number, and neither is any gradient.
+    >>> from bitnet_ref.train.small import small_run
+    >>> loss_(small_run()[0], 5.6), loss_(small_run(inject="nan@0")[0], 5.6)
+    (5.6, nan)
+    """
     if not active(run, "nan", run.cursor):
         return loss
     run.grads.ops.store_(run.grads.flat, np.nan)
@@ -40,12 +54,22 @@ def loss_(run: Run, loss: float) -> float:
 
 
 def rate(run: Run) -> float:
-    """What multiplies the learning rate; the batch has been counted by then, as for `flip_`."""
+    """What multiplies the learning rate; the batch has been counted by then, as for `flip_`.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(inject="lr@0"); run.cursor = 1        # the batch has been counted
+    >>> rate(run), rate(small_run()[0])
+    (30.0, 1.0)
+    """
     return RATE if active(run, "lr", run.cursor - 1, RATE_BATCHES) else 1.0
 
 
 def flip_(run: Run) -> None:
-    """At `flip`, the highest bit of the exponent of one weight turns over: 0.05 becomes 1.7e37."""
+    """At `flip`, the highest bit of the exponent of one weight turns over: 0.05 becomes 1.7e37.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(inject="flip@0"); run.cursor = 1
+    >>> flip_(run); bool(np.abs(run.model.params.flat).max() > 1e30)
+    True
+    """
     params = run.model.params
     assert params is not None
     if active(run, "flip", run.cursor - 1):

@@ -1,6 +1,6 @@
 """Ctrl-C during training: finish the step, so that what is saved is whole. A second Ctrl-C stops at once.
 
-Read after: train/start. Read next: train/gradient.
+Read after: train/small. Read next: train/gradient.
 """
 
 import signal
@@ -19,6 +19,10 @@ def deferred(signals: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[Callable[[
     """Within the block, the first Ctrl-C only sets a flag: call what is yielded to read it.
 
     So does any other of `signals`.
+    >>> with deferred() as asked:
+    ...     before = asked(); signal.raise_signal(signal.SIGINT)        # Ctrl-C
+    ...     before, asked()
+    (False, True)
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False                  # only the main thread receives signals

@@ -38,6 +38,10 @@ def hold(folder: Path) -> Lock:
     """The lock of `folder`, which must exist; in one process there is one, however often it is asked for.
 
     Raises CheckError where another process has it, or the folder is not writable.
+    >>> import tempfile; folder = Path(tempfile.mkdtemp())
+    >>> lock = hold(folder); hold(folder) is lock       # one in a process; another process is refused
+    True
+    >>> lock.release(); (folder / LOCK).unlink(); folder.rmdir()
     """
     place = folder.resolve()
     mine = _held.get(place)

@@ -27,7 +27,12 @@ FIX = "correct or delete that line, or restore the log from a copy"
 
 
 def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
-    """Add one line to the run's log. Raises CheckError when the disk refuses."""
+    """Add one line to the run's log. Raises CheckError when the disk refuses.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory()
+    >>> append(Path(folder.name), "step", 1, 1, loss=5.5, decay=0.1)
+    >>> json.loads((Path(folder.name) / LOG).read_text())
+    {'kind': 'step', 'step': 1, 'cursor': 1, 'loss': 5.5, 'decay': 0.1}
+    """
     try:
         with open(run / LOG, "a", encoding="utf-8") as f:
             f.write(json.dumps({"kind": kind, "step": step, "cursor": cursor, **values}) + "\n")
@@ -36,7 +41,11 @@ def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
 
 
 def sync(run: Path) -> None:
-    """Wait until the log is on the disk. Raises CheckError when the disk refuses."""
+    """Wait until the log is on the disk. Raises CheckError when the disk refuses.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory()
+    >>> sync(Path(folder.name)) is None                 # no log yet, nothing to wait for
+    True
+    """
     try:
         with suppress(FileNotFoundError), open(run / LOG, "r+b") as f:
             os.fsync(f.fileno())
@@ -48,6 +57,10 @@ def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of a run's log (of one kind), in order. A last line cut short by a crash is left out.
 
     Raises CheckError, naming the line, for anything else that is not a line of a log.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory(); run = Path(folder.name)
+    >>> append(run, "eval", 50, 50, loss=3.2); append(run, "event", 51, 52, what="skip")
+    >>> read(run, "eval"), len(read(run))
+    ([{'kind': 'eval', 'step': 50, 'cursor': 50, 'loss': 3.2}], 2)
     """
     file = run / LOG
     try:
@@ -104,7 +117,12 @@ def _is_number(value: Any) -> bool:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a file; {} if there is no file."""
+    """The object in a file; {} if there is no file.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory()
+    >>> _ = (Path(folder.name) / SUMMARY).write_text('{"steps": 600}')
+    >>> read_object(Path(folder.name) / SUMMARY), read_object(Path(folder.name) / "none.json")
+    ({'steps': 600}, {})
+    """
     fix = "restore it from a copy, or delete it"
     try:
         size = file.stat().st_size
@@ -124,7 +142,12 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def cut_after(run: Path, cursor: int, validated: int) -> None:
     """Drop what a run resumed at `cursor` writes again: lines of later batches, the final score, and
-    validations of steps after `validated`."""
+    validations of steps after `validated`.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory(); run = Path(folder.name)
+    >>> for step in (1, 2, 3): append(run, "eval", step, step, loss=3.0)
+    >>> cut_after(run, cursor=2, validated=2); [line["step"] for line in read(run)]
+    [1, 2]
+    """
     kept = [line for line in read(run) if line["cursor"] <= cursor and line["kind"] not in ENDS
             and not (line["kind"] == "eval" and line["cursor"] == cursor and line["step"] > validated)]
     try:

@@ -34,6 +34,10 @@ def train(run: Run, data: Dataset) -> None:
 
     Raises Interrupted after Ctrl-C, and NonFiniteError or CheckError, naming step and tensor, when the guard
     gives up, or is off and something is not finite.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(steps=4, save_every=2); train(run, data)
+    >>> run.step, sorted(p.name for p in run.folder.glob("step-*"))
+    (4, ['step-00000002', 'step-00000004'])
     """
     cfg = run.cfg
     follow_it = cfg.tensorboard and run.world.rank == 0
@@ -67,7 +71,12 @@ def train(run: Run, data: Dataset) -> None:
 
 
 def worth_saving(run: Run, verdict: Verdict) -> bool:
-    """Whether the step just done is one to go back to: due and not of a damaged model, or the last."""
+    """Whether the step just done is one to go back to: due and not of a damaged model, or the last.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(steps=4, save_every=2); run.step = 2
+    >>> worth_saving(run, Verdict.APPLY), worth_saving(run, Verdict.SKIP)
+    (True, False)
+    """
     good = due(run.step, run.cfg.save_every) and run.guard.calm()
     return verdict is Verdict.APPLY and (good or run.step == run.cfg.steps)
 
@@ -83,6 +92,11 @@ def optimise(run: Run, data: Dataset) -> Outcome:
     """One optimisation step: the gradient, the guard's verdict, and what follows from it.
 
     Nothing else changes the model. Raises as `train` does.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(); before = run.model.params.flat.copy()
+    >>> outcome = optimise(run, data)
+    >>> outcome.verdict, run.step, np.array_equal(run.model.params.flat, before)
+    (<Verdict.APPLY: 'apply'>, 1, False)
     """
     began = time.perf_counter()
     report = gradient(run, data)
@@ -99,7 +113,12 @@ def optimise(run: Run, data: Dataset) -> Outcome:
 
 
 def update(run: Run) -> tuple[dict[str, float], str | None]:
-    """One update by the gradient in run.grads. Returns the rates, and what of the model is not finite now."""
+    """One update by the gradient in run.grads. Returns the rates, and what of the model is not finite now.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(lr=0.01, weight_decay=0.1); report = gradient(run, data)
+    >>> update(run), run.step
+    (({'lr': 0.01, 'decay': 0.1}, None), 1)
+    """
     cfg, params, ops = run.cfg, run.model.params, run.model.plan.ops
     assert params is not None
     lr, decay = lr_at(run.step, cfg) * run.guard.factor * inject.rate(run), wd_at(run.step, cfg)
@@ -122,7 +141,10 @@ def update(run: Run) -> tuple[dict[str, float], str | None]:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` steps happens at `step`."""
+    """Whether something that happens every `every` steps happens at `step`.
+    >>> [step for step in range(7) if due(step, every=3)]
+    [0, 3, 6]
+    """
     return step % every == 0
 
 
@@ -131,6 +153,11 @@ def validate(run: Run, data: Dataset, bar: Any) -> None:
 
     A loss that is not finite is no improvement; with the guard on, the next step's verdict deals with it.
     Raises NonFiniteError for it when the guard is off.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run()
+    >>> validate(run, data, tqdm(disable=True))
+    >>> run.validated, run.best == log.read(run.folder, "eval")[0]["loss"]
+    (0, True)
     """
     unchanged(data)
     result = run.world.told(lambda: _part_score(run, data))
@@ -158,7 +185,12 @@ def _part_score(run: Run, data: Dataset) -> Score | None:
 
 
 def final_score(run: Run, data: Dataset) -> Score:
-    """Score of the whole validation text, also logged, by the model that loading the run would give."""
+    """Score of the whole validation text, also logged, by the model that loading the run would give.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run()
+    >>> final_score(run, data).tokens == len(data.val.tokens) - 1      # each but the first is predicted
+    True
+    """
     assert data.val is not None
     unchanged(data)
     run.model.requantise()                   # with requantize_every > 1 the trits in use lag behind
@@ -171,7 +203,13 @@ def final_score(run: Run, data: Dataset) -> Score:
 
 def tell(run: Run, bar: Any, outcome: Outcome) -> None:
     """The log and the progress bar of a step: its line, one for its layers every log_every steps, or what the
-    guard did."""
+    guard did.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(); outcome = optimise(run, data)
+    >>> tell(run, tqdm(disable=True), outcome)
+    >>> [line["kind"] for line in log.read(run.folder)]
+    ['step', 'layers']
+    """
     values = outcome.values
     if outcome.verdict is not Verdict.APPLY:
         what, why = outcome.verdict.value, run.guard.why

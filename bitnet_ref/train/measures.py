@@ -34,6 +34,12 @@ def layer_measures(params: Params, weights: Weights, before: dict[str, np.ndarra
 
     `before`: name -> w_q int8 of the last call, since when trits have flipped. A full-precision twin has the
     measures of gradients only. `ops`: the backend's, for its square_sum.
+    >>> from bitnet_ref.train.small import small_run; from bitnet_ref import layers
+    >>> run, _ = small_run()
+    >>> now = layer_measures(run.model.params, run.model.weights, {}, run.grads, layers)["layers.0.attn.wq"]
+    >>> sorted(now)
+    ['distance', 'entropy', 'flipped', 'grad_norm', 'grad_to_weight', 'minus', 'near', 'plus', 'scale',
+     'zero']
     """
     measures: dict[str, dict[str, float]] = {}
     for name, (w_q, w_scale) in weights.trits().items():
@@ -49,7 +55,10 @@ def layer_measures(params: Params, weights: Weights, before: dict[str, np.ndarra
 
 
 def to_threshold(w: np.ndarray, w_scale: Any) -> ToThreshold:
-    """Distances of latent weights w (N, K) to the nearer of the thresholds -1/2 and 1/2 of the scale."""
+    """Distances of latent weights w (N, K) to the nearer of the thresholds -1/2 and 1/2 of the scale.
+    >>> to_threshold(np.array([0.0, 0.5, -0.5, 2.0]), w_scale=1.0)           # two lie where a trit changes
+    ToThreshold(distance=0.5, near=0.5)
+    """
     flat, inv_scale, total, near = w.reshape(-1), 1 / w_scale, 0.0, 0
     for a in range(0, flat.size, BLOCK):
         d = np.abs(flat[a:a + BLOCK])
@@ -65,13 +74,19 @@ def drift(lines: list[dict[str, Any]], name: str) -> list[float]:
     """How much the scale of matrix `name` has grown since the first of the log's "layers" lines, by line.
 
     Since the first, not the line before: it needs no memory in a checkpoint, and what adds up slowly is seen.
+    >>> lines = [{"layers": {"wq": {"scale": scale}}} for scale in (0.5, 0.75, 1.0)]
+    >>> drift(lines, "wq")
+    [0.0, 0.5, 1.0]
     """
     scales = [line["layers"].get(name, {}).get("scale", math.nan) for line in lines]
     return [scale / scales[0] - 1 if scales[0] else math.nan for scale in scales]       # (TM.5)
 
 
 def tokens_per_second(lines: list[dict[str, Any]]) -> float | None:
-    """The median over the log's "step" lines: no validation or checkpoint; None without lines."""
+    """The median over the log's "step" lines: no validation or checkpoint; None without lines.
+    >>> tokens_per_second([{"tokens": 100, "seconds": s} for s in (2.0, 0.5, 1.0)])
+    100.0
+    """
     speeds = [line["tokens"] / line["seconds"] for line in lines
               if line.get("seconds", 0) > 0 and "tokens" in line]
     return statistics.median(speeds) if speeds else None
@@ -91,6 +106,10 @@ def speed(lines: list[dict[str, Any]], cfg: ModelConfig, peak: float | None) -> 
 
     Operations are the model's (docs/cost.md), whatever arithmetic did them: a product of int8 codes counts
     like one of floats.
+    >>> line = {"tokens": 2048, "seconds": 1.0}
+    >>> fast = speed([line], ModelConfig(), peak=1e11)
+    >>> fast.tokens_per_second, f"{fast.utilisation:.0%}"                    # nano, 2,048 tokens a second
+    (2048.0, '58%')
     """
     tokens = tokens_per_second(lines)
     if tokens is None:

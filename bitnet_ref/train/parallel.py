@@ -105,6 +105,8 @@ def here() -> World:
     """The job that this process was started in, alone unless mpiexec (or srun) says otherwise.
 
     Raises CheckError where it was started as one of several and cannot speak to the others.
+    >>> here().rank, here().size                        # not started by mpiexec: alone
+    (0, 1)
     """
     sizes = [os.environ[name] for name in SIZES if name in os.environ]
     if sizes[:1] == ["1"] or not (sizes or "PMIX_RANK" in os.environ):
@@ -121,7 +123,10 @@ def here() -> World:
 
 
 def join(cfg: TrainConfig) -> World:
-    """The job that a run of `cfg` is trained by. Raises CheckError for more ranks than micro-batches."""
+    """The job that a run of `cfg` is trained by. Raises CheckError for more ranks than micro-batches.
+    >>> join(TrainConfig(accumulate=1)).size
+    1
+    """
     world = here()
     check(world.size <= cfg.accumulate, "every rank must have a micro-batch in each step",
           f"{world.size} ranks and --accumulate {cfg.accumulate}",
@@ -134,6 +139,8 @@ def as_one(run: Callable[[Callable[[list[str]], int]], int], main: Callable[[lis
 
     What befalls the others too they leave to the first to say, for GRACE; what is wrong with one alone, it
     then says itself.
+    >>> as_one(lambda main: main(["--steps", "5"]), main=lambda argv: 0)             # alone: main's exit code
+    0
     """
     rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
     joined, spoken = [], (sys.stdout, sys.stderr)
@@ -184,6 +191,10 @@ def tree_sum(n: int, fill: Callable[[int, int], None], buffer: Callable[[int], n
     other ranks by way of NumPy's; it is called for m % size == rank. The sum of vectors first,
     first + stride, ... is that of those with twice the stride from first, plus that of those with twice the
     stride from first + stride. Needs n >= size, and about log2(n / size) + 1 buffers.
+    >>> sums = np.zeros((3, 1))                         # of five vectors: 1, 2, 3, 4, 5
+    >>> tree_sum(5, lambda m, i: sums[i].fill(m + 1), lambda i: sums[i], World())
+    >>> sums[0].tolist()
+    [15.0]
     """
     rank, size, comm = world.rank, world.size, world.comm
 
@@ -227,6 +238,11 @@ def butterfly(flat: np.ndarray, world: World) -> None:
     At each level a pair of ranks splits what they both have, and each adds one half: a + b is b + a to the
     last bit, so whoever adds, the tree is the same, and all ranks send at once. Then the sums go the way
     back. A rank sends 2 (size - 1) / size of the vector: as much as a ring, in 2 log2(size) turns.
+    >>> from types import SimpleNamespace
+    >>> twin = lambda sent, to, recvbuf, source: np.copyto(recvbuf, sent)        # a rank that has the same
+    >>> pair = World(SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2, Sendrecv=twin))
+    >>> x = np.ones(4); butterfly(x, pair); x.tolist()
+    [2.0, 2.0, 2.0, 2.0]
     """
     begin, end, stride, splits = 0, len(flat), world.size // 2, []
     while stride:
@@ -245,7 +261,12 @@ def butterfly(flat: np.ndarray, world: World) -> None:
 
 
 def exchange_add(mine: np.ndarray, theirs: np.ndarray, partner: int, comm: Any) -> None:
-    """Send `theirs` (k,), and add what the partner has of `mine` (k or k +- 1,) to it."""
+    """Send `theirs` (k,), and add what the partner has of `mine` (k or k +- 1,) to it.
+    >>> from types import SimpleNamespace
+    >>> comm = SimpleNamespace(Sendrecv=lambda sent, to, recvbuf, source: recvbuf.fill(10.0))    # what it has
+    >>> mine = np.array([1.0, 2.0]); exchange_add(mine, np.zeros(2), partner=1, comm=comm); mine.tolist()
+    [11.0, 12.0]
+    """
     came = np.empty(min(PIECE, len(mine)), mine.dtype)
     for i in range(0, max(len(mine), len(theirs)), PIECE):
         piece = mine[i:i + PIECE]
@@ -254,7 +275,12 @@ def exchange_add(mine: np.ndarray, theirs: np.ndarray, partner: int, comm: Any) 
 
 
 def receive_add(flat: np.ndarray, source: int, comm: Any) -> None:
-    """flat (n,) plus what `source` sends, piece by piece."""
+    """flat (n,) plus what `source` sends, piece by piece.
+    >>> from types import SimpleNamespace
+    >>> comm = SimpleNamespace(Recv=lambda into, source: into.fill(10.0))            # a rank that sends tens
+    >>> x = np.array([1.0, 2.0]); receive_add(x, source=1, comm=comm); x.tolist()
+    [11.0, 12.0]
+    """
     came = np.empty(min(PIECE, len(flat)), flat.dtype)
     for piece in pieces(flat):
         comm.Recv(came[:len(piece)], source)
@@ -262,5 +288,8 @@ def receive_add(flat: np.ndarray, source: int, comm: Any) -> None:
 
 
 def pieces(flat: np.ndarray) -> list[np.ndarray]:
-    """Views of PIECE elements each, the last perhaps shorter: a message has fewer than 2^31."""
+    """Views of PIECE elements each, the last perhaps shorter: a message has fewer than 2^31.
+    >>> [len(piece) for piece in pieces(np.zeros(2 * PIECE + 5, np.int8))]
+    [1048576, 1048576, 5]
+    """
     return [flat[i:i + PIECE] for i in range(0, len(flat), PIECE)]

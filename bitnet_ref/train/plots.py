@@ -45,6 +45,10 @@ def draw(run: Path, params: Params, ternary: bool) -> dict[str, str]:
     """Write the pictures into run/pictures; {name: the same as an SVG element}, without the overview.
 
     Pictures of trits need a ternary model.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); pictures = draw(run.folder, run.model.params, ternary=False)
+    >>> sorted(pictures), (run.folder / "pictures" / "overview.png").exists()
+    (['loss', 'norm', 'rates', 'ratio', 'speed'], True)
     """
     pictures = _pictures(run, params, ternary)
     folder, drawn = run / "pictures", {}
@@ -86,7 +90,11 @@ def _save(fig: Any, path: Path) -> str:
 
 
 def as_svg(fig: Any) -> str:
-    """A picture that was drawn as an SVG element without a background, ink being its page's; it is closed."""
+    """A picture that was drawn as an SVG element without a background, ink being its page's; it is closed.
+    >>> fig, ax = plt.subplots(); _ = ax.set_title("loss", color=INK)
+    >>> svg = as_svg(fig); svg[:5], INK in svg, "currentColor" in svg
+    ('<svg ', False, True)
+    """
     text = io.StringIO()
     fig.set_layout_engine("none")            # laid out once is enough
     fig.savefig(text, format="svg", transparent=True)

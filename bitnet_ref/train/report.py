@@ -29,6 +29,10 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
     """Write the page of the run in folder `run`; `pictures`: SVG elements by name. Returns its path.
 
     Raises CheckError for files of the run that training did not write, and where the disk refuses.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); page = write(run.folder, {"loss": "<svg></svg>"})
+    >>> page.name, "<svg></svg>" in page.read_text(encoding="utf-8")
+    ('report.html', True)
     """
     html = rendered(TEMPLATE, content(run), pictures)
     with whole_file(run / REPORT) as file:
@@ -37,7 +41,12 @@ def write(run: Path, pictures: dict[str, str]) -> Path:
 
 
 def rendered(template: Path, names: dict[str, Any], pictures: dict[str, str]) -> str:
-    """A page of HTML in the style of STYLE. All but `pictures`, SVG elements by name, is escaped."""
+    """A page of HTML in the style of STYLE. All but `pictures`, SVG elements by name, is escaped.
+    >>> import tempfile; folder = tempfile.TemporaryDirectory(); template = Path(folder.name) / "page"
+    >>> _ = template.write_text("<p>{{ said }}</p>")
+    >>> rendered(template, {"said": "1 < 2"}, pictures={})
+    '<p>1 &lt; 2</p>'
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -49,7 +58,12 @@ def rendered(template: Path, names: dict[str, Any], pictures: dict[str, str]) ->
 
 
 def content(run: Path) -> dict[str, Any]:
-    """What the page says: the names that report.html.jinja uses."""
+    """What the page says: the names that report.html.jinja uses.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); page = content(run.folder)
+    >>> page["name"], page["finished"], page["model"]["d_model"]
+    ('run', False, 16)
+    """
     config, summary, lines = log.read_object(run / CONFIG), log.read_object(run / SUMMARY), log.read(run)
     done = max((line["step"] for line in lines), default=0)
     model = from_dict(ModelConfig, config.get("model"), f"{run / CONFIG}: model")
@@ -107,7 +121,10 @@ def _pace(lines: list[dict[str, Any]], summary: dict[str, Any]) -> list[tuple[st
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, which an untrained model may write, shown as U+FFFD."""
+    """`text` with control characters, which an untrained model may write, shown as U+FFFD.
+    >>> printable("ring" + chr(7))
+    'ring�'
+    """
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 

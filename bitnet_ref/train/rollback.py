@@ -20,6 +20,11 @@ def roll_back(run: Run) -> int:
     damaged model, are removed: killed before, between or after, the run repeats the steps to here.
     Returns the step. Raises CheckError, and removes none, where no checkpoint is old enough, or when the disk
     refuses.
+    >>> from bitnet_ref.train.small import small_run; from bitnet_ref.train.checkpoint import save
+    >>> run, _ = small_run(); path = save(run)
+    >>> run.step, run.cursor, run.guard.since = 3, 3, 2          # the trouble began with the second update
+    >>> roll_back(run), run.cursor                               # the step goes back, the batches do not
+    (0, 3)
     """
     target = run.world.told(lambda: _target(run))
     state = files.read_state(target)

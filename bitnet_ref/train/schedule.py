@@ -13,7 +13,11 @@ from bitnet_ref.config import TrainConfig
 
 
 def lr_at(step: int, cfg: TrainConfig) -> float:
-    """Learning rate of update number `step` (0 .. steps - 1)."""
+    """Learning rate of update number `step` (0 .. steps - 1).
+    >>> cfg = TrainConfig(steps=100, warmup=10, lr=1.0, lr_stage2=0.5, lr_end=0.0)
+    >>> [round(lr_at(step, cfg), 2) for step in (0, 9, 10, 49, 50, 99)]      # up, down, a jump, down again
+    [0.1, 1.0, 1.0, 0.57, 0.28, 0.01]
+    """
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup                                 # (SC.1)
     progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
@@ -28,7 +32,10 @@ def lr_at(step: int, cfg: TrainConfig) -> float:
 
 
 def wd_at(step: int, cfg: TrainConfig) -> float:
-    """Weight decay of update number `step`: without decay_until, two-stage drops it to 0 at half way."""
+    """Weight decay of update number `step`: without decay_until, two-stage drops it to 0 at half way.
+    >>> [wd_at(step, TrainConfig(steps=100, weight_decay=0.1)) for step in (0, 49, 50)]
+    [0.1, 0.1, 0.0]
+    """
     until = cfg.decay_until
     if until is None:
         until = 0.5 if cfg.schedule == "two-stage" else 1.0
@@ -36,5 +43,8 @@ def wd_at(step: int, cfg: TrainConfig) -> float:
 
 
 def in_first_half(step: int, cfg: TrainConfig) -> bool:
-    """Whether update `step` lies before the switch of the two-stage recipe."""
+    """Whether update `step` lies before the switch of the two-stage recipe.
+    >>> [in_first_half(step, TrainConfig(steps=5)) for step in range(5)]
+    [True, True, True, False, False]
+    """
     return 2 * step < cfg.steps

@@ -1,6 +1,6 @@
 """From options to a Run: the data, the vocabulary, the folder; new, or resumed from a checkpoint.
 
-Read after: train/compression. Read next: train/interrupt.
+Read after: train/compression. Read next: train/small.
 """
 
 import json
@@ -44,6 +44,11 @@ def start(preset: str, model_cfg: ModelConfig, cfg: TrainConfig, output: str | N
 
     The vocabulary is the tokenizer's; epochs, if given, become steps. Raises CheckError for a folder that is
     not new or empty, or not writable, and for a corpus shorter than one window.
+    >>> from bitnet_ref.train.small import small_run
+    >>> first, _ = small_run(); output = str(first.folder.parent / "second")
+    >>> run, data = start("small", first.model.cfg, first.cfg, output)
+    >>> run.step, sorted(p.name for p in run.folder.iterdir())
+    (0, ['.lock', 'chains.json', 'config.json', 'tokenizer.json'])
     """
     cfg = _placed(cfg)
     world = parallel.join(cfg)
@@ -123,6 +128,11 @@ def resume(path: str, typed: dict[str, Any]) -> tuple[Run, Dataset]:
 
     Raises CheckError for a missing or foreign checkpoint, if all are damaged, where another process trains,
     for a changed config (naming the fields) or other data.
+    >>> from bitnet_ref.train.checkpoint import save; from bitnet_ref.train.small import small_run
+    >>> run, _ = small_run(); run.step = run.cursor = 2; path = save(run)
+    >>> again, data = resume(str(run.folder), {"keep": 5})
+    >>> again.step, again.cfg.keep
+    (2, 5)
     """
     place = Path(path)
     folder = place.parent if files.is_best(place) or (place / files.MARK).is_file() else place
@@ -184,7 +194,12 @@ def _whole(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def announcement(run: Run, data: Dataset) -> str:
-    """The lines before the first step: what will be trained, on what, and how."""
+    """The lines before the first step: what will be trained, on what, and how.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(); said = announcement(run, data)
+    >>> said.partition(": ")[2].partition(";")[0]
+    '6,488 parameters, 4 steps from 0, 1,426 training tokens'
+    """
     rows = run.cfg.batch * run.cfg.accumulate
     about_data = f"\n{account(data.feed, run.cfg.steps * rows, rows)}" if data.feed else ""
     threads = kernels.about(run.cfg.backend)["threads"]

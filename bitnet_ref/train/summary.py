@@ -35,6 +35,10 @@ def finish(run: Run, data: Dataset, prompt: str = "The ",
     the model says; return the first.
 
     `peak`: measures the float32 operations per second of that many threads; without it none is given.
+    >>> from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(); summary = finish(run, data, prompt="2 plus 2 is ")
+    >>> summary["steps"], summary["sample"][:12], sorted(p.name for p in run.folder.glob("*.html"))
+    (0, '2 plus 2 is ', ['report.html'])
     """
     result, averaged = final_score(run, data), ema_score(run, data)
     train_text, val_text = tail(data.train_text), data.val_text.read_bytes()
@@ -75,14 +79,24 @@ def _write(run: Run, summary: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and the versions that a timing depends on."""
+    """The processor, its cores and the versions that a timing depends on.
+    >>> sorted(machine())
+    ['cores', 'numpy', 'processor', 'python']
+    """
     here = provenance.machine()
     return {"processor": here["cpu"], "cores": here["cores"], "python": platform.python_version(),
             "numpy": np.__version__}
 
 
 def page(run: Run, summary: dict[str, Any]) -> str:
-    """The summary as text for the terminal."""
+    """The summary as text for the terminal.
+    >>> from bitnet_ref.train.small import small_run
+    >>> known = {"sample": "The end.", "validation loss": 3.2, "validation tokens": 9, "validation bytes": 30,
+    ...          "perplexity": 24.5, "bits per byte": 1.4, "batches skipped": 0, "rollbacks": 0}
+    >>> known |= {"others, bits per byte": {"gzip -9": 3.1, "xz -9": 2.9}, "speed": None}
+    >>> run, _ = small_run(); page(run, known).splitlines()[3:5]
+    ['validation loss   3.2000 nats per token over 9 tokens, 30 bytes', 'perplexity        24.50']
+    """
     others = summary["others, bits per byte"]
     perplexity, averaged = summary["perplexity"], summary.get("averaged weights")
     also = f" (with its averaged weights {averaged['bits per byte']:.3f})" if averaged else ""

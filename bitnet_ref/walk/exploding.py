@@ -26,7 +26,11 @@ GAINS = {"attn_norm": (0.01, 0.03), "attn_sub_norm": (0.013, 2.6), "ffn_norm": (
 
 
 def weights(seed: int = 0) -> Weights:
-    """What the file holds."""
+    """What the file holds.
+    >>> matrix = weights()["layers.29.ffn.w_up"]
+    >>> matrix.w_q.shape, round(float(matrix.w_scale), 1)
+    ((384, 128), 2.2)
+    """
     rng, table = np.random.default_rng(seed), Weights()
     for spec in param_specs(CFG):
         if spec.ternary:
@@ -44,13 +48,22 @@ def weights(seed: int = 0) -> Weights:
 
 
 def misread(packed: np.ndarray) -> np.ndarray:
-    """uint8 (ceil(N/4), K), as Hugging Face packs  ->  the trits int8 (N, K) that the port saw.   N = 4 n"""
+    """uint8 (ceil(N/4), K), as Hugging Face packs  ->  the trits int8 (N, K) that the port saw.   N = 4 n
+    >>> trits = np.array([[1, -1, 0, 1]] * 4, np.int8)
+    >>> misread(pack_hf(trits)).tolist()
+    [[-1, -1, -1, -1], [0, 0, 0, 0], [1, 1, 1, 1], [-1, -1, -1, -1]]
+    """
     codes = packed.reshape(-1, 1) >> np.array([0, 2, 4, 6], np.uint8) & 3          # four neighbours
     return np.array([0, 1, -1, 0], np.int8)[codes].reshape(4 * len(packed), -1)    # 00 = 0, 01 = +1, 10 = -1
 
 
 def loaded(file: Weights, wrong: bool) -> Transformer:
-    """The model as a right reader, or the port, has it from the packed bytes of every matrix."""
+    """The model as a right reader, or the port, has it from the packed bytes of every matrix.
+    >>> file, name = weights(), "layers.0.ffn.w_up"
+    >>> read = [loaded(file, wrong).weights[name].w_q for wrong in (False, True)]
+    >>> [round(float(np.mean(w_q == file[name].w_q)), 1) for w_q in read]        # the port: by chance
+    [1.0, 0.3]
+    """
     table = Weights(file)
     for name, t in file.trits().items():
         packed = pack_hf(t.w_q)
@@ -61,7 +74,11 @@ def loaded(file: Weights, wrong: bool) -> Transformer:
 
 
 def norms(model: Transformer, ids: np.ndarray) -> np.ndarray:
-    """Norm of the stream behind the embedding and behind each layer, mean over tokens.   ids int (B, T)"""
+    """Norm of the stream behind the embedding and behind each layer, mean over tokens.   ids int (B, T)
+    >>> grown = norms(loaded(weights(), wrong=False), np.array([[1, 2, 3]]))
+    >>> grown.shape, bool(grown[-1] > 100 * grown[0])  # of a right decode too
+    ((31,), True)
+    """
     _, saved = forward(model.plan, model.ready, ids)
     assert saved is not None
     stream = [*(s.x for s in saved.blocks), saved.x]

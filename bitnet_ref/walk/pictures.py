@@ -40,7 +40,11 @@ class Picture:
 
 
 def finished(figure: Figure, words: str) -> Picture:
-    """The figure as a Picture."""
+    """The figure as a Picture.
+    >>> figure = Figure(); _ = figure.subplots().plot([1, 2])
+    >>> finished(figure, "a line that rises")
+    a line that rises
+    """
     from PIL import Image  # matplotlib's own dependency
 
     for ax in figure.axes:
@@ -52,7 +56,10 @@ def finished(figure: Figure, words: str) -> Picture:
 
 
 def latent_and_trits(w: np.ndarray, corner: int = 20) -> Picture:
-    """Notebook 01: a corner of w (N, K), its trits, and where the thresholds lie among all weights."""
+    """Notebook 01: a corner of w (N, K), its trits, and where the thresholds lie among all weights.
+    >>> latent_and_trits(np.random.default_rng(0).normal(size=(64, 64))).png[1:4]
+    b'PNG'
+    """
     w_q, w_scale = absmean_ternary(w)
     minus, zero, plus, _, bits = ternary_stats(w_q, w_scale)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -82,6 +89,9 @@ def steps_of_a_derivative(f: Callable[[Any], Any], x: np.ndarray, v: np.ndarray,
     """Notebook 02: the error of f'(x) v by differences and by the complex step, over the step h.
 
     x, v (...)  `exact`: by the hand-written backward, or known otherwise.
+    >>> x = np.array([0.5, 1.0])
+    >>> steps_of_a_derivative(np.exp, x, np.ones(2), exact=np.exp(x)).words
+    'error over step: differences turn up again, the complex step does not'
     """
     sizes = 10.0 ** np.arange(-30, 0)
     ways = {"forward difference": (lambda h: (f(x + h * v) - f(x)) / h, MINUS, "s"),
@@ -102,7 +112,10 @@ def steps_of_a_derivative(f: Callable[[Any], Any], x: np.ndarray, v: np.ndarray,
 
 
 def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T: int = 48) -> Picture:
-    """Notebook 03: RoPE's angles, a score that knows the distance alone, and what each head reads."""
+    """Notebook 03: RoPE's angles, a score that knows the distance alone, and what each head reads.
+    >>> who_reads_whom(n_heads=4, n_kv_heads=2).words
+    'angles over positions; three curves of one score that coincide; heads in runs'
+    """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.25))
     cos, sin = rope_table(np.arange(256), head_dim, 10000.0, np.float64)
@@ -131,7 +144,11 @@ def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T:
 
 
 def bits_of_layouts(w_q: np.ndarray) -> Picture:
-    """Notebook 05: how often each trit of w_q int8 (N, K) occurs, and what each way to store them spends."""
+    """Notebook 05: how often each trit of w_q int8 (N, K) occurs, and what each way to store them spends.
+    >>> w_q = np.random.default_rng(0).integers(-1, 2, (128, 256)).astype(np.int8)
+    >>> bits_of_layouts(w_q).png[1:4]
+    b'PNG'
+    """
     counts = histogram(w_q)
     spent = {name: 8 * pack(name, w_q).size / w_q.size for name in LAYOUTS}
     spent["rans"] = 8 * pack_rans(w_q).size / w_q.size
@@ -157,7 +174,10 @@ def bits_of_layouts(w_q: np.ndarray) -> Picture:
 
 
 def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
-    """Notebook 09: how the stream grows, a curve for each way to read the file.   each (L + 1,)"""
+    """Notebook 09: how the stream grows, a curve for each way to read the file.   each (L + 1,)
+    >>> norms_by_layer({"right": np.array([1.0, 10.0]), "misread": np.array([1.0, 20.0])}).words
+    'norm of the stream over the layers: both curves grow a hundredfold and more'
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     ax = figure.subplots()
     for (name, values), colour in zip(norms.items(), (MINUS, PLUS)):

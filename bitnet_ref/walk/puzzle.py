@@ -49,6 +49,10 @@ def check(number: str, answer: Any) -> Verdict:
     """Whether `answer` answers question `number`, such as "01.2". Raises CheckError for no such question.
 
     A wrong answer raises nothing, so that a notebook runs to its end.
+    >>> check("01.1", 2)
+    01.1: wrong. It must be right to 0.005; got 2; n equally likely values hold log2(n) bits
+    >>> check("01.1", ...).right is None               # no answer yet is not a wrong one
+    True
     """
     question = lookup(questions(number.partition(".")[0]), number, "the question")
     fault = OPEN if answer is ... else question.judge(answer)
@@ -60,7 +64,10 @@ def check(number: str, answer: Any) -> Verdict:
 
 
 def questions(notebook: str) -> dict[str, Question]:
-    """{number: Question} of a notebook, as "01". Raises CheckError for one that has none."""
+    """{number: Question} of a notebook, as "01". Raises CheckError for one that has none.
+    >>> len(questions("09")), questions("09")["09.2"].solution
+    (4, 0.4)
+    """
     module = import_module(f"bitnet_ref.walk.{lookup(NOTEBOOKS, notebook, 'the notebook')}")
     return {f"{notebook}.{i}": q for i, q in enumerate(module.QUESTIONS, 1)}
 
@@ -69,7 +76,10 @@ def questions(notebook: str) -> dict[str, Question]:
 
 
 def number(value: float, within: float = 1e-6, rule: str = "") -> Judge:
-    """The answer is a number no further than `within` from `value`. `rule`: what must hold, if more."""
+    """The answer is a number no further than `within` from `value`. `rule`: what must hold, if more.
+    >>> number(32, within=0)(32), number(32, within=0)(31)
+    ('', 'It must be right to 0; got 31')
+    """
     def judge(answer: Any) -> str:
         try:
             off = abs(float(answer) - value)
@@ -81,7 +91,11 @@ def number(value: float, within: float = 1e-6, rule: str = "") -> Judge:
 
 
 def choice(right: str, wrong: dict[str, str]) -> Judge:
-    """The answer is the word `right`; `wrong`: {another word that is offered: what speaks against it}."""
+    """The answer is the word `right`; `wrong`: {another word that is offered: what speaks against it}.
+    >>> judge = choice("steps", {"sign": "A trit has a sign"})
+    >>> judge("steps"), judge("sign")
+    ('', "A trit has a sign; got 'sign'")
+    """
     def judge(answer: Any) -> str:
         word = answer if isinstance(answer, str) else ""
         if word == right:
@@ -95,6 +109,9 @@ def works_like(reference: Callable[..., Any], *cases: tuple[Any, ...], tolerance
     """The answer is a function that gives what `reference` gives, for the arguments of each case.
 
     Whole numbers must be equal; others as near as `tolerance` of the largest. Arguments are copies.
+    >>> judge = works_like(abs, (3.0,), (-3.0,))
+    >>> judge(lambda x: (x * x) ** 0.5), judge(lambda x: x)
+    ('', 'For -3 it must give 3; got -3')
     """
     def judge(answer: Any) -> str:
         if not callable(answer):

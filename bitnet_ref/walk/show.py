@@ -39,6 +39,8 @@ def show(*functions: Callable[..., Any]) -> Source:
     """The source of `functions`, each below the file and the line where it begins.
 
     Raises CheckError for what is not a function, class or module of Python.
+    >>> show(show).text.splitlines()[1]
+    'def show(*functions: Callable[..., Any]) -> Source:'
     """
     return Source("\n\n".join([_one(f) for f in functions]))
 
