@@ -100,7 +100,7 @@ def _tensor(opened: _Opened, spec: Spec) -> Any:
     packing = opened.record.packing
     packed = _verified(opened, spec.name + TRITS).reshape(opened.held[spec.name + TRITS].shape)
     try:
-        w_q = unpacker(packing)(packed, spec.shape if packing == "rans" else spec.shape[1])
+        w_q = _unpacker(packing)(packed, spec.shape if packing == "rans" else spec.shape[1])
     except CheckError as e:
         raise CheckError(f"{spec.name + TRITS} in {opened.file}: {e}") from None
     stated, found = opened.record.histograms[spec.name], rans.histogram(w_q)
@@ -108,12 +108,12 @@ def _tensor(opened: _Opened, spec: Spec) -> Any:
     return Trits(w_q, np.float32(scale))
 
 
-def unpacker(packing: str) -> Any:
+def _unpacker(packing: str) -> Any:
     """The function that unpacks: for rans the compiled one, where Numba is there."""
     return _rans().unpack_rans if packing == "rans" else {"i2": unpack_i2, "b3": unpack_b3}[packing]
 
 
-def packer(packing: str) -> Any:
+def _packer(packing: str) -> Any:
     """The function that packs."""
     return _rans().pack_rans if packing == "rans" else {"i2": pack_i2, "b3": pack_b3}[packing]
 
@@ -220,7 +220,7 @@ def _put_trits(body: _Body, spec: Spec, t: Trits, bits: str, found: Histograms) 
     scale = np.float32(t.w_scale)
     check(bool(np.isfinite(scale) and scale >= 0),
           f"the scale of {spec.name} must be finite and not negative", scale, ORIGIN)
-    packed = packer(bits)(t.w_q)
+    packed = _packer(bits)(t.w_q)
     body.put(spec.name + TRITS, packed, "U8")
     body.scales.append((spec.name + SCALE, scale))
     found[spec.name] = rans.histogram(t.w_q)

@@ -40,7 +40,7 @@ def flag_of(held: dict[str, Any], name: str, default: bool) -> bool:
     return bool(found)
 
 
-def id_of(held: dict[str, Any], key: str, n: int) -> int | None:
+def _id_of(held: dict[str, Any], key: str, n: int) -> int | None:
     """tokenizer.ggml.<key>_token_id, below `n`; None where there is none. Raises CheckError."""
     i = held.get(ID.format(key))
     check(i is None or (type(i) is int and 0 <= i < n), f"{ID.format(key)} must be an id below {n}",
@@ -99,7 +99,7 @@ def notes(about: About, tokenizer: bool) -> Iterator[str]:
 
 def read_about(held: dict[str, Any], vocab_size: int, file: Path = Path("the file")) -> About:
     """What the settings of a file say. Raises CheckError: another type, too large, an id out of range."""
-    bos, eos, eot = (id_of(held, key, vocab_size) for key in ("bos", "eos", "eot"))
+    bos, eos, eot = (_id_of(held, key, vocab_size) for key in ("bos", "eos", "eot"))
     ends = tuple(dict.fromkeys(i for i in (eos, eot) if i is not None))
     about = About(text_of(held, NAME) or "", bos, ends, text_of(held, TEMPLATE))
     own = text_of(held, OWN)
@@ -173,7 +173,7 @@ def template(held: dict[str, Any], tokens: list[str], begins: bool = False) -> d
     adds = {"bos": flag_of(held, ADD.format("bos"), begins), "eos": flag_of(held, ADD.format("eos"), False)}
     names, ids = {}, {}
     for key, yes in adds.items():
-        i = id_of(held, key, len(tokens))
+        i = _id_of(held, key, len(tokens))
         if yes and i is not None:
             names[key] = tokens[i]
             ids[tokens[i]] = i

@@ -72,7 +72,7 @@ def open_folder(path: str | Path) -> Checkpoint:
     Raises CheckError for a damaged, foreign or unsupported folder.
     """
     folder = Path(path)
-    config, held = read_config(folder), headers(folder)
+    config, held = read_config(folder), _headers(folder)
     for d in disagreements(config, held):
         raise CheckError(f"{d.name} {d.rule}; got {d.got} in {folder}; "
                          "for all faults of the folder run python -m bitnet_ref.conform hf")
@@ -82,7 +82,7 @@ def open_folder(path: str | Path) -> Checkpoint:
     return Checkpoint(config, specs, {ours: held[name] for ours, name in names.items()}, scales)
 
 
-def headers(folder: Path) -> dict[str, Stored]:
+def _headers(folder: Path) -> dict[str, Stored]:
     """Every tensor of every file by its name there. Raises CheckError as `read_header`; a name twice."""
     held: dict[str, Stored] = {}
     for file, promised in shards(folder).items():

@@ -45,7 +45,7 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
     """
     lookup(WEIGHTS, weights, "weights")
     library()
-    check_context(source.cfg)
+    _check_context(source.cfg)
     path = Path(path)
     beside = path.with_name(path.name + ".data")
     external = tensor_bytes(source.cfg, weights) > SINGLE
@@ -100,7 +100,7 @@ def check_file(path: str | Path) -> None:
         raise CheckError(f"{path} must be valid ONNX; got {str(e)[:200]}; report this") from None
 
 
-def check_context(cfg: ModelConfig) -> None:
+def _check_context(cfg: ModelConfig) -> None:
     """Raise CheckError where cosines and sines, (context, Dh/2) each, would be too large."""
     n_bytes = _angle_bytes(cfg)
     check(n_bytes <= LARGEST_ANGLES,

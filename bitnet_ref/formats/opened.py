@@ -2,7 +2,7 @@
 
 Commands and `bitnet_ref.load` take whatever this takes: the folder of a training run or a checkpoint in it
 (RUN/best is one), a Hugging Face folder, a name on a hub, a .bitnet file, a GGUF.
-Read after: formats/gguf_write. Read next: convert.
+Read after: formats/gguf_write. Read next: formats/example.
 """
 
 from pathlib import Path

@@ -60,20 +60,20 @@ def shards(folder: Path) -> dict[Path, list[str] | None]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
-        return {inside(folder, SINGLE): None}
+        return {_inside(folder, SINGLE): None}
     found = index.is_symlink() or index.is_file()
     check(found, f"{folder} must hold {SINGLE} or {INDEX}", "neither", "give a Hugging Face folder")
-    record = read_json(inside(folder, INDEX))
+    record = read_json(_inside(folder, INDEX))
     names: Any = record.get("weight_map") if isinstance(record, dict) else None
     check(isinstance(names, dict) and len(names) > 0 and all(isinstance(v, str) for v in names.values()),
           f"{index} must have a weight_map of tensor names to files", type(names).__name__, AGAIN)
     files: dict[Path, list[str] | None] = {}
     for name, shard in names.items():
-        files.setdefault(inside(folder, shard), []).append(name)           # type: ignore[union-attr]
+        files.setdefault(_inside(folder, shard), []).append(name)           # type: ignore[union-attr]
     return files
 
 
-def inside(folder: Path, name: str) -> Path:
+def _inside(folder: Path, name: str) -> Path:
     """The file `name` directly in `folder`. Neither a path nor a link may lead out of it, save to a blob.
 
     The hub's cache keeps files as links from snapshots/<commit>/ to its own blobs/, two folders up.
@@ -94,7 +94,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def there(folder: Path, name: str) -> Path | None:
     """The file, if it is there. Raises CheckError for a link that leads out of the folder."""
-    return inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
+    return _inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
 
 
 def read_json(file: Path, largest: int | None = None) -> Any:
