@@ -21,6 +21,7 @@ DONE = (                        # every public function has an example
     "pack",
     "layers",
     "data",
+    "formats",
 )
 NEEDS = re.compile(r"# needs (\w+)$", flags=re.MULTILINE)  # said by an example of an optional library
 PARSER = doctest.DocTestParser()

@@ -51,7 +51,12 @@ class _Opened(NamedTuple):
 
 
 def is_bitnet(path: str | Path) -> bool:
-    """Whether `path` is such a file, by its name or by what its header says."""
+    """Whether `path` is such a file, by its name or by what its header says.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     is_bitnet(path), is_bitnet(path.parent)
+    (True, False)
+    """
     file = Path(path)
     try:
         return file.is_file() and (file.suffix == SUFFIX or is_ours(read_whole_header(file).metadata))
@@ -64,6 +69,11 @@ def open_bitnet(path: str | Path) -> Source:
 
     Raises CheckError for a damaged, foreign or hostile file, naming file, tensor and field; `read` of the
     result for a tensor that is not what its checksum, packing or histogram says, or not finite.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     source = open_bitnet(path)
+    ...     source.storage, source.read("layers.0.attn.wq").w_q.shape
+    ('trits as i2', (8, 8))
     """
     opened = read_opened(Path(path))
     text = None
@@ -82,7 +92,12 @@ def open_bitnet(path: str | Path) -> Source:
 
 
 def read_opened(file: Path) -> _Opened:
-    """Header and record. Raises CheckError."""
+    """Header and record. Raises CheckError.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     sum(read_opened(path).record.histograms["layers.0.attn.wk"])
+    32
+    """
     head = read_whole_header(file)
     return _Opened(file, head.tensors, read_record(file, head))
 
@@ -180,6 +195,11 @@ def write_bitnet(path: str | Path, source: Source, bits: str = "rans", told: Tol
 
     Floats keep their dtype (F64 becomes F32). Holds one tensor at a time. Raises CheckError for NaN, other
     than trits, an unknown packing, a disk that refuses; then no file is left.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:
+    ...     write_bitnet(f"{d}/a.bitnet", model(), "i2").n_tensors
+    20
     """
     lookup(PACKINGS, bits, "packing")
     path, text = Path(path), _tokenizer_bytes(source)

@@ -86,7 +86,10 @@ def _packed_shape(shape: tuple[int, ...], packing: str, bits: float) -> tuple[in
 
 
 def room(cfg: ModelConfig, packing: str, about: About, tokenizer: int) -> int:
-    """Bytes that no header of such a file exceeds, a multiple of 8. Raises CheckError: too many."""
+    """Bytes that no header of such a file exceeds, a multiple of 8. Raises CheckError: too many.
+    >>> room(ModelConfig(), "rans", About(), tokenizer=0) % 8
+    0
+    """
     parts = _plan(cfg, packing, bits=2.0, tokenizer=tokenizer)       # the longest: no number has more digits
     wide = {s.name: (math.prod(s.shape),) * 3 for s in param_specs(cfg) if s.ternary}
     n_bytes = len(header(cfg, packing, about, parts, wide)) + len(parts)     # BF16 is a letter more than F32
@@ -97,7 +100,10 @@ def room(cfg: ModelConfig, packing: str, about: About, tokenizer: int) -> int:
 
 def header(cfg: ModelConfig, packing: str, about: About, parts: list[Part], histograms: Histograms,
            n_bytes: int = 0) -> bytes:
-    """The JSON of the header, filled up to `n_bytes` with spaces, with its own checksum in it."""
+    """The JSON of the header, filled up to `n_bytes` with spaces, with its own checksum in it.
+    >>> header(ModelConfig(), "i2", About(), [Part("final_norm", "F32", (256,))], {})[-72:]
+    b'27"},"final_norm":{"dtype":"F32","shape":[256],"data_offsets":[0,1024]}}'
+    """
     metadata = {"format": FORMAT, "version": VERSION, "packing": packing, "config": _compact(asdict(cfg)),
                 "about": _compact(about._asdict()),
                 "crc32": _compact({p.name: f"{p.crc32:08x}" for p in parts}),
@@ -126,6 +132,8 @@ def file_bytes(cfg: ModelConfig, packing: str = "rans", bits: float | None = Non
     """The size of a .bitnet file: header, scales, floats, trits and tokenizer. Nothing is allocated.
 
     `bits` per trit, for rans: the entropy of the histogram; log2(3), the most, if not given.
+    >>> file_bytes(ModelConfig(), "i2") - file_bytes(ModelConfig(), "b3")       # of the preset nano
+    161792
     """
     bits = lookup(PACKINGS, packing, "packing") if bits is None else bits
     parts = _plan(cfg, packing, bits, lookup(dict(zip(FLOATS, FLOATS)), floats, "floats"), tokenizer_bytes)
@@ -136,7 +144,13 @@ def file_bytes(cfg: ModelConfig, packing: str = "rans", bits: float | None = Non
 # ---- what a stranger's header says ----
 
 def read_record(file: Path, head: Header) -> Record:
-    """The metadata, each field checked, and agreed with the tensors. Raises CheckError."""
+    """The metadata, each field checked, and agreed with the tensors. Raises CheckError.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.safetensors_stream import read_whole_header
+    >>> with written("bitnet") as path:
+    ...     read_record(path, read_whole_header(path)).cfg.d_model
+    8
+    """
     m = head.metadata
     check(is_ours(m), f'{file} must say format = "{FORMAT}"', repr(m)[:100], FOREIGN)
     check(m.get("version") == VERSION, f"{file} must have version {VERSION}", repr(m.get("version"))[:50],
@@ -159,7 +173,10 @@ def read_record(file: Path, head: Header) -> Record:
 
 
 def is_ours(metadata: Any) -> bool:
-    """Whether a header's metadata name this format."""
+    """Whether a header's metadata name this format.
+    >>> is_ours({"format": "bitnet"}), is_ours({"format": "pt"})
+    (True, False)
+    """
     return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
@@ -195,7 +212,9 @@ def _agree(file: Path, held: dict[str, Stored], cfg: ModelConfig, packing: str) 
 
 
 def check_justified(file: Path, cfg: ModelConfig, size: int) -> None:
-    """Raise CheckError if a file of so many bytes would unpack to more trits than JUSTIFIED for each."""
+    """Raise CheckError if a file of so many bytes would unpack to more trits than JUSTIFIED for each.
+    >>> check_justified(Path("a.bitnet"), ModelConfig(), size=1 << 20)
+    """
     n = sum(math.prod(s.shape) for s in param_specs(cfg) if s.ternary)
     check(n <= JUSTIFIED * size, f"{file} must hold at most {JUSTIFIED} trits for a byte", f"{n} in {size}",
           "pack a model that is nearly all zeros as b3")
