@@ -105,7 +105,7 @@ def keyed_permutation(i: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     Memory does not depend on n. The network permutes [0, 4^k), the least such range, from 256, that holds n;
     a value at or above n is permuted again until it falls below: it must, as the cycle it is on began below
     n.
-    >>> keyed_permutation(np.arange(5), 5, epoch_key(0, np.zeros(5))).tolist()
+    >>> keyed_permutation(np.arange(5), 5, epoch_key(0, np.zeros(5, np.int64))).tolist()
     [2, 3, 1, 0, 4]
     """
     half = max(HALF, ((n - 1).bit_length() + 1) // 2)
