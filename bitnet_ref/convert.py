@@ -5,7 +5,7 @@ python -m bitnet_ref.convert nano.bitnet nano-hf --storage masters
 
 Write a model in another format: Hugging Face (a folder), .bitnet, .gguf, .onnx, tensor by tensor. It is read
 back and compared, save ONNX, which is not read; a file that is not whole and right is not left behind.
-Read after: formats/opened. Read next: info.
+Read after: formats/example. Read next: info.
 """
 
 import shutil

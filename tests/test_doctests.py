@@ -1,12 +1,13 @@
 """Examples in docstrings and pages run, and every public function of the packages below has one.
 
-A docstring's example sees its module's names; a page's begins with its own imports. Which packages, and what
-stands for an example elsewhere: docs/decisions/029-examples.md.
+A docstring's example sees its module's names; a page's begins with its own imports. One that ends a line in
+`# needs gguf` runs where that library is. Which packages, and what stands for an example elsewhere:
+docs/decisions/029-examples.md.
 """
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -27,9 +28,12 @@ DONE = (                                                   # every public functi
     "train",
     "walk",
     "__init__",
+    "data",
+    "formats",
 )
 SLOW = {"bitnet_ref.train.plots", "bitnet_ref.train.summary",   # they draw all the pictures of a run, or
         "bitnet_ref.walk.pictures", "bitnet_ref.walk.twin"}     # a notebook's, or read Python's documentation
+NEEDS = re.compile(r"# needs (\w+)$", flags=re.MULTILINE)  # said by an example of an optional library
 PARSER = doctest.DocTestParser()
 
 
@@ -47,6 +51,11 @@ def source(module):
 
 def example(node):
     return PARSER.get_examples(ast.get_docstring(node) or "")
+
+
+def lacking(text):
+    """The optional libraries that an example needs and that are not here."""
+    return {name for name in NEEDS.findall(text) if importlib.util.find_spec(name) is None}
 
 
 def public(module):
@@ -75,8 +84,10 @@ def test_examples_of_docstrings(module):
     names = vars(importlib.import_module(module))
     for node in ast.walk(ast.parse(source(module))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and example(node):
-            name = getattr(node, "name", module)
-            test = PARSER.get_doctest(ast.get_docstring(node), dict(names), f"{module}.{name}", module, 0)
+            name, text = getattr(node, "name", module), ast.get_docstring(node)
+            if lacking(text):
+                continue
+            test = PARSER.get_doctest(text, dict(names), f"{module}.{name}", module, 0)
             assert run(test) == 0, f"{module}.{name}"
 
 
@@ -100,6 +111,12 @@ def test_every_public_function_has_an_example(module):
 def test_a_wrong_example_fails():
     test = PARSER.get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
     assert doctest.DocTestRunner(verbose=False).run(test, out=lambda text: None).failed == 1
+
+
+def test_an_example_waits_for_its_library():
+    assert lacking(">>> f()        # needs no_such_library\n1") == {"no_such_library"}
+    assert not lacking(">>> f()        # needs json\n1")
+    assert not lacking("f needs no_such_library")
 
 
 def test_the_list_is_of_packages_that_are_there():

@@ -9,11 +9,11 @@ import sys
 from argparse import BooleanOptionalAction
 
 from bitnet_ref.cli import DONE, Parser, run_command, text
-from bitnet_ref.data.dataset import Dataset, Recipe, write_dataset
+from bitnet_ref.data.dataset import Recipe, summary, write_dataset
 from bitnet_ref.data.tokenizer import load
 
 
-def parser() -> Parser:
+def _parser() -> Parser:
     """The flags; their defaults are those of `Recipe`."""
     p = Parser("python -m bitnet_ref.data", __doc__)
     default = Recipe._field_defaults
@@ -34,19 +34,18 @@ def parser() -> Parser:
     return p
 
 
-def summary(data: Dataset) -> str:
-    """One line per side, then what was removed, the tokenizer and the folder."""
-    report = data.report
-    lines = [f"{side:<6}{n['documents']:>11,} documents {n['text_bytes']:>13,} bytes "
-             f"{n['tokens']:>13,} tokens" for side in ("train", "val") if (n := report.get(side))]
-    removed = report["repeats_removed_bytes"]
-    lines.append(f"removed {removed:,} bytes of training text: repeats of validation text")
-    return "\n".join([*lines, f"tokenizer of {report['vocab_size']:,} entries", str(data.folder)])
-
-
 def main(argv: list[str]) -> int:
-    """Parse, write, print the summary."""
-    args = parser().parse_args(argv)
+    """Parse, write, print the summary.
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:                         # doctest: +ELLIPSIS
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     main(["--input", f"{d}/a.txt", "--output", f"{d}/set", "--val-fraction", "0", "--no-progress"])
+    train           1 documents             4 bytes             3 tokens
+    ...
+    0
+    """
+    args = _parser().parse_args(argv)
     own = None if args.tokenizer is None else load(args.tokenizer)
     recipe = Recipe(args.input, own, args.vocab_size, args.val_fraction, args.seed, args.val)
     print(summary(write_dataset(args.output, recipe, args.progress)))

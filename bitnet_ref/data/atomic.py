@@ -23,6 +23,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
     Missing parent folders are made. Raises CheckError where the system refuses to write (no space, no
     permission); any other exception of the block passes through. Both ways the temporary file is removed.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     with whole_file(f"{d}/a") as file:
+    ...         n_bytes, soon = file.write(b"text"), os.path.exists(f"{d}/a")
+    ...     soon, os.path.exists(f"{d}/a")
+    (False, True)
     """
     path, part = _places(path)
     try:
@@ -44,6 +50,12 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends without an exception.
 
     Raises CheckError unless `path` is new or an empty folder, and where the system refuses; nothing stays.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     with whole_folder(f"{d}/model") as part:
+    ...         part.joinpath("config.json").touch()
+    ...     os.listdir(f"{d}/model")
+    ['config.json']
     """
     path, part = _places(path)
     try:
@@ -78,6 +90,11 @@ def held_in(path: str | Path, most: int, what: str, smaller: str,
 
     Raises CheckError, which calls the file `what`; `smaller` and `fix`: what to do about a larger one, and
     about one that cannot be read.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     held_in(f"{d}/a.txt", most=100, what="a note", smaller="shorten it")
+    b'text'
     """
     try:
         check_regular(path, fix)
@@ -90,16 +107,24 @@ def held_in(path: str | Path, most: int, what: str, smaller: str,
 
 
 def check_regular(path: str | Path, fix: str = "check the path and its rights") -> None:
-    """Raises CheckError for a folder, pipe or device, and OSError where there is nothing."""
+    """Raises CheckError for a folder, pipe or device, and OSError where there is nothing.
+    >>> check_regular(__file__)
+    """
     check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
           "a folder, pipe or device", fix)
 
 
 def unwritable(path: str | Path, e: OSError) -> CheckError:
-    """The system's refusal to write, in three parts."""
+    """The system's refusal to write, in three parts.
+    >>> print(unwritable("a.txt", OSError(28, "No space left on device")))
+    a.txt must be writable; got No space left on device; free space or choose another place
+    """
     return CheckError(f"{path} must be writable; got {e.strerror or e}; free space or choose another place")
 
 
 def unreadable(path: str | Path, e: OSError, fix: str = "check the path and its rights") -> CheckError:
-    """The system's refusal to read, in three parts."""
+    """The system's refusal to read, in three parts.
+    >>> print(unreadable("a.txt", FileNotFoundError(2, "No such file or directory")))
+    a.txt must be a readable file; got No such file or directory; check the path and its rights
+    """
     return CheckError(f"{path} must be a readable file; got {e.strerror or e}; {fix}")

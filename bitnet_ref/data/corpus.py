@@ -37,6 +37,11 @@ def documents(corpus: str) -> Iterator[str]:
     Of a corpus with official parts: the training part. Names win over paths: a folder wikitext-2 is
     ./wikitext-2. Documents of nothing but white space are left out. Raises CheckError, at once: unknown name,
     no such file; while reading: bytes that are not UTF-8 text, a bad line of .jsonl, no text at all.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.jsonl").write_text('{"text": "one"}')
+    ...     list(documents(d))
+    ['one']
     """
     if corpus == "python-docs":
         return iter(python_docs())
@@ -44,24 +49,42 @@ def documents(corpus: str) -> Iterator[str]:
 
 
 def validation_documents(corpus: str) -> Iterator[str] | None:
-    """The official validation documents of a named corpus, or None if it has no such part."""
+    """The official validation documents of a named corpus, or None if it has no such part.
+    >>> validation_documents("python-docs") is None
+    True
+    """
     return part_documents(corpus, "valid") if "valid" in NAMED.get(corpus, ()) else None
 
 
 def part_documents(corpus: str, part: str) -> Iterator[str]:
-    """The documents of one official part (train, valid, test) of a named corpus. Raises CheckError."""
+    """The documents of one official part (train, valid, test) of a named corpus. Raises CheckError.
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_DATA=d):
+    ...     Path(d, "tinystories").mkdir()
+    ...     n = Path(d, "tinystories", "a.txt").write_text("Once.")
+    ...     list(part_documents("tinystories", "train"))
+    ['Once.']
+    """
     return _with_text(corpus, named_files(corpus, part))
 
 
 def corpus_files(corpus: str) -> list[Path]:
-    """The files behind `corpus`, sorted; those of a name are downloaded if need be. Raises CheckError."""
+    """The files behind `corpus`, sorted; those of a name are downloaded if need be. Raises CheckError.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     for name in ("b.txt", "a.jsonl", "c.py"):
+    ...         Path(d, name).touch()
+    ...     [path.name for path in corpus_files(d)]
+    ['a.jsonl', 'b.txt']
+    """
     if corpus in NAMED:
         return named_files(corpus)
     check(corpus != "", "a corpus must have a name", "none", 'give "." for the folder you are in')
     path = Path(corpus)
     try:
         if path.is_dir():
-            files = files_below(path)
+            files = _files_below(path)
             check(bool(files), "a corpus folder must hold .txt or .jsonl files", corpus, "put text there")
             return files
         files = [path] if path.is_file() else [Path(p) for p in glob.glob(corpus, recursive=True)]
@@ -73,7 +96,7 @@ def corpus_files(corpus: str) -> list[Path]:
     return files
 
 
-def files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path) -> list[Path]:
     """The .txt and .jsonl files below a folder, sorted. What cannot be listed is refused, never skipped."""
     def refuse(e: OSError) -> NoReturn:
         raise CheckError(f"every folder of a corpus must be readable; got {e.strerror or e} for "
@@ -97,13 +120,19 @@ def _with_text(corpus: str, files: list[Path]) -> Iterator[str]:
 # ---- plain text ----
 
 def text_documents(path: Path) -> Iterator[str]:
-    """The documents of a UTF-8 text file, none longer than LONGEST characters. Raises as `text_chunks`."""
+    r"""The documents of a UTF-8 text file, none longer than LONGEST characters. Raises as `text_chunks`.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("one\n<|endoftext|>\ntwo\n")
+    ...     list(text_documents(Path(d, "a.txt")))
+    ['one\n', 'two\n']
+    """
     chunks = text_chunks(path)
     head = next(chunks, "")
     document: list[str] = []
-    kind, before, size = cut_by(head), "", 0
-    for line, after in pairwise(chain(lines(chain([head], chunks)), [""])):
-        starts = starts_document(kind, before, line, after, size)
+    kind, before, size = _cut_by(head), "", 0
+    for line, after in pairwise(chain(_lines(chain([head], chunks)), [""])):
+        starts = _starts_document(kind, before, line, after, size)
         if size and (starts or size + len(line) > LONGEST):
             yield "".join(document)
             document, size = [], 0
@@ -115,7 +144,7 @@ def text_documents(path: Path) -> Iterator[str]:
         yield "".join(document)
 
 
-def cut_by(head: str) -> str:
+def _cut_by(head: str) -> str:
     """How a file is cut, judged by its first CHUNK: "marker", "title" or "paragraph"."""
     if any(line.strip() == MARKER for line in head.split("\n")):
         return "marker"
@@ -123,7 +152,7 @@ def cut_by(head: str) -> str:
     return "title" if TITLE.fullmatch(first) else "paragraph"
 
 
-def starts_document(kind: str, before: str, line: str, after: str, size: int) -> bool:
+def _starts_document(kind: str, before: str, line: str, after: str, size: int) -> bool:
     """Whether a document starts at `line`, between `before` and `after`, `size` characters into the last."""
     if kind == "marker":
         return line.strip() == MARKER
@@ -132,13 +161,13 @@ def starts_document(kind: str, before: str, line: str, after: str, size: int) ->
     return size >= GROUP and not before.strip() and bool(line.strip())
 
 
-def lines(chunks: Iterable[str]) -> Iterator[str]:
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
     """The text cut after each newline, and after each LONGEST characters of a line that is longer."""
     rest = ""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split("\n")
         for line in whole:
-            yield from pieces(line + "\n")
+            yield from _pieces(line + "\n")
         while len(rest) > LONGEST:
             yield rest[:LONGEST]
             rest = rest[LONGEST:]
@@ -146,7 +175,7 @@ def lines(chunks: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
-def pieces(text: str) -> Iterator[str]:
+def _pieces(text: str) -> Iterator[str]:
     """`text` in pieces of at most LONGEST characters."""
     return (text[i:i + LONGEST] for i in range(0, len(text), LONGEST))
 
@@ -155,6 +184,11 @@ def text_chunks(path: Path) -> Iterator[str]:
     """The text of a UTF-8 file in pieces of about CHUNK bytes, without the byte order mark of some editors.
 
     Raises CheckError with the byte offset of the first NUL or invalid byte, or if the file cannot be read.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("é", encoding="utf-8-sig")
+    ...     list(text_chunks(Path(d, "a.txt")))
+    ['é', '']
     """
     rest, offset, chunk = b"", 0, b"?"          # bytes not yet decoded, and where they stand in the file
     try:
@@ -185,19 +219,25 @@ def _check_utf8(start: bytes, path: Path) -> None:
 # ---- jsonl ----
 
 def jsonl_documents(path: Path) -> Iterator[str]:
-    """The `text` of each line of a .jsonl file, long ones in pieces. Raises CheckError naming the line."""
+    """The `text` of each line of a .jsonl file, long ones in pieces. Raises CheckError naming the line.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.jsonl").write_text('{"text": "one", "source": "here"}')
+    ...     list(jsonl_documents(Path(d, "a.jsonl")))
+    ['one']
+    """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
                 if number == 1:
                     _check_utf8(line, path)
                 if line.strip():
-                    yield from pieces(text_field(line, f"line {number} of {path}"))
+                    yield from _pieces(_text_field(line, f"line {number} of {path}"))
     except OSError as e:
         raise unreadable(path, e) from None
 
 
-def text_field(line: bytes, where: str) -> str:
+def _text_field(line: bytes, where: str) -> str:
     """The string under "text" in a line of JSON; `where` names the line in errors."""
     fix = "correct or remove the line"
     check(len(line) <= LONGEST_LINE, f"a line of .jsonl must have at most {LONGEST_LINE} bytes",

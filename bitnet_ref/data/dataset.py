@@ -71,7 +71,10 @@ class Dataset(NamedTuple):
 
 
 def is_dataset(folder: str | Path) -> bool:
-    """Whether a whole dataset lies there."""
+    """Whether a whole dataset lies there.
+    >>> is_dataset("no-such-folder")
+    False
+    """
     return os.path.isfile(os.path.join(folder, MANIFEST))
 
 
@@ -79,9 +82,15 @@ def open_dataset(folder: str | Path, verify: bool = False, progress: bool = Fals
     """The dataset in `folder`; `verify` reads the shards and checks their sums; `progress`: bars on stderr.
 
     Raises CheckError: no dataset, another version, parts that are missing, damaged or do not belong together.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     made = write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False).folder
+    ...     open_dataset(made).tokenizer.vocab_size
+    260
     """
     folder = Path(folder)
-    report = read_manifest(folder / MANIFEST)
+    report = _read_manifest(folder / MANIFEST)
     own = tokenizer.load(folder)
     train = open_shard(folder / "train.bin", verify, progress)
     val = open_shard(folder / "val.bin", verify, progress) if "val" in report else None
@@ -94,10 +103,36 @@ def open_dataset(folder: str | Path, verify: bool = False, progress: bool = Fals
 
 
 def unchanged(data: Dataset) -> None:
-    """Raise CheckError if a shard on the disk is no longer the one that was opened. Quick: call it often."""
+    """Raise CheckError if a shard on the disk is no longer the one that was opened. Quick: call it often.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     unchanged(write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False)) is None
+    True
+    """
     for shard in (data.train, data.val):
         if shard is not None:
             shards.unchanged(shard)
+
+
+def summary(data: Dataset) -> str:
+    """One line per side, then what was removed, the tokenizer and the folder.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     recipe = Recipe(f"{d}/a.txt", val_fraction=0)
+    ...     print(summary(write_dataset(f"{d}/set", recipe, progress=False)._replace(folder="set")))
+    train           1 documents             4 bytes             3 tokens
+    removed 0 bytes of training text: repeats of validation text
+    tokenizer of 260 entries
+    set
+    """
+    report = data.report
+    lines = [f"{side:<6}{n['documents']:>11,} documents {n['text_bytes']:>13,} bytes "
+             f"{n['tokens']:>13,} tokens" for side in ("train", "val") if (n := report.get(side))]
+    removed = report["repeats_removed_bytes"]
+    lines.append(f"removed {removed:,} bytes of training text: repeats of validation text")
+    return "\n".join([*lines, f"tokenizer of {report['vocab_size']:,} entries", str(data.folder)])
 
 
 def _check_parts(report: dict[str, Any], train: Shard, val: Shard | None, path: Path) -> None:
@@ -117,7 +152,7 @@ def _check_parts(report: dict[str, Any], train: Shard, val: Shard | None, path: 
                   f"the mixture in {path} must make up the tokens of {side}.bin", ends.tolist(), FIX)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     """The content of a dataset.json of our version. Raises CheckError."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -138,6 +173,11 @@ def write_dataset(folder: str | Path, recipe: Recipe, progress: bool = True, rep
 
     Unless `replace`, the folder must be new or empty. `progress`: bars on stderr.
     Raises CheckError for whatever is wrong with the corpus, the numbers or the disk; nothing stays then.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False).report["train"]
+    {'documents': 1, 'text_bytes': 4, 'tokens': 3}
     """
     folder = Path(os.path.abspath(folder))
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
@@ -183,7 +223,7 @@ def _fill(folder: Path, recipe: Recipe, progress: bool) -> None:
     """Both passes; every file of the dataset is written here, the manifest last."""
     with _bar("reading", progress) as bar:
         chosen = [_choose(part.corpus, part.weight, recipe, bar) for part in parts(recipe.corpus)]
-    named = [] if recipe.val is None else list(named_validation(recipe.val))
+    named = [] if recipe.val is None else list(_named_validation(recipe.val))
     known, removed = split.spans([text for c in chosen for text in c.held_out] + named), [0]
     total, weight = sum(c.choice.text_bytes for c in chosen), sum(c.weight for c in chosen)
 
@@ -196,14 +236,14 @@ def _fill(folder: Path, recipe: Recipe, progress: bool) -> None:
     own.save(folder / "tokenizer.json")
     with _bar("writing", progress, total) as bar:
         cleaned = (_cleaned(_counted(training(c), bar), known, removed) for c in chosen)
-        train, tokens = write_side(folder, "train", cleaned, own)
+        train, tokens = _write_side(folder, "train", cleaned, own)
     report = {"format": FORMAT, "version": VERSION, "corpus": recipe.corpus, "vocab_size": own.vocab_size,
               "val_fraction": recipe.val_fraction, "seed": recipe.seed,
               "official_split": any(c.official for c in chosen), "train": train,
               "repeats_removed_bytes": removed[0]}
     held_out = [named] if named else [c.held_out for c in chosen]
     if any(held_out):
-        report["val"], val_tokens = write_side(folder, "val", held_out, own)
+        report["val"], val_tokens = _write_side(folder, "val", held_out, own)
     if recipe.val is not None:
         report["val_corpus"] = recipe.val
     if len(chosen) > 1:
@@ -232,7 +272,7 @@ def _mixture(chosen: list[_Chosen], train: list[int], val: list[int] | None) -> 
             for c, n, m in zip(chosen, train, val or [0] * len(chosen))]
 
 
-def named_validation(corpus: str) -> Iterator[str]:
+def _named_validation(corpus: str) -> Iterator[str]:
     """The documents of a text named for validation: of the official part, if it has one, else all.
 
     Raises CheckError for a dataset, for more than LARGEST_VAL bytes, and as `corpus.documents`.
@@ -247,7 +287,7 @@ def named_validation(corpus: str) -> Iterator[str]:
         yield text
 
 
-def write_side(folder: Path, side: str, sources: Iterable[Iterable[str]], own: Tokenizer
+def _write_side(folder: Path, side: str, sources: Iterable[Iterable[str]], own: Tokenizer
                ) -> tuple[dict[str, int], list[int]]:
     """Write <side>.bin and <side>.txt; returns their counts, and the tokens of each source.
 

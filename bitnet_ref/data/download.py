@@ -60,19 +60,26 @@ def named_files(corpus: str, part: str = "train") -> list[Path]:
     """The verified files of one part of a named corpus; downloaded if neither data folder nor cache has them.
 
     Raises CheckError: unknown name or part, a checksum that differs, a download that fails.
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_DATA=d):
+    ...     Path(d, "tinystories").mkdir()
+    ...     Path(d, "tinystories", "part.txt").touch()
+    ...     [path.name for path in named_files("tinystories")]
+    ['part.txt']
     """
     file = lookup(lookup(NAMED, corpus, "corpus"), part, f"part of {corpus}")
-    if found := local_files(corpus, file):
+    if found := _local_files(corpus, file):
         return found
     cached = cache_dir() / corpus / file.name
     if cached.is_file():
-        _verify(cached, expected_sha256(cached, file))
+        _verify(cached, _expected_sha256(cached, file))
     else:
         download(file, cached, address(corpus, file))
     return [cached]
 
 
-def local_files(corpus: str, file: File) -> list[Path]:
+def _local_files(corpus: str, file: File) -> list[Path]:
     """What $BITNET_REF_DATA/<corpus>/ has of `file`: the file of that name, verified.
 
     Where no checksum is known any .txt serves, except names in capitals (SOURCE.txt): those describe.
@@ -94,9 +101,16 @@ def download(file: File, to: Path, url: str) -> None:
     """Fetch `url`, verify that it is `file`, and put it at the path `to`; on failure nothing is left there.
 
     Raises CheckError: no answer, an HTTP error, a body too short, too long, or not what its checksum says.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     file = File(Path(d, "a.txt").as_uri(), 4, sha256_of(Path(d, "a.txt")))
+    ...     download(file, Path(d, "b.txt"), file.url)
+    ...     Path(d, "b.txt").read_text()
+    'text'
     """
     print(f"downloading {url}", file=sys.stderr)
-    expected = expected_sha256(to, file)
+    expected = _expected_sha256(to, file)
     with whole_file(to) as out:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
@@ -134,7 +148,12 @@ def _receive(reply: http.client.HTTPResponse, out: BinaryIO, file: File, url: st
 
 
 def address(corpus: str, file: File) -> str:
-    """Where to ask for a file: at its url, or below $BITNET_REF_MIRROR/<corpus>/ if you have a mirror."""
+    """Where to ask for a file: at its url, or below $BITNET_REF_MIRROR/<corpus>/ if you have a mirror.
+    >>> from unittest.mock import patch
+    >>> with patch.dict("os.environ", BITNET_REF_MIRROR="https://mirror.example"):
+    ...     address("tinystories", NAMED["tinystories"]["train"])
+    'https://mirror.example/tinystories/TinyStories-valid.txt'
+    """
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return file.url
@@ -143,7 +162,7 @@ def address(corpus: str, file: File) -> str:
     return f"{mirror.rstrip('/')}/{corpus}/{file.name}"
 
 
-def expected_sha256(path: Path, file: File) -> str | None:
+def _expected_sha256(path: Path, file: File) -> str | None:
     """The published checksum, else the one recorded when `path` was first downloaded, else None."""
     note = _note(path)
     if file.sha256 or not note.is_file():
@@ -152,7 +171,10 @@ def expected_sha256(path: Path, file: File) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces. Raises CheckError if it cannot be read."""
+    """Hex sha256 of a file, read in pieces. Raises CheckError if it cannot be read.
+    >>> sha256_of(Path(os.devnull))[:16]                        # of nothing
+    'e3b0c44298fc1c14'
+    """
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()

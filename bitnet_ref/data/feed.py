@@ -43,6 +43,12 @@ def open_feed(train: Shard, report: dict[str, Any], T: int, seed: int, packing: 
 
     Raises CheckError for a source shorter than one window, a report that contradicts the shard, and, where an
     index is written, a disk that refuses.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.data.shards import open_shard, write_shard
+    >>> with TemporaryDirectory() as d:
+    ...     path = write_shard(f"{d}/a.bin", [(np.arange(1, 8), 9)], 8, 0, "0" * 64).path
+    ...     open_feed(open_shard(path), {}, T=4, seed=0).windows
+    2
     """
     whole = [{"corpus": report.get("corpus"), "weight": 1, "train_tokens": len(train.tokens) - 1}]
     entries, sources, first = report.get("mixture", whole), [], 0
@@ -67,6 +73,10 @@ def micro_batch(feed: Feed, index: int, B: int) -> tuple[np.ndarray, np.ndarray]
 
     targets[:, t] is the token after inputs[:, t]. Row r of batch i is row i * B + r of the run, whatever the
     number of ranks. Raises CheckError: index or seed negative.
+    >>> feed = Feed((Source("a", np.arange(9), 1, None),), T=4, seed=0)
+    >>> inputs, targets = micro_batch(feed, 0, B=2)
+    >>> inputs.tolist(), targets[:, -1].tolist()
+    ([[4, 5, 6, 7], [0, 1, 2, 3]], [8, 4])
     """
     check(index >= 0 and B > 0, "a batch must have an index of 0 or more, and rows", f"{index} and {B}",
           "correct them")
@@ -80,12 +90,17 @@ def micro_batch(feed: Feed, index: int, B: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def seed_of(seed: int, k: int) -> int:
-    """The seed of source k: the run's for the first, others for the others, so that orders differ."""
+    """The seed of source k: the run's for the first, others for the others, so that orders differ.
+    >>> seed_of(7, 0), seed_of(7, 1)
+    (7, 2875738036014693257)
+    """
     return seed if k == 0 else int(mix(mix(np.array([seed], np.uint64)) + np.uint64(k))[0])
 
 
 def checksums(feed: Feed) -> dict[str, str]:
     """What must be the same when a run goes on, besides the shards: weights of a mixture, orders if packed.
+    >>> checksums(Feed((Source("a", np.arange(9), 3, None), Source("b", np.arange(5), 1, None)), T=4, seed=0))
+    {'weights': '3 of 9 1 of 5'}
     """
     sums = {}
     if len(feed.sources) > 1:
@@ -95,7 +110,10 @@ def checksums(feed: Feed) -> dict[str, str]:
 
 
 def account(feed: Feed, rows: int, per_step: int) -> str:
-    """Windows, dropped tails and epochs of each source in a run of `rows` rows, a line for each."""
+    """Windows, dropped tails and epochs of each source in a run of `rows` rows, a line for each.
+    >>> print(account(Feed((Source("a", np.arange(8), 1, None),), T=4, seed=0), rows=10, per_step=1))
+    1 windows of 4 tokens, the last 3 tokens in none; 10.00 epochs
+    """
     said, whole = [], sum(s.weight for s in feed.sources)
     for s in feed.sources:
         n, dropped = windows(len(s.tokens), feed.T), tail(len(s.tokens), feed.T)

@@ -37,6 +37,8 @@ def parts(corpus: str) -> list[Part]:
     What exists as a path, or matches as a glob, is one corpus, though it have a "="; a name in a mixture has
     neither "=" nor ",". Raises CheckError: not a mixture, weights that are not positive or have too many
     digits, a corpus named twice, also as two spellings of one path.
+    >>> parts("wikitext-2=0.7,tinystories=0.3")
+    [Part(corpus='wikitext-2', weight=7), Part(corpus='tinystories', weight=3)]
     """
     if "=" not in corpus or _exists(corpus):
         return [Part(corpus, 1)]
@@ -73,6 +75,9 @@ def drawn(row: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     Of any first n rows, source k has n * weights[k] / sum(weights) to within len(weights), and its rows are
     numbered 0, 1, 2, ... without a gap. The first source takes row n wherever floor(n * share) grows; of the
     rows that are left, which are numbered again, the second does so with its share of the rest; and so on.
+    >>> source, number = drawn(np.arange(5), [3, 2])
+    >>> source.tolist(), number.tolist()
+    ([1, 0, 1, 0, 0], [0, 0, 1, 1, 2])
     """
     source, number = np.full(row.shape, len(weights) - 1), row.astype(np.int64)
     left = np.ones(row.shape, bool)

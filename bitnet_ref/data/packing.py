@@ -39,6 +39,11 @@ def packed(tokens: np.ndarray, eos: int, T: int, of: str) -> Packing:
     `of` names the tokens: it has their checksum. A file in the cache that is damaged, or of another version,
     is made again. The order is a function of the lengths of the documents and of T. Raises CheckError where
     the cache refuses to be written.
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_CACHE=d):
+    ...     packed(np.array([0, 5, 0, 6, 7, 0]), eos=0, T=3, of="checksum").start.tolist()
+    [0, 3, 1]
     """
     path = cache_dir() / "packings" / f"{of}-{T}.bin"
     about = {"format": FORMAT, "version": VERSION, "of": of, "tokens": len(tokens), "context": T,
@@ -48,6 +53,9 @@ def packed(tokens: np.ndarray, eos: int, T: int, of: str) -> Packing:
 
 def read(tokens: np.ndarray, packing: Packing | None, at: np.ndarray) -> np.ndarray:
     """The tokens at places `at` of the stream, in its new order if it has one.   int64 (...)  ->  int64 (...)
+    >>> packing = Packing(at=np.array([0, 3]), start=np.array([2, 0]), checksum="")
+    >>> read(np.arange(5), packing, np.arange(5)).tolist()
+    [2, 3, 4, 0, 1]
     """
     if packing is not None:
         piece = np.searchsorted(packing.at, at, side="right") - 1
@@ -56,7 +64,10 @@ def read(tokens: np.ndarray, packing: Packing | None, at: np.ndarray) -> np.ndar
 
 
 def documents(tokens: np.ndarray, eos: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of each document, in order, its EOS counted. Reads `tokens` in blocks."""
+    """(start, length) of each document, in order, its EOS counted. Reads `tokens` in blocks.
+    >>> list(documents(np.array([0, 5, 0, 6, 7, 0]), eos=0))
+    [(1, 2), (3, 3)]
+    """
     before = 0
     for i in range(1, len(tokens), BLOCK):
         for end in (np.flatnonzero(tokens[i:i + BLOCK] == eos) + i).tolist():
@@ -66,6 +77,8 @@ def documents(tokens: np.ndarray, eos: int) -> Iterator[tuple[int, int]]:
 
 def reordered(docs: Iterable[tuple[int, int]], T: int, pool: int = POOL) -> Iterator[tuple[int, int]]:
     """The documents, each once, best fit first into windows of T targets; `pool` are chosen from at a time.
+    >>> list(reordered([(1, 2), (3, 3), (6, 2)], T=4))          # the two of 2 tokens share a window
+    [(3, 3), (6, 2), (1, 2)]
     """
     docs, room = iter(docs), T
     waiting: dict[int, list[int]] = {}                     # length -> where documents of it start

@@ -36,6 +36,12 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
     documents; a corpus with an official validation part uses that, a folder that is a dataset has its own.
     val: a text to validate on instead. cache: False makes it again although the cache has it. progress: bars
     on stderr. Raises CheckError for whatever is wrong with the input or the disk.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     made = write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False).folder
+    ...     prepare(str(made), progress=False).train.tokens.tolist()
+    [0, 259, 0]
     """
     tokenizer = None if tokenizer_path is None else load(tokenizer_path)
     if is_dataset(corpus):
@@ -57,7 +63,10 @@ def prepare(corpus: str, tokenizer_path: str | None = None, vocab_size: int = 40
 
 
 def key(recipe: Recipe) -> str:
-    """20 hex digits that change with anything that may change the dataset. Raises CheckError."""
+    """20 hex digits that change with anything that may change the dataset. Raises CheckError.
+    >>> key(Recipe("python-docs")) == key(Recipe("python-docs", seed=1))
+    False
+    """
     tokenizer = recipe.tokenizer.checksum if recipe.tokenizer else recipe.vocab_size
     parts = [VERSION, split.SPAN, split.MOST_BYTES, SAMPLE, identity(recipe.corpus), tokenizer,
              recipe.val_fraction, recipe.seed, *([identity(recipe.val)] if recipe.val is not None else [])]
@@ -65,7 +74,13 @@ def key(recipe: Recipe) -> str:
 
 
 def identity(corpus: str) -> list[Any]:
-    """What a corpus is, short of reading it: its Python, or path, bytes and time of change of each file."""
+    """What a corpus is, short of reading it: its Python, or path, bytes and time of change of each file.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     [n_bytes for path, n_bytes, moment in identity(d)[1:]]
+    [4]
+    """
     if len(mixed := parts(corpus)) > 1:
         return [[part.weight, *identity(part.corpus)] for part in mixed]
     corpus = mixed[0].corpus
@@ -84,7 +99,13 @@ def identity(corpus: str) -> list[Any]:
 # ---- what has changed ----
 
 def kept(train_sha256: str, val_sha256: str, tokenizer_sha256: str) -> Path | None:
-    """The folder in the cache with these checksums of both sides' tokens and of the tokenizer, if any."""
+    """The folder in the cache with these checksums of both sides' tokens and of the tokenizer, if any.
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_CACHE=d):
+    ...     kept("0" * 64, "0" * 64, "0" * 64) is None
+    True
+    """
     wanted = [(train_sha256, tokenizer_sha256), (val_sha256, tokenizer_sha256)]
     for folder in sorted((cache_dir() / "datasets").glob("*")):
         with suppress(CheckError):
@@ -98,6 +119,11 @@ def changed_since(corpus: str, moment: int) -> list[str]:
     """The files of a corpus, and folders that gained or lost one, that changed after `moment`.
 
     moment: nanoseconds, as st_mtime_ns. What cannot be found any more has changed too.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.txt").write_text("text")
+    ...     [Path(path).name for path in changed_since(f"{d}/a.txt", moment=0)][0], changed_since(d, 1 << 62)
+    ('a.txt', [])
     """
     if corpus == "python-docs":
         return [f"the Python that runs, now {sys.version.split()[0]}, or its own texts"]

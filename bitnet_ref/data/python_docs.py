@@ -19,18 +19,27 @@ SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to
 
 
 @cache
-def python_docs() -> tuple[str, ...]:
+def python_docs(stdlib: Path | None = None) -> tuple[str, ...]:
     """The help topics, then the standard library's docstrings longer than SHORTEST characters; no repeats.
 
-    Under 2 MB of text. Kept once read: parsing the library takes seconds, and a dataset needs several passes.
+    `stdlib`: another folder of sources. Under 2 MB of text. Kept once read: parsing the library takes
+    seconds, and a dataset needs several passes.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.py").write_text(repr("It says why. " * 16))
+    ...     len(python_docs(Path(d))[-1])                       # the topics stand before it
+    208
     """
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    texts = [*topics(), *(text for path in sources(stdlib) for text in docstrings(path))]
+    root = stdlib or Path(sysconfig.get_path("stdlib"))
+    texts = [*topics(), *(text for path in sources(root) for text in docstrings(path))]
     return tuple(text for text in dict.fromkeys(texts) if _is_unicode(text))
 
 
 def topics() -> Iterator[str]:
-    """The texts behind help("..."), by name. Some distributions leave them out: then there are none."""
+    """The texts behind help("..."), by name. Some distributions leave them out: then there are none.
+    >>> all(isinstance(text, str) for text in topics())
+    True
+    """
     try:
         from pydoc_data.topics import topics as table
     except ImportError:
@@ -40,13 +49,26 @@ def topics() -> Iterator[str]:
 
 
 def sources(root: Path) -> list[Path]:
-    """The .py files below `root` that are neither tests nor other people's packages, sorted by their path."""
+    """The .py files below `root` that are neither tests nor other people's packages, sorted by their path.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     for name in ("b.py", "a.py", "notes.txt"):
+    ...         Path(d, name).touch()
+    ...     [path.name for path in sources(Path(d))]
+    ['a.py', 'b.py']
+    """
     files = (path for path in root.rglob("*.py") if not SKIPPED.intersection(path.relative_to(root).parts))
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """One source file's docstrings longer than SHORTEST characters; none if it cannot be read or parsed."""
+    """One source file's docstrings longer than SHORTEST characters; none if it cannot be read or parsed.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.py").write_text(repr("It says why. " * 16))
+    ...     [len(text) for text in docstrings(Path(d, "a.py"))]
+    [208]
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # e.g. invalid escapes: not ours to mend

@@ -46,7 +46,7 @@ class Header(NamedTuple):
 class Shard(NamedTuple):
     """An open shard. `tokens` is a read-only memory map, (header.tokens,) of uint16 or uint32.
 
-    `stamp` is what `stamp_of` said of the file when it was opened.
+    `stamp` is what `_stamp_of` said of the file when it was opened.
     """
 
     path: Path
@@ -60,6 +60,10 @@ def write_shard(path: str | Path, documents: Iterable[tuple[np.ndarray, int]], v
     """Stream (ids, bytes of text) of each document to `path`, EOS before, between and after; then open it.
 
     The file appears whole or not at all. Raises CheckError: an id outside the vocabulary, a refusing disk.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     write_shard(f"{d}/a.bin", [(np.array([3, 1]), 2)], 4, 0, "0" * 64).tokens.tolist()
+    [0, 3, 1, 0]
     """
     end, digest = np.array([eos]), hashlib.sha256()
     waiting, size = [end], 1
@@ -100,13 +104,18 @@ def open_shard(path: str | Path, verify: bool = False, progress: bool = False) -
 
     Neither takes memory by the size of the file. `progress`: a bar on stderr where verifying takes long.
     Raises CheckError: not a shard, another version, a header that contradicts itself or the file, damage.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     path = write_shard(f"{d}/a.bin", [(np.array([3, 1]), 2)], 4, 0, "0" * 64).path
+    ...     open_shard(path, verify=True).header.tokens
+    4
     """
     path = Path(path)
     try:
         with open(path, "rb") as f:
             raw = f.read(HEADER)
-            stamp = stamp_of(os.fstat(f.fileno()))
-            header = read_header(raw, str(path))
+            stamp = _stamp_of(os.fstat(f.fileno()))
+            header = _read_header(raw, str(path))
             stated = HEADER + header.tokens * np.dtype(header.dtype).itemsize
             check(stamp[0] == stated, f"{path} must have the {stated} bytes that its header states", stamp[0],
                   "the file was cut or extended; write it again")
@@ -121,7 +130,7 @@ def open_shard(path: str | Path, verify: bool = False, progress: bool = False) -
     return shard
 
 
-def stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+def _stamp_of(stat: os.stat_result) -> tuple[int, ...]:
     """What changes with a file: bytes; time of its content and of its entry, of which no program can put
     back the second; device and inode."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino
@@ -132,9 +141,13 @@ def unchanged(shard: Shard) -> None:
 
     It asks the system about the file and reads nothing: some microseconds, so a run may ask at every step. A
     file that was cut short must be found before it is read, which would end the process (SIGBUS).
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     unchanged(write_shard(f"{d}/a.bin", [(np.array([3, 1]), 2)], 4, 0, "0" * 64)) is None
+    True
     """
     try:
-        now = stamp_of(os.stat(shard.path))
+        now = _stamp_of(os.stat(shard.path))
     except OSError as e:
         now, what = (), e.strerror or str(e)
     if now:
@@ -144,7 +157,7 @@ def unchanged(shard: Shard) -> None:
           "put the file back as it was, then go on from the last checkpoint with --resume")
 
 
-def read_header(raw: bytes, where: str) -> Header:
+def _read_header(raw: bytes, where: str) -> Header:
     """The fields in the first HEADER bytes of a file, each of its type and in agreement with the others.
 
     `where` names the file in errors. Raises CheckError for whatever is wrong with them.
@@ -163,12 +176,12 @@ def read_header(raw: bytes, where: str) -> Header:
         check(type(record.get(name)) is kind, f"{name} in a shard's header must be of type {kind.__name__}",
               f"{record.get(name)!r} in {where}", FIX)
     header = Header(**{name: record[name] for name in Header._fields})
-    for rule, holds in rules(header).items():
+    for rule, holds in _rules(header).items():
         check(holds, f"a shard's header must have {rule}", f"another in {where}", FIX)
     return header
 
 
-def rules(h: Header) -> dict[str, bool]:
+def _rules(h: Header) -> dict[str, bool]:
     """What the fields of a header owe each other: {rule: whether it holds}."""
     sums = (h.tokenizer_sha256, h.payload_sha256)
     dtype = "<u2" if h.vocab_size <= NARROW else "<u4"

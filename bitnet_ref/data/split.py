@@ -36,7 +36,10 @@ class Choice(NamedTuple):
 
 
 def document_hash(text: str, seed: int) -> int:
-    """64 bits of the text, keyed by `seed`: uniform, the same on every machine. Raises CheckError."""
+    """64 bits of the text, keyed by `seed`: uniform, the same on every machine. Raises CheckError.
+    >>> document_hash("text", seed=0), document_hash("text", seed=1)
+    (7149664607750961692, 5795145719362181170)
+    """
     check(0 <= seed < 1 << 64, "seed must lie in [0, 2^64)", seed, "choose another")
     key = seed.to_bytes(8, "little")
     return int.from_bytes(blake2b(text.encode("utf-8"), digest_size=8, key=key).digest(), "little")
@@ -47,6 +50,8 @@ def choose(docs: Iterable[str], val_fraction: float, seed: int, most: int = MOST
 
     With val_fraction > 0 each side gets at least one document. Raises CheckError: val_fraction not in [0, 1),
     or fewer than two different documents to divide.
+    >>> choose(["one", "two", "three", "four"], 0.25, seed=0).held_out
+    ['three']
     """
     check(0 <= val_fraction < 1, "val_fraction must lie in [0, 1)", val_fraction, "0.05 is usual")
     cut, held = int(val_fraction * 2**64), 0
@@ -71,12 +76,19 @@ def choose(docs: Iterable[str], val_fraction: float, seed: int, most: int = MOST
 
 
 def training_side(docs: Iterable[str], choice: Choice, seed: int) -> Iterator[str]:
-    """The documents that `choice` leaves to training."""
+    """The documents that `choice` leaves to training.
+    >>> docs = ["one", "two", "three", "four"]
+    >>> list(training_side(docs, choose(docs, 0.25, seed=0), seed=0))
+    ['one', 'two', 'four']
+    """
     return (text for text in docs if document_hash(text, seed) >= choice.cut)
 
 
 def split(docs: Iterable[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """(train, validation) of documents that fit in memory; as `choose`."""
+    """(train, validation) of documents that fit in memory; as `choose`.
+    >>> split(["one", "two", "three", "four"], 0.25, seed=0)
+    (['one', 'two', 'four'], ['three'])
+    """
     docs = list(docs)
     choice = choose(docs, val_fraction, seed)
     return list(training_side(docs, choice, seed)), choice.held_out
@@ -93,7 +105,10 @@ class Spans(NamedTuple):
 
 
 def spans(texts: Iterable[str], span: int = SPAN) -> Spans:
-    """All spans of `span` characters of each text; 12 to 24 bytes of memory for each. Raises CheckError."""
+    """All spans of `span` characters of each text; 12 to 24 bytes of memory for each. Raises CheckError.
+    >>> len(spans(["four", "to"], span=3).hashes)               # fou, our
+    2
+    """
     check(span > 0, "span must be greater than 0", span, f"{SPAN} is usual")
     parts = [span_hashes(normalised(text)[0], span) for text in texts]
     hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
@@ -105,7 +120,10 @@ def spans(texts: Iterable[str], span: int = SPAN) -> Spans:
 
 
 def repeated_share(train_docs: Iterable[str], val_docs: Iterable[str], span: int = SPAN) -> float:
-    """Share, in [0, 1], of the spans of the validation text that also stand in the training text."""
+    """Share, in [0, 1], of the spans of the validation text that also stand in the training text.
+    >>> round(repeated_share(["one two three"], ["one two four"], span=7), 2)
+    0.33
+    """
     known = spans(val_docs, span)
     seen = np.zeros(len(known.hashes), bool)
     for text in train_docs:
@@ -116,7 +134,10 @@ def repeated_share(train_docs: Iterable[str], val_docs: Iterable[str], span: int
 
 def remove_repeats(train_docs: Iterable[str], val_docs: Iterable[str], span: int = SPAN
                    ) -> tuple[list[str], int]:
-    """(the training documents without what repeats the validation documents, bytes of UTF-8 removed)."""
+    r"""(the training documents without what repeats the validation documents, bytes of UTF-8 removed).
+    >>> remove_repeats(["mine\nthe licence\n"], ["yours\nthe licence\n"], span=10)
+    (['mine\n'], 12)
+    """
     known, before, kept = spans(val_docs, span), 0, []
     for text in train_docs:
         before += len(text.encode("utf-8"))
@@ -126,11 +147,13 @@ def remove_repeats(train_docs: Iterable[str], val_docs: Iterable[str], span: int
 
 
 def without_repeats(text: str, known: Spans) -> str:
-    """`text` without its lines that share a span with `known`, and then none is shared; "" if nothing stays.
+    r"""`text` without its lines that share a span with `known`, and then none is shared; "" if nothing stays.
 
     First go the lines that hold a whole shared span, so that a repeated line does not take its neighbours
     along for a full stop; then all lines that a shared span crosses. Closing a gap may join what was apart,
     hence the loop.
+    >>> without_repeats("mine\nthe licence\n", spans(["the licence"], span=10))
+    'mine\n'
     """
     while True:
         chars, where = normalised(text)
@@ -153,6 +176,9 @@ def span_hashes(chars: np.ndarray, span: int) -> np.ndarray:
 
     h_i = sum_j (chars[i+j] + 1) * BASE^(span-1-j), built by doubling along the binary digits of `span`:
     the hash of a window of a + b characters is h_a(i) * BASE^b + h_b(i + a).
+    >>> a, b, c = span_hashes(np.array([7, 8, 7, 8], np.uint32), span=2).tolist()
+    >>> a == c, a == b
+    (True, False)
     """
     n = max(0, len(chars) - span + 1)
     power, width = chars.astype(np.uint64) + np.uint64(1), 1            # hashes of all windows of `width`
@@ -172,7 +198,11 @@ def _base_to(n: int) -> np.uint64:
 
 
 def normalised(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """" ".join(text.split()) as code points; where each stands in `text`.   ->  uint32 (n,), int64 (n,)"""
+    """" ".join(text.split()) as code points; where each stands in `text`.   ->  uint32 (n,), int64 (n,)
+    >>> chars, where = normalised("  a   b ")
+    >>> "".join(map(chr, chars)), where.tolist()
+    ('a b', [2, 3, 6])
+    """
     chars = np.frombuffer(text.encode("utf-32-le"), "<u4")
     white = np.isin(chars, WHITE_SPACE)
     after_white = np.concatenate([[True], white[:-1]])                  # leading white space goes too

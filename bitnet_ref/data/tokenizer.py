@@ -37,6 +37,8 @@ def byte_letters() -> dict[int, str]:
     """{byte: the character that stands for it in a byte-level vocabulary}, as GPT-2 chose them.
 
     Bytes that Latin-1 prints are themselves; the others, in order, are the characters from U+0100 on.
+    >>> byte_letters()[ord("a")], byte_letters()[ord(" ")]
+    ('a', 'Ġ')
     """
     printed = {b for b in range(256) if 0x21 <= b <= 0x7E or (0xA1 <= b <= 0xFF and b != 0xAD)}
     others = iter(range(0x100, 0x200))
@@ -183,6 +185,8 @@ def from_json(text: str, where: str = "the text given") -> Tokenizer:
     """The tokenizer that a tokenizer.json describes, ours or a published one; `where` names it in errors.
 
     Raises CheckError: not JSON, not a tokenizer, no EOS token, absurd ids, encoding by chance (dropout).
+    >>> from_json(train_bpe(["abab"], 258).json).eos
+    0
     """
     try:
         record = json.loads(text)
@@ -202,7 +206,13 @@ def from_json(text: str, where: str = "the text given") -> Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, or in a folder that holds one. Raises CheckError as `from_json`."""
+    """The tokenizer in a tokenizer.json, or in a folder that holds one. Raises CheckError as `from_json`.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     train_bpe(["abab"], 258).save(f"{d}/tokenizer.json")
+    ...     load(d).vocab_size
+    258
+    """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
@@ -226,6 +236,9 @@ def train_bpe(docs: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Deterministic: equal texts, in any order, give equal JSON. A small text may yield fewer than asked.
     Raises CheckError if vocab_size is not in [257, 2^20].
+    >>> own = train_bpe(["abab"], vocab_size=258)               # one pair is merged: ab
+    >>> own.encode("abc").tolist(), own.decode([257, 257])
+    ([257, 67], 'abab')
     """
     check(SMALLEST <= vocab_size <= LARGEST, f"vocab_size must lie in [{SMALLEST}, {LARGEST}]", vocab_size,
           "256 bytes and EOS come first; 4096 suits a small corpus")
@@ -240,12 +253,18 @@ def train_bpe(docs: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def canonical(record: Any) -> str:
-    """JSON with sorted keys and no spare white space: equal content, equal bytes."""
+    """JSON with sorted keys and no spare white space: equal content, equal bytes.
+    >>> canonical({"b": [1, 2], "a": None})
+    '{"a":null,"b":[1,2]}'
+    """
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def encode_documents(docs: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """For each document, in order: (ids int32 (T,), its bytes of UTF-8). Holds about BATCH characters."""
+    """For each document, in order: (ids int32 (T,), its bytes of UTF-8). Holds about BATCH characters.
+    >>> [(ids.tolist(), n_bytes) for ids, n_bytes in encode_documents(["ab", "é"], train_bpe(["abab"], 258))]
+    [([257], 2), ([128, 103], 2)]
+    """
     batch: list[str] = []
     size = 0
     for text in docs:

@@ -58,6 +58,12 @@ def load(path: str | Path) -> Tokenizer:
     """The tokenizer in a file of any of these kinds, or in a folder that holds one.
 
     Raises CheckError for what is damaged, too large, or of no known kind.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> with TemporaryDirectory() as d:
+    ...     train_bpe(["abab"], 258).save(f"{d}/tokenizer.json")
+    ...     load(d).encode("ab").tolist()
+    [257]
     """
     path = Path(path)
     if path.is_dir():
@@ -73,7 +79,14 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def gpt2(encoder: str | Path, merges: str | Path) -> Tokenizer:
-    """From {token: id} as JSON, and merges as lines. Raises CheckError for what is damaged."""
+    """From {token: id} as JSON, and merges as lines. Raises CheckError for what is damaged.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "vocab.json").write_text(json.dumps(BYTE_OF | {"ab": 256, EOS: 257}))
+    ...     n = Path(d, "merges.txt").write_text("a b")
+    ...     gpt2(f"{d}/vocab.json", f"{d}/merges.txt").encode("aba").tolist()
+    [256, 97]
+    """
     try:
         vocab = json.loads(_read(encoder).decode("utf-8"))
         lines = _read(merges).decode("utf-8").split("\n")
@@ -97,9 +110,16 @@ def gpt2(encoder: str | Path, merges: str | Path) -> Tokenizer:
 
 
 def tiktoken(path: str | Path, specials: Sequence[str] | None = None) -> Tokenizer:
-    """From lines of base64(bytes) and rank: ranks become merges, special tokens follow them.
+    r"""From lines of base64(bytes) and rank: ranks become merges, special tokens follow them.
 
     `specials` None: Llama 3's, of which the file must have the size. Raises CheckError for what is damaged.
+    >>> from tempfile import TemporaryDirectory
+    >>> tokens = [*(bytes([b]) for b in range(256)), b"ab"]
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.model").write_bytes(
+    ...         b"".join(base64.b64encode(token) + f" {i}\n".encode() for i, token in enumerate(tokens)))
+    ...     tiktoken(f"{d}/a.model", [EOS]).encode("aba").tolist()
+    [256, 97]
     """
     ranks = _ranks(path)
     check(specials is not None or len(ranks) == LLAMA3_RANKS,
@@ -117,15 +137,24 @@ def tiktoken(path: str | Path, specials: Sequence[str] | None = None) -> Tokeniz
 
 
 def llama3_specials() -> list[str]:
-    """The 256 names in order: a few that mean something, the others reserved and numbered."""
+    """The 256 names in order: a few that mean something, the others reserved and numbered.
+    >>> llama3_specials()[:3]
+    ['<|begin_of_text|>', '<|end_of_text|>', '<|reserved_special_token_0|>']
+    """
     number = itertools.count()
     return [LLAMA3_NAMED.get(i) or f"<|reserved_special_token_{next(number)}|>" for i in range(256)]
 
 
 def sentencepiece(path: str | Path) -> Tokenizer:
-    """From a SentencePiece model of kind BPE, as Llama 2's. Raises CheckError for others, and for damage.
+    r"""From a SentencePiece model of kind BPE, as Llama 2's. Raises CheckError for others, and for damage.
 
     Merges are all the ways to make a piece of two others, best score first.
+    >>> from tempfile import TemporaryDirectory
+    >>> pieces = b"".join(bytes([10, len(t) + 2, 10, len(t)]) + t for t in (b"</s>", b"a", b"b", b"ab"))
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a.model").write_bytes(pieces + b"\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00")
+    ...     sentencepiece(f"{d}/a.model").encode("aba").tolist()
+    [3, 1]
     """
     pieces = _pieces(path)
     vocab, score = {p.text: i for i, p in enumerate(pieces)}, {p.text: p.score for p in pieces}

@@ -51,7 +51,12 @@ class _Opened(NamedTuple):
 
 
 def is_bitnet(path: str | Path) -> bool:
-    """Whether `path` is such a file, by its name or by what its header says."""
+    """Whether `path` is such a file, by its name or by what its header says.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     is_bitnet(path), is_bitnet(path.parent)
+    (True, False)
+    """
     file = Path(path)
     try:
         return file.is_file() and (file.suffix == SUFFIX or is_ours(read_whole_header(file).metadata))
@@ -64,6 +69,11 @@ def open_bitnet(path: str | Path) -> Source:
 
     Raises CheckError for a damaged, foreign or hostile file, naming file, tensor and field; `read` of the
     result for a tensor that is not what its checksum, packing or histogram says, or not finite.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     source = open_bitnet(path)
+    ...     source.storage, source.read("layers.0.attn.wq").w_q.shape
+    ('trits as i2', (8, 8))
     """
     opened = read_opened(Path(path))
     text = None
@@ -82,7 +92,12 @@ def open_bitnet(path: str | Path) -> Source:
 
 
 def read_opened(file: Path) -> _Opened:
-    """Header and record. Raises CheckError."""
+    """Header and record. Raises CheckError.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet") as path:
+    ...     sum(read_opened(path).record.histograms["layers.0.attn.wk"])
+    32
+    """
     head = read_whole_header(file)
     return _Opened(file, head.tensors, read_record(file, head))
 
@@ -100,7 +115,7 @@ def _tensor(opened: _Opened, spec: Spec) -> Any:
     packing = opened.record.packing
     packed = _verified(opened, spec.name + TRITS).reshape(opened.held[spec.name + TRITS].shape)
     try:
-        w_q = unpacker(packing)(packed, spec.shape if packing == "rans" else spec.shape[1])
+        w_q = _unpacker(packing)(packed, spec.shape if packing == "rans" else spec.shape[1])
     except CheckError as e:
         raise CheckError(f"{spec.name + TRITS} in {opened.file}: {e}") from None
     stated, found = opened.record.histograms[spec.name], rans.histogram(w_q)
@@ -108,12 +123,12 @@ def _tensor(opened: _Opened, spec: Spec) -> Any:
     return Trits(w_q, np.float32(scale))
 
 
-def unpacker(packing: str) -> Any:
+def _unpacker(packing: str) -> Any:
     """The function that unpacks: for rans the compiled one, where Numba is there."""
     return _rans().unpack_rans if packing == "rans" else {"i2": unpack_i2, "b3": unpack_b3}[packing]
 
 
-def packer(packing: str) -> Any:
+def _packer(packing: str) -> Any:
     """The function that packs."""
     return _rans().pack_rans if packing == "rans" else {"i2": pack_i2, "b3": pack_b3}[packing]
 
@@ -180,6 +195,11 @@ def write_bitnet(path: str | Path, source: Source, bits: str = "rans", told: Tol
 
     Floats keep their dtype (F64 becomes F32). Holds one tensor at a time. Raises CheckError for NaN, other
     than trits, an unknown packing, a disk that refuses; then no file is left.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:
+    ...     write_bitnet(f"{d}/a.bitnet", model(), "i2").n_tensors
+    20
     """
     lookup(PACKINGS, bits, "packing")
     path, text = Path(path), _tokenizer_bytes(source)
@@ -220,7 +240,7 @@ def _put_trits(body: _Body, spec: Spec, t: Trits, bits: str, found: Histograms) 
     scale = np.float32(t.w_scale)
     check(bool(np.isfinite(scale) and scale >= 0),
           f"the scale of {spec.name} must be finite and not negative", scale, ORIGIN)
-    packed = packer(bits)(t.w_q)
+    packed = _packer(bits)(t.w_q)
     body.put(spec.name + TRITS, packed, "U8")
     body.scales.append((spec.name + SCALE, scale))
     found[spec.name] = rans.histogram(t.w_q)

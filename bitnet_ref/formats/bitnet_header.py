@@ -69,16 +69,16 @@ class Record(NamedTuple):
     histograms: Histograms
 
 
-def plan(cfg: ModelConfig, packing: str, bits: float, floats: str = "F32", tokenizer: int = 0) -> list[Part]:
+def _plan(cfg: ModelConfig, packing: str, bits: float, floats: str = "F32", tokenizer: int = 0) -> list[Part]:
     """Every tensor in the order of the file: scales, floats, trits, tokenizer; `bits` per trit for rans."""
     specs = param_specs(cfg)
     parts = [Part(s.name + SCALE, "F32", (1,)) for s in specs if s.ternary]
     parts += [Part(s.name, floats, s.shape) for s in specs if not s.ternary]
-    parts += [Part(s.name + TRITS, "U8", packed_shape(s.shape, packing, bits)) for s in specs if s.ternary]
+    parts += [Part(s.name + TRITS, "U8", _packed_shape(s.shape, packing, bits)) for s in specs if s.ternary]
     return parts + ([Part(TOKENIZER, "U8", (tokenizer,))] if tokenizer else [])
 
 
-def packed_shape(shape: tuple[int, ...], packing: str, bits: float) -> tuple[int, ...]:
+def _packed_shape(shape: tuple[int, ...], packing: str, bits: float) -> tuple[int, ...]:
     """Of the bytes of a matrix (N, K); for rans what `bits` per trit would need."""
     if packing == "rans":
         return (rans.OVERHEAD + 4 * math.ceil(math.prod(shape) * bits / 32),)
@@ -86,8 +86,11 @@ def packed_shape(shape: tuple[int, ...], packing: str, bits: float) -> tuple[int
 
 
 def room(cfg: ModelConfig, packing: str, about: About, tokenizer: int) -> int:
-    """Bytes that no header of such a file exceeds, a multiple of 8. Raises CheckError: too many."""
-    parts = plan(cfg, packing, bits=2.0, tokenizer=tokenizer)       # the longest: no number has more digits
+    """Bytes that no header of such a file exceeds, a multiple of 8. Raises CheckError: too many.
+    >>> room(ModelConfig(), "rans", About(), tokenizer=0) % 8
+    0
+    """
+    parts = _plan(cfg, packing, bits=2.0, tokenizer=tokenizer)       # the longest: no number has more digits
     wide = {s.name: (math.prod(s.shape),) * 3 for s in param_specs(cfg) if s.ternary}
     n_bytes = len(header(cfg, packing, about, parts, wide)) + len(parts)     # BF16 is a letter more than F32
     check(n_bytes <= LARGEST_HEADER, f"the header of a .bitnet must have at most {LARGEST_HEADER} bytes",
@@ -97,22 +100,25 @@ def room(cfg: ModelConfig, packing: str, about: About, tokenizer: int) -> int:
 
 def header(cfg: ModelConfig, packing: str, about: About, parts: list[Part], histograms: Histograms,
            n_bytes: int = 0) -> bytes:
-    """The JSON of the header, filled up to `n_bytes` with spaces, with its own checksum in it."""
-    metadata = {"format": FORMAT, "version": VERSION, "packing": packing, "config": compact(asdict(cfg)),
-                "about": compact(about._asdict()),
-                "crc32": compact({p.name: f"{p.crc32:08x}" for p in parts}),
-                "histograms": compact(histograms), "header_crc32": ZEROS.decode()}
+    """The JSON of the header, filled up to `n_bytes` with spaces, with its own checksum in it.
+    >>> header(ModelConfig(), "i2", About(), [Part("final_norm", "F32", (256,))], {})[-72:]
+    b'27"},"final_norm":{"dtype":"F32","shape":[256],"data_offsets":[0,1024]}}'
+    """
+    metadata = {"format": FORMAT, "version": VERSION, "packing": packing, "config": _compact(asdict(cfg)),
+                "about": _compact(about._asdict()),
+                "crc32": _compact({p.name: f"{p.crc32:08x}" for p in parts}),
+                "histograms": _compact(histograms), "header_crc32": ZEROS.decode()}
     table: dict[str, Any] = {METADATA: metadata}
     end = 0
     for p in parts:
         table[p.name] = {"dtype": p.dtype, "shape": p.shape, "data_offsets": [end, end + p.n_bytes]}
         end += p.n_bytes
-    text = compact(table).encode()
+    text = _compact(table).encode()
     text += b" " * (n_bytes - len(text))
     return CLAIM.sub(lambda m: m[0].replace(ZEROS, f"{zlib.crc32(text):08x}".encode()), text)
 
 
-def compact(record: Any) -> str:
+def _compact(record: Any) -> str:
     """JSON without white space, ASCII. Raises CheckError for what JSON has not, as NaN."""
     try:
         return json.dumps(record, separators=(",", ":"), allow_nan=False)
@@ -126,9 +132,11 @@ def file_bytes(cfg: ModelConfig, packing: str = "rans", bits: float | None = Non
     """The size of a .bitnet file: header, scales, floats, trits and tokenizer. Nothing is allocated.
 
     `bits` per trit, for rans: the entropy of the histogram; log2(3), the most, if not given.
+    >>> file_bytes(ModelConfig(), "i2") - file_bytes(ModelConfig(), "b3")       # of the preset nano
+    161792
     """
     bits = lookup(PACKINGS, packing, "packing") if bits is None else bits
-    parts = plan(cfg, packing, bits, lookup(dict(zip(FLOATS, FLOATS)), floats, "floats"), tokenizer_bytes)
+    parts = _plan(cfg, packing, bits, lookup(dict(zip(FLOATS, FLOATS)), floats, "floats"), tokenizer_bytes)
     head = room(cfg, packing, about or About(), tokenizer_bytes)
     return 8 + head + sum(p.n_bytes for p in parts)
 
@@ -136,7 +144,13 @@ def file_bytes(cfg: ModelConfig, packing: str = "rans", bits: float | None = Non
 # ---- what a stranger's header says ----
 
 def read_record(file: Path, head: Header) -> Record:
-    """The metadata, each field checked, and agreed with the tensors. Raises CheckError."""
+    """The metadata, each field checked, and agreed with the tensors. Raises CheckError.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.safetensors_stream import read_whole_header
+    >>> with written("bitnet") as path:
+    ...     read_record(path, read_whole_header(path)).cfg.d_model
+    8
+    """
     m = head.metadata
     check(is_ours(m), f'{file} must say format = "{FORMAT}"', repr(m)[:100], FOREIGN)
     check(m.get("version") == VERSION, f"{file} must have version {VERSION}", repr(m.get("version"))[:50],
@@ -159,7 +173,10 @@ def read_record(file: Path, head: Header) -> Record:
 
 
 def is_ours(metadata: Any) -> bool:
-    """Whether a header's metadata name this format."""
+    """Whether a header's metadata name this format.
+    >>> is_ours({"format": "bitnet"}), is_ours({"format": "pt"})
+    (True, False)
+    """
     return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
@@ -177,7 +194,7 @@ def _agree(file: Path, held: dict[str, Stored], cfg: ModelConfig, packing: str) 
     """The tensors are those of the config: names, shapes, dtypes; before anything is allocated for them."""
     check(cfg.n_layers <= len(held), f"{file} must hold every tensor of its config",
           f"{len(held)} tensors for n_layers = {cfg.n_layers}", AGAIN)
-    wanted = {p.name: p for p in plan(cfg, packing, bits=0.0)}
+    wanted = {p.name: p for p in _plan(cfg, packing, bits=0.0)}
     for name, p in wanted.items():
         t = held.get(name)
         dtypes = (p.dtype,) if name.endswith((SCALE, TRITS)) else FLOATS
@@ -195,7 +212,9 @@ def _agree(file: Path, held: dict[str, Stored], cfg: ModelConfig, packing: str) 
 
 
 def check_justified(file: Path, cfg: ModelConfig, size: int) -> None:
-    """Raise CheckError if a file of so many bytes would unpack to more trits than JUSTIFIED for each."""
+    """Raise CheckError if a file of so many bytes would unpack to more trits than JUSTIFIED for each.
+    >>> check_justified(Path("a.bitnet"), ModelConfig(), size=1 << 20)
+    """
     n = sum(math.prod(s.shape) for s in param_specs(cfg) if s.ternary)
     check(n <= JUSTIFIED * size, f"{file} must hold at most {JUSTIFIED} trits for a byte", f"{n} in {size}",
           "pack a model that is nearly all zeros as b3")

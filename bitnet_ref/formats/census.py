@@ -34,7 +34,14 @@ class Census(NamedTuple):
 
 
 def of_packed(t: Stored, tick: Tick) -> Census:
-    """Of trits packed by rows, uint8 (N/4, K). `mean` is the share of trits that are not zero."""
+    """Of trits packed by rows, uint8 (N/4, K). `mean` is the share of trits that are not zero.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.hf import open_folder
+    >>> with written("hf") as folder:
+    ...     found = of_packed(open_folder(folder).stored["layers.0.attn.wq"], tick=lambda n_bytes: None)
+    >>> found.size, found.bad, found.dead_rows.shape
+    (64, 0, (8,))
+    """
     histogram, in_rows = np.zeros(256, np.int64), []
     in_columns = np.zeros(t.shape[1], np.uint8)
     for block in blocks(t):
@@ -52,7 +59,14 @@ def of_packed(t: Stored, tick: Tick) -> Census:
 
 
 def of_floats(t: Stored, tick: Tick) -> Census:
-    """Of floats: a matrix (N, K), or a vector (N,) as N rows of one. `mean`: mean|w| of the finite ones."""
+    """Of floats: a matrix (N, K), or a vector (N,) as N rows of one. `mean`: mean|w| of the finite ones.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.hf import open_folder
+    >>> with written("hf") as folder:
+    ...     found = of_floats(open_folder(folder).stored["final_norm"], tick=lambda n_bytes: None)
+    >>> found.size, found.largest, found.mean
+    (8, 1.0, 1.0)
+    """
     bad, total, row_top = 0, 0.0, []
     column_top = np.zeros(t.shape[1] if len(t.shape) > 1 else 1, np.float64)
     for block in blocks(t):
@@ -70,7 +84,13 @@ def of_floats(t: Stored, tick: Tick) -> Census:
 
 
 def shares_of_masters(t: Stored, scale: float, tick: Tick) -> tuple[float, float, float]:
-    """Shares of -1, 0, +1 that float masters have once they are ternarised with `scale`. A second pass."""
+    """Shares of -1, 0, +1 that float masters have once they are ternarised with `scale`. A second pass.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.hf import open_folder
+    >>> with written("hf") as folder:                           # of gains, which are all 1
+    ...     shares_of_masters(open_folder(folder).stored["final_norm"], 1.0, tick=lambda n_bytes: None)
+    (0.0, 0.0, 1.0)
+    """
     minus = plus = size = 0
     for block in blocks(t):
         x = _as_float(block)

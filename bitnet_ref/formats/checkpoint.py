@@ -40,12 +40,21 @@ class DamagedError(CheckError):
 
 
 def named(prefix: str, params: Params) -> dict[str, np.ndarray]:
-    """The views of `params` under `prefix`, as they are named in the file."""
+    """The views of `params` under `prefix`, as they are named in the file.
+    >>> list(named(PARAM, Params(param_specs(ModelConfig(n_layers=1))[:2])))
+    ['param.embedding', 'param.layers.0.attn.wq']
+    """
     return {prefix + name: view for name, view in params.view.items()}
 
 
 def write_checkpoint(run: Path, step: int, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> Path:
-    """Write a whole checkpoint or none. Returns its folder. Raises CheckError when the disk refuses."""
+    """Write a whole checkpoint or none. Returns its folder. Raises CheckError when the disk refuses.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     place = write_checkpoint(Path(d), 100, {"x": np.ones(3)}, {"model": {}})
+    ...     place.name, sorted(file.name for file in place.iterdir())
+    ('step-00000100', ['DONE', 'state.json', 'tensors.safetensors'])
+    """
     final = run / f"step-{step:08d}"
     partial, replaced = _hidden(final, "partial"), _hidden(final, "replaced")
     try:
@@ -79,7 +88,13 @@ def _hidden(checkpoint: Path, why: str) -> Path:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint. It vanishes in one step: a kill leaves none with its DONE but without tensors."""
+    """Delete a checkpoint. It vanishes in one step: a kill leaves none with its DONE but without tensors.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     remove(run / "step-00000001")
+    ...     checkpoints(run)
+    []
+    """
     hidden = _hidden(checkpoint, "removed")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
@@ -87,7 +102,12 @@ def remove(checkpoint: Path) -> None:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint to damaged-step-... (and a number, if that is taken). Returns its place."""
+    """Rename a damaged checkpoint to damaged-step-... (and a number, if that is taken). Returns its place.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     set_aside(run / "step-00000001").name
+    'damaged-step-00000001'
+    """
     goal, n = checkpoint.with_name(f"damaged-{checkpoint.name}"), 1
     while goal.exists():
         goal, n = checkpoint.with_name(f"damaged-{checkpoint.name}-{n + 1}"), n + 1
@@ -99,6 +119,12 @@ def tidy(run: Path) -> None:
     """Clear away what a killed trainer left half done. Nobody may be training in `run`.
 
     A checkpoint that was about to be replaced by another of its step comes back, if the other is not there.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     (run / ".step-00000002.partial").mkdir()            # as a kill leaves it
+    ...     tidy(run)
+    ...     os.listdir(run)
+    ['step-00000001']
     """
     for hidden in run.glob(".step-*.replaced"):
         final = run / hidden.name[1:].removesuffix(".replaced")
@@ -121,13 +147,21 @@ def _sync_folder(folder: Path) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name; -1 for any other name."""
+    """The step in a checkpoint's name; -1 for any other name.
+    >>> step_of(Path("run/step-00000100")), step_of(Path("run/best"))
+    (100, -1)
+    """
     found = NAME.fullmatch(checkpoint.name)
     return int(found[1]) if found else -1
 
 
 def checkpoints(run: Path, marked: bool = True) -> list[Path]:
-    """The complete checkpoints of a run, oldest first by their steps. `marked`: not those without a DONE."""
+    """The complete checkpoints of a run, oldest first by their steps. `marked`: not those without a DONE.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     [place.name for place in checkpoints(run)]
+    ['step-00000001']
+    """
     try:
         steps = {p: step for p in run.glob("step-*") if (step := step_of(p)) >= 0 and p.is_dir()}
         return sorted((p for p in steps if not marked or (p / MARK).is_file()), key=lambda p: steps[p])
@@ -136,7 +170,12 @@ def checkpoints(run: Path, marked: bool = True) -> list[Path]:
 
 
 def latest(run: str | Path) -> Path:
-    """The newest complete checkpoint of a run folder (or the path itself, if it is one; or RUN/best)."""
+    """The newest complete checkpoint of a run folder (or the path itself, if it is one; or RUN/best).
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     latest(run).name
+    'step-00000001'
+    """
     path = Path(run)
     try:
         if (path / MARK).is_file():
@@ -154,12 +193,24 @@ def latest(run: str | Path) -> Path:
 
 
 def is_best(path: Path) -> bool:
-    """Whether `path` is RUN/best, a name for one of the run's checkpoints."""
+    """Whether `path` is RUN/best, a name for one of the run's checkpoints.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     note_best(run, step=1)
+    ...     is_best(run / "best"), is_best(run)
+    (True, False)
+    """
     return path.name == BEST and not path.exists() and (path.parent / BEST_FILE).is_file()
 
 
 def note_best(run: Path, step: int | None, loss: float = 0.0) -> None:
-    """Write best.json: of the checkpoints kept, that of `step` had the lowest validation loss. None: none."""
+    """Write best.json: of the checkpoints kept, that of `step` had the lowest validation loss. None: none.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     note_best(run, step=1, loss=2.5)
+    ...     (run / BEST_FILE).read_text()
+    '{"step": 1, "loss": 2.5}'
+    """
     if step is None:
         (run / BEST_FILE).unlink(missing_ok=True)
         return
@@ -168,7 +219,13 @@ def note_best(run: Path, step: int | None, loss: float = 0.0) -> None:
 
 
 def best(run: Path) -> Path:
-    """The checkpoint that best.json names. Raises CheckError for a damaged file or one that is gone."""
+    """The checkpoint that best.json names. Raises CheckError for a damaged file or one that is gone.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     note_best(run, step=1)
+    ...     best(run).name
+    'step-00000001'
+    """
     file, again = run / BEST_FILE, "give another checkpoint of the run; resuming writes the file anew"
     try:
         told = json.loads(file.read_bytes()[:1000])
@@ -203,7 +260,12 @@ def _not_given(file: Path, e: OSError) -> CheckError:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json, checked to be as it was written, one of ours and of a version that we read."""
+    """state.json, checked to be as it was written, one of ours and of a version that we read.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     read_state(latest(run))["model"]["n_layers"]
+    1
+    """
     file = checkpoint / STATE
     try:
         text = file.read_bytes()
@@ -232,14 +294,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def verified(checkpoint: Path) -> dict[str, Any]:
-    """Its state, when both checksums are right. Raises DamagedError where they are not, or a file is gone."""
+    """Its state, when both checksums are right. Raises DamagedError where they are not, or a file is gone.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     sorted(verified(latest(run)))
+    ['format', 'model', 'sha256', 'version']
+    """
     state = read_state(checkpoint)
     read_tensors(checkpoint, state, [])
     return state
 
 
 def model_config(state: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig in a state, validated like one that was typed."""
+    """The ModelConfig in a state, validated like one that was typed.
+    >>> model_config({"model": {"n_layers": 2}}).n_layers
+    2
+    """
     return from_dict(ModelConfig, state["model"], "checkpoint.model")
 
 
@@ -249,6 +319,10 @@ def read_tensors(checkpoint: Path, state: dict[str, Any], names: list[str],
 
     The header must agree with the config before anything of a size that the config claims is allocated.
     Raises CheckError for a damaged or foreign file.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     read_tensors(latest(run), read_state(latest(run)), ["param.embedding"])["param.embedding"].shape
+    (12, 8)
     """
     file = checkpoint / TENSORS
     try:
@@ -291,7 +365,12 @@ def _check_held(f: Any, checkpoint: Path, names: list[str]) -> None:
 
 
 def fill(params: Params, tensors: dict[str, np.ndarray], prefix: str) -> None:
-    """Copy the tensors named prefix + name into `params`."""
+    """Copy the tensors named prefix + name into `params`.
+    >>> params = Params(param_specs(ModelConfig())[-1:])
+    >>> fill(params, {"moment1.final_norm": np.full(256, 0.5)}, MOMENT1)
+    >>> params["final_norm"].mean().item()
+    0.5
+    """
     for name, view in params.view.items():
         t = tensors[prefix + name]
         assert t.shape == view.shape
@@ -299,7 +378,12 @@ def fill(params: Params, tensors: dict[str, np.ndarray], prefix: str) -> None:
 
 
 def read_params(checkpoint: Path, state: dict[str, Any]) -> Params:
-    """The training parameters of a checkpoint, float32."""
+    """The training parameters of a checkpoint, float32.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     read_params(latest(run), read_state(latest(run)))["embedding"].shape
+    (12, 8)
+    """
     tensors = read_tensors(checkpoint, state, [], (PARAM,))
     params = Params(param_specs(model_config(state)))
     fill(params, tensors, PARAM)

@@ -25,7 +25,10 @@ AGAIN = "download the file again, or restore it from a copy"
 
 
 def text_of(held: dict[str, Any], name: str, default: str | None = None) -> str | None:
-    """A setting that must be a string of at most 1 MiB, where it is there. Raises CheckError."""
+    """A setting that must be a string of at most 1 MiB, where it is there. Raises CheckError.
+    >>> text_of({"general.name": "mine"}, "general.name"), text_of({}, "general.name")
+    ('mine', None)
+    """
     found = held.get(name, default)
     check(found is None or isinstance(found, str), f"{name} must be text", type(found).__name__, AGAIN)
     size = len(found.encode("utf-8", "replace")) if found else 0
@@ -34,13 +37,16 @@ def text_of(held: dict[str, Any], name: str, default: str | None = None) -> str 
 
 
 def flag_of(held: dict[str, Any], name: str, default: bool) -> bool:
-    """A setting that must be true or false. Raises CheckError."""
+    """A setting that must be true or false. Raises CheckError.
+    >>> flag_of({}, "tokenizer.ggml.add_bos_token", default=True)
+    True
+    """
     found = held.get(name, default)
     check(isinstance(found, bool), f"{name} must be true or false", repr(found)[:50], AGAIN)
     return bool(found)
 
 
-def id_of(held: dict[str, Any], key: str, n: int) -> int | None:
+def _id_of(held: dict[str, Any], key: str, n: int) -> int | None:
     """tokenizer.ggml.<key>_token_id, below `n`; None where there is none. Raises CheckError."""
     i = held.get(ID.format(key))
     check(i is None or (type(i) is int and 0 <= i < n), f"{ID.format(key)} must be an id below {n}",
@@ -55,6 +61,8 @@ def settings(about: About, held: dict[str, Any], vocab_size: int) -> dict[str, A
     """What belongs into a file beside `held`, which has the tokenizer's settings.
 
     Raises CheckError for what `read_about` would refuse.
+    >>> settings(About("mine", bos=1, eos=(2,)), {ID.format("bos"): 1, ID.format("eos"): 2}, vocab_size=4)
+    {'general.name': 'mine'}
     """
     made = {NAME: about.name} if about.name else {}
     if about.chat_template:
@@ -79,7 +87,10 @@ def _kept(about: About) -> dict[str, Any]:
 
 
 def notes(about: About, tokenizer: bool) -> Iterator[str]:
-    """What other runtimes do not learn from the file, and what is lost: one note each."""
+    """What other runtimes do not learn from the file, and what is lost: one note each.
+    >>> list(notes(About(settings={"temperature": 0.7}), tokenizer=False))
+    ['llama.cpp does not read the settings for sampling; they are kept in b158.about']
+    """
     lost = sorted(set(about.settings) - set(_kept(about)))
     if lost:
         yield f"settings that are unknown or out of range are left out: {', '.join(map(str, lost))}"[:200]
@@ -98,8 +109,11 @@ def notes(about: About, tokenizer: bool) -> Iterator[str]:
 
 
 def read_about(held: dict[str, Any], vocab_size: int, file: Path = Path("the file")) -> About:
-    """What the settings of a file say. Raises CheckError: another type, too large, an id out of range."""
-    bos, eos, eot = (id_of(held, key, vocab_size) for key in ("bos", "eos", "eot"))
+    """What the settings of a file say. Raises CheckError: another type, too large, an id out of range.
+    >>> read_about({"general.name": "mine", ID.format("eos"): 2}, vocab_size=4).eos
+    (2,)
+    """
+    bos, eos, eot = (_id_of(held, key, vocab_size) for key in ("bos", "eos", "eot"))
     ends = tuple(dict.fromkeys(i for i in (eos, eot) if i is not None))
     about = About(text_of(held, NAME) or "", bos, ends, text_of(held, TEMPLATE))
     own = text_of(held, OWN)
@@ -127,6 +141,8 @@ def added_ids(post: Any, about: About, eos: int) -> dict[str, Any]:
 
     Without one, or with one that adds nothing of its own accord, a text begins with the first id: so ours
     were trained. `eos`: the tokenizer's. The whole of `post` goes along where `template` makes another.
+    >>> added_ids(None, About(bos=1), eos=0)[ADD.format("bos")]
+    True
     """
     before, after = _added(post)
     first = about.bos if about.bos is not None else before[0] if before else eos
@@ -137,7 +153,10 @@ def added_ids(post: Any, about: About, eos: int) -> dict[str, Any]:
 
 
 def own_post(held: dict[str, Any], tokens: list[str], post: Any) -> dict[str, Any]:
-    """The post_processor as it is, unless `template` makes it of the settings `held`."""
+    """The post_processor as it is, unless `template` makes it of the settings `held`.
+    >>> own_post({}, [], {"type": "ByteLevel"})
+    {'b158.post_processor': '{"type":"ByteLevel"}'}
+    """
     return {} if template(held, tokens) == post else {POST: canonical(post)}
 
 
@@ -164,6 +183,8 @@ def template(held: dict[str, Any], tokens: list[str], begins: bool = False) -> d
     """The post_processor of a tokenizer.json: our own setting, or made of add_bos_token, add_eos_token.
 
     `begins`: what an absent add_bos_token means. Raises CheckError for settings of another type.
+    >>> template({ADD.format("bos"): True, ID.format("bos"): 0}, ["<s>"])["special_tokens"]
+    {'<s>': {'id': '<s>', 'ids': [0], 'tokens': ['<s>']}}
     """
     own = text_of(held, POST)
     if own is not None:
@@ -173,7 +194,7 @@ def template(held: dict[str, Any], tokens: list[str], begins: bool = False) -> d
     adds = {"bos": flag_of(held, ADD.format("bos"), begins), "eos": flag_of(held, ADD.format("eos"), False)}
     names, ids = {}, {}
     for key, yes in adds.items():
-        i = id_of(held, key, len(tokens))
+        i = _id_of(held, key, len(tokens))
         if yes and i is not None:
             names[key] = tokens[i]
             ids[tokens[i]] = i

@@ -120,7 +120,13 @@ class _Cursor:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether `path` is a file that begins like one."""
+    """Whether `path` is a file that begins like one.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a").write_bytes(MAGIC)
+    ...     is_gguf(f"{d}/a"), is_gguf(d)
+    (True, False)
+    """
     try:
         if not Path(path).is_file():
             return False
@@ -136,6 +142,11 @@ def read_header(file: str | Path) -> Header:
     Raises CheckError: unreadable, another format, version or byte order, truncated, a name twice, an unknown
     type, an absurd length, count or shape, tensors that overlap or leave the file.
     Source: ggml-org/ggml, its page on GGUF, and ggml/include/gguf.h.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:                         # no tensor, one setting: a = 7 as a uint32
+    ...     n = Path(d, "a").write_bytes(struct.pack("<4sIQQQcII", MAGIC, 3, 0, 1, 1, b"a", 4, 7) + bytes(19))
+    ...     read_header(f"{d}/a").settings
+    {'a': 7}
     """
     file = Path(file)
     try:
@@ -215,6 +226,11 @@ def raw(t: Stored, begin: int = 0, end: int | None = None) -> np.ndarray:
 
     Read, not mapped: what a map has touched stays in memory beside the copy. A tensor of one axis is one row,
     and so is I2_S, whose layouts may cross rows. Raises CheckError if the file is too short by now.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, "a").write_bytes(np.float32([[1, 2], [3, 4]]).tobytes())
+    ...     raw(Stored(Path(d, "a"), "F32", (2, 2), 0, 16), begin=1).view("<f4").tolist()
+    [[3.0, 4.0]]
     """
     n_rows = 1 if t.kind == "I2_S" else math.prod(t.shape[:-1])
     n_bytes, end = (t.end - t.begin) // n_rows, n_rows if end is None else end

@@ -55,13 +55,20 @@ NAMES = {"embedding": "token_embd", "final_norm": "output_norm", "head": "output
 
 
 def gguf_name(name: str, suffix: str = "weight") -> str:
-    """`layers.3.attn.wq` -> `blk.3.attn_q.weight`: the name in a GGUF of a tensor of ours."""
+    """`layers.3.attn.wq` -> `blk.3.attn_q.weight`: the name in a GGUF of a tensor of ours.
+    >>> gguf_name("layers.3.attn.wq"), gguf_name("embedding")
+    ('blk.3.attn_q.weight', 'token_embd.weight')
+    """
     layer, stem = name.split(".", 2)[1:] if name.startswith("layers.") else ("", name)
     return f"{f'blk.{layer}.' if layer else ''}{NAMES.get(stem, stem)}.{suffix}"
 
 
 def stored_rows(name: str, cfg: ModelConfig, arch: Arch) -> np.ndarray | None:
-    """int (N,): which row of ours is row n of the file's; None where the order is the same."""
+    """int (N,): which row of ours is row n of the file's; None where the order is the same.
+    >>> cfg = ModelConfig(d_model=12, n_heads=2, n_kv_heads=1)
+    >>> stored_rows("layers.0.attn.wk", cfg, ARCHS["llama"]).tolist()
+    [0, 3, 1, 4, 2, 5]
+    """
     heads = {"wq": cfg.n_heads, "wk": cfg.n_kv_heads}.get(name.rpartition(".")[2])
     if heads is None or not arch.interleaved:
         return None
@@ -69,7 +76,10 @@ def stored_rows(name: str, cfg: ModelConfig, arch: Arch) -> np.ndarray | None:
 
 
 def library() -> Any:
-    """The module `gguf`. Raises CheckError that says how to install it."""
+    """The module `gguf`. Raises CheckError that says how to install it.
+    >>> library().__name__                                      # needs gguf
+    'gguf'
+    """
     try:
         import gguf
     except ImportError as e:

@@ -52,6 +52,12 @@ def open_gguf(path: str | Path, i2s: str | None = None, pre: str | None = None) 
     i2s: which I2_S it has, "128", "64" or "4row"; needed to read its matrices unless the file or the shapes
     say. pre: "gpt-2" or "llama-bpe", what to take for an absent tokenizer.ggml.pre. Raises CheckError for a
     damaged, foreign or unsupported file; `read` of the result for an I2_S of a layout that nobody has told.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> from bitnet_ref.formats.gguf_write import write_gguf
+    >>> with TemporaryDirectory() as d:                         # needs gguf
+    ...     open_gguf(write_gguf(f"{d}/a.gguf", model(), "f16").path).read("layers.0.attn.wq").w_q.shape
+    (8, 8)
     """
     header = read_header(path)
     name = header.settings.get("general.architecture")

@@ -37,6 +37,9 @@ def settings(text: str, vocab_size: int, about: About) -> dict[str, Any]:
 
     Raises CheckError for no tokenizer.json, one with more entries than the model, one that llama.cpp has no
     equivalent for.
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> settings(train_bpe(["abab"], 258).json, 258, About())["tokenizer.ggml.merges"]
+    ['a b']
     """
     tokenizer = from_json(text)
     record = json.loads(text)
@@ -171,6 +174,11 @@ def rebuild(held: dict[str, Any], pre: str | None = None) -> str | None:
 
     `pre`: what to take for an absent tokenizer.ggml.pre. Raises CheckError: damaged, of another kind, or an
     absent pre that the vocabulary does not betray.
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> made = settings(train_bpe(["abab"], 258).json, 258, About())
+    >>> made["tokenizer.ggml.token_type"] = np.array(made["tokenizer.ggml.token_type"])    # as a file has it
+    >>> from_json(rebuild(made)).encode("aba").tolist()
+    [257, 65]
     """
     model = text_of(held, "tokenizer.ggml.model", "no_vocab")
     if model == "no_vocab":

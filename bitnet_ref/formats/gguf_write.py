@@ -79,6 +79,11 @@ def write_gguf(path: str | Path, source: Source, kind: str, relu2: bool = False,
     that the architecture does not run, a width that the type cannot store, a tokenizer that llama.cpp has no
     equivalent for, values out of range, a disk that refuses, or where gguf is not installed.
     Source: llama.cpp, src/models/bitnet.cpp; microsoft/BitNet, utils/convert-hf-to-gguf-bitnet.py.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:                         # needs gguf
+    ...     write_gguf(f"{d}/a.gguf", model(), "f16").notes[0]
+    'architecture bitnet'
     """
     gguf, cfg = library(), source.cfg
     arch = architecture(cfg, kind, relu2)
@@ -101,7 +106,10 @@ def write_gguf(path: str | Path, source: Source, kind: str, relu2: bool = False,
 
 
 def architecture(cfg: ModelConfig, kind: str, relu2: bool = False) -> str:
-    """The general.architecture that runs `cfg`. Raises CheckError with the reason where there is none."""
+    """The general.architecture that runs `cfg`. Raises CheckError with the reason where there is none.
+    >>> architecture(ModelConfig(), "tq2_0"), architecture(ModelConfig(norm="pre", linear="full"), "f16")
+    ('bitnet', 'llama')
+    """
     lookup(KINDS, kind, "kind")
     if cfg.linear == "full":
         check(kind in ("f32", "f16"), "a full-precision model must be exported as f32 or f16", kind,

@@ -62,7 +62,12 @@ class Disagreement(NamedTuple):
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether `path` looks like one: it holds weights under a name that transformers gives them."""
+    """Whether `path` looks like one: it holds weights under a name that transformers gives them.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     is_folder(folder), is_folder(folder.parent)
+    (True, False)
+    """
     return (Path(path) / SINGLE).is_file() or (Path(path) / INDEX).is_file()
 
 
@@ -70,9 +75,13 @@ def open_folder(path: str | Path) -> Checkpoint:
     """Read config and headers, and agree them. Allocates nothing of a size that the files claim.
 
     Raises CheckError for a damaged, foreign or unsupported folder.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     open_folder(folder).stored["layers.0.attn.wq"][1:3]
+    ('U8', (2, 8))
     """
     folder = Path(path)
-    config, held = read_config(folder), headers(folder)
+    config, held = read_config(folder), _headers(folder)
     for d in disagreements(config, held):
         raise CheckError(f"{d.name} {d.rule}; got {d.got} in {folder}; "
                          "for all faults of the folder run python -m bitnet_ref.conform hf")
@@ -82,7 +91,7 @@ def open_folder(path: str | Path) -> Checkpoint:
     return Checkpoint(config, specs, {ours: held[name] for ours, name in names.items()}, scales)
 
 
-def headers(folder: Path) -> dict[str, Stored]:
+def _headers(folder: Path) -> dict[str, Stored]:
     """Every tensor of every file by its name there. Raises CheckError as `read_header`; a name twice."""
     held: dict[str, Stored] = {}
     for file, promised in shards(folder).items():
@@ -97,7 +106,10 @@ def headers(folder: Path) -> dict[str, Stored]:
 
 
 def file_name(spec: Spec, held: dict[str, Stored]) -> str:
-    """The name of a tensor in the file: Spec.hf_name, or 1bitLLM's for it."""
+    """The name of a tensor in the file: Spec.hf_name, or 1bitLLM's for it.
+    >>> file_name(param_specs(ModelConfig())[1], held={})
+    'model.layers.0.self_attn.q_proj.weight'
+    """
     for ours, theirs in ALIASES.items():
         if spec.hf_name not in held and ours in spec.hf_name:
             other = spec.hf_name.replace(ours, theirs)
@@ -106,7 +118,14 @@ def file_name(spec: Spec, held: dict[str, Stored]) -> str:
 
 
 def disagreements(config: HfConfig, held: dict[str, Stored]) -> Iterator[Disagreement]:
-    """Every tensor that is missing, superfluous, or of another shape or dtype than the config demands."""
+    """Every tensor that is missing, superfluous, or of another shape or dtype than the config demands.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     held = read_header(folder / SINGLE)
+    ...     del held["model.norm.weight"]
+    ...     next(disagreements(read_config(folder), held))
+    Disagreement(name='model.norm.weight', rule='must be F64 or F32 or F16 or BF16 of shape (8,)', got='none')
+    """
     cfg = config.model
     if cfg.n_layers > len(held):                           # before a list of that length is made
         yield Disagreement("the folder", f"must hold {cfg.n_layers} layers", f"{len(held)} tensors")
@@ -145,6 +164,10 @@ def open_hf(path: str | Path) -> Source:
 
     Raises CheckError as `open_folder`, and for small files that are damaged or absurd; what `read` and
     `master` return is checked when it is read: NaN, a code 3, no scale.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     open_hf(folder).read("layers.0.attn.wq").w_q.shape
+    (8, 8)
     """
     folder = Path(path)
     opened = open_folder(folder)
@@ -158,6 +181,10 @@ def tensor(checkpoint: Checkpoint, name: str) -> np.ndarray | Trits:
     """One tensor by our name: Trits whose scale multiplies, or floats in their stored dtype.
 
     Raises CheckError: NaN, a code 3.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     tensor(open_folder(folder), "final_norm").dtype.name
+    'bfloat16'
     """
     t, spec, storage = checkpoint.stored[name], checkpoint.specs[name], checkpoint.config.storage
     if spec.ternary and storage in PACKED:
@@ -167,7 +194,12 @@ def tensor(checkpoint: Checkpoint, name: str) -> np.ndarray | Trits:
 
 
 def floats(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    """One tensor of floats in its stored dtype; of a ternary matrix, the masters. Raises CheckError: NaN."""
+    """One tensor of floats in its stored dtype; of a ternary matrix, the masters. Raises CheckError: NaN.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     floats(open_folder(folder), "embedding").shape
+    (12, 8)
+    """
     t = checkpoint.stored[name]
     check(t.dtype in FLOATS, f"{name} must be stored as floats", t.dtype, "read it as trits")
     return _finite(name, t, array(t))
@@ -181,7 +213,14 @@ def _unpacked(name: str, t: Stored, n_rows: int) -> np.ndarray:
 
 
 def multiplier(name: str, scale: Stored, storage: str) -> np.float32:
-    """What a stored weight_scale means for trits: itself, or its reciprocal. Raises CheckError: no scale."""
+    """What a stored weight_scale means for trits: itself, or its reciprocal. Raises CheckError: no scale.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     scale = Stored(Path(d, "a"), "F32", (1,), 0, 4)
+    ...     n = scale.file.write_bytes(np.float32(4).tobytes())
+    ...     [multiplier("layers.0.attn.wq", scale, storage).item() for storage in ("multiply", "divide")]
+    [4.0, 0.25]
+    """
     value = np.float32(array(scale).reshape(-1)[0])
     with np.errstate(divide="ignore", over="ignore"):
         found = value if storage == "multiply" else 1 / value
@@ -202,13 +241,23 @@ def _finite(name: str, t: Stored, x: np.ndarray) -> np.ndarray:
 
 
 def embedding_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
-    """ids int (T,)  ->  float32 (T, D).   Only these rows are read."""
+    """ids int (T,)  ->  float32 (T, D).   Only these rows are read.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     embedding_rows(open_folder(folder), np.array([3, 1])).shape
+    (2, 8)
+    """
     t = checkpoint.stored["embedding"]
     return _finite("embedding", t, np.asarray(rows(t)[ids], np.float32))
 
 
 def head_rows(checkpoint: Checkpoint) -> Iterator[np.ndarray]:
-    """The output projection's rows in order, float32 (n, D) each, some MiB at a time."""
+    """The output projection's rows in order, float32 (n, D) each, some MiB at a time.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     [block.shape for block in head_rows(open_folder(folder))]
+    [(12, 8)]
+    """
     head = "embedding" if checkpoint.config.model.tied_embeddings else "head"
     t = checkpoint.stored[head]
     for block in blocks(t, 1 << 26):
@@ -216,6 +265,12 @@ def head_rows(checkpoint: Checkpoint) -> Iterator[np.ndarray]:
 
 
 def read(path: str | Path) -> tuple[ModelConfig, Weights]:
-    """The model of a folder, ready for Transformer(cfg, weights, ops). Floats are float32 in memory."""
+    """The model of a folder, ready for Transformer(cfg, weights, ops). Floats are float32 in memory.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     cfg, table = read(folder)
+    >>> cfg.n_layers, table["embedding"].dtype.name
+    (1, 'float32')
+    """
     source = open_hf(path)
     return source.cfg, weights(source)

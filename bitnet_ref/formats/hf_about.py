@@ -24,6 +24,11 @@ def read_about(folder: Path, config: HfConfig) -> About:
     """What the small files say; bos and eos of generation_config.json go before those of config.json.
 
     Raises CheckError: too large, damaged, a value of another type or outside of its range.
+    >>> from bitnet_ref.formats.example import written
+    >>> from bitnet_ref.formats.hf_config import read_config
+    >>> with written("hf") as folder:
+    ...     read_about(folder, read_config(folder)).name
+    'model'
     """
     record = _table(folder, GENERATION, LARGEST_GENERATION)
     bos = bos_id(record, config.model)
@@ -45,6 +50,11 @@ def chat_template(folder: Path) -> str | None:
     """The Jinja text: chat_template.jinja, else that of tokenizer_config.json, or of several the default.
 
     Raises CheckError: a file too large, not text, not one of the two forms.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as d:
+    ...     n = Path(d, TEMPLATE).write_text("{{ messages[0].content }}")
+    ...     chat_template(Path(d))
+    '{{ messages[0].content }}'
     """
     if alone := there(folder, TEMPLATE):
         return _text(alone, LARGEST_TEMPLATE)
@@ -61,7 +71,12 @@ def chat_template(folder: Path) -> str | None:
 
 
 def tokenizer_text(folder: Path) -> str | None:
-    """tokenizer.json as it stands, if there. Raises CheckError: more than 64 MiB, not UTF-8."""
+    """tokenizer.json as it stands, if there. Raises CheckError: more than 64 MiB, not UTF-8.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     tokenizer_text(folder) is None
+    True
+    """
     file = there(folder, TOKENIZER)
     return _text(file, LARGEST_JSON) if file else None
 
@@ -77,7 +92,10 @@ def _text(file: Path, largest: int) -> str:
 
 
 def records(about: About, tokenizer: str | None, context: int) -> dict[str, bytes]:
-    """File name -> bytes: all of the small files but config.json."""
+    """File name -> bytes: all of the small files but config.json.
+    >>> json.loads(records(About(bos=1, settings={"top_k": 40}), tokenizer=None, context=16)[GENERATION])
+    {'bos_token_id': 1, 'eos_token_id': None, 'top_k': 40}
+    """
     eos = about.eos[0] if len(about.eos) == 1 else list(about.eos) or None
     known = checked_settings(about.settings, GENERATION)
     files = {GENERATION: _json({"bos_token_id": about.bos, "eos_token_id": eos, **known})}

@@ -57,7 +57,12 @@ class HfConfig(NamedTuple):
 
 
 def read_config(folder: str | Path) -> HfConfig:
-    """The config.json of a folder. Raises CheckError for what is damaged, absurd or not supported."""
+    """The config.json of a folder. Raises CheckError for what is damaged, absurd or not supported.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     read_config(folder).storage
+    'multiply'
+    """
     file = there(Path(folder), "config.json") or Path(folder) / "config.json"
     record = read_json(file)
     check(isinstance(record, dict), f"{file} must hold a table", type(record).__name__,
@@ -69,7 +74,10 @@ def read_config(folder: str | Path) -> HfConfig:
 
 
 def parse_config(c: dict[str, Any]) -> HfConfig:
-    """The same of the table itself."""
+    """The same of the table itself.
+    >>> parse_config(config_record(ModelConfig(n_layers=2), "masters")).model.n_layers
+    2
+    """
     names: Any = c.get("architectures")
     check(isinstance(names, list) and len(names) == 1 and isinstance(names[0], str),
           "config.json must name one architecture", repr(names)[:100], "give a model's config.json")
@@ -163,7 +171,10 @@ def _storage(c: dict[str, Any], architecture: str) -> str:
 
 
 def bos_id(c: dict[str, Any], cfg: ModelConfig) -> int | None:
-    """bos_token_id of config.json or generation_config.json. Raises CheckError: not an id."""
+    """bos_token_id of config.json or generation_config.json. Raises CheckError: not an id.
+    >>> bos_id({"bos_token_id": 1}, ModelConfig())
+    1
+    """
     bos = c.get("bos_token_id")
     check(bos is None or _is_id(bos, cfg), f"bos_token_id must be null or an id below {cfg.vocab_size}",
           repr(bos)[:50], "correct the file")
@@ -171,7 +182,10 @@ def bos_id(c: dict[str, Any], cfg: ModelConfig) -> int | None:
 
 
 def eos_ids(c: dict[str, Any], cfg: ModelConfig) -> tuple[int, ...]:
-    """eos_token_id of the same: null, an id, or a list of ids. Raises CheckError for anything else."""
+    """eos_token_id of the same: null, an id, or a list of ids. Raises CheckError for anything else.
+    >>> eos_ids({"eos_token_id": 2}, ModelConfig()), eos_ids({"eos_token_id": [2, 3]}, ModelConfig())
+    ((2,), (2, 3))
+    """
     eos = c.get("eos_token_id")
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     check(len(ids) <= MOST_EOS and all(_is_id(i, cfg) for i in ids),
@@ -185,7 +199,10 @@ def _is_id(value: Any, cfg: ModelConfig) -> bool:
 
 
 def config_record(cfg: ModelConfig, storage: str = "multiply", dtype: str = "bfloat16") -> dict[str, Any]:
-    """The config.json of `cfg`, stored as one of STORAGES. Raises CheckError for what has no class there."""
+    """The config.json of `cfg`, stored as one of STORAGES. Raises CheckError for what has no class there.
+    >>> config_record(ModelConfig())["quantization_config"]
+    {'quant_method': 'bitnet', 'linear_class': 'autobitlinear', 'quantization_mode': 'offline'}
+    """
     lookup(STORAGES, storage, "storage")
     check(cfg.head == "full" and cfg.norm in ("pre", "sub"),
           "a Hugging Face folder must be of a model with head = full, norm = pre or sub",

@@ -53,6 +53,12 @@ def write_hf(folder: str | Path, source: Source, storage: str | None = None, sha
     `dtype`: of all floats, scales too. A file has at most `shard_bytes` of tensors, or one tensor.
     Raises CheckError: a layout without a class there, a storage that the source has not, rows that are no
     multiple of 4, floats that `dtype` cannot hold, a folder that is not empty, a disk that refuses.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:
+    ...     made = write_hf(f"{d}/model", model())
+    ...     made.n_tensors, sorted(file.name for file in made.path.iterdir())
+    (20, ['config.json', 'generation_config.json', 'model.safetensors'])
     """
     storage = storage or ("multiply" if source.cfg.linear == "ternary" else "full")
     config = config_record(source.cfg, storage, dtype) | {
@@ -203,6 +209,9 @@ def from_trits(t: Trits) -> np.ndarray:
 
     Their mean magnitude is w_scale, so the scale returns to rounding; and as p <= 1 every nonzero entry is at
     least the scale, so the trits return exactly. A matrix of zeros stays one (its scale becomes the floor).
+    >>> w_q, w_scale = absmean_ternary(from_trits(Trits(np.int8([[1, 0, -1, 0]]), np.float32(0.5))))
+    >>> w_q.tolist(), w_scale.item()
+    ([[1, 0, -1, 0]], 0.5)
     """
     n = np.count_nonzero(t.w_q)
     return t.w_q * np.float32(float(t.w_scale) * t.w_q.size / n) if n else t.w_q.astype(np.float32)

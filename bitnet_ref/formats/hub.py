@@ -24,7 +24,10 @@ MISSPELT = "correct the name or the path; of a private model, log in with `hf au
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether it reads as a name on a hub: of that form, and nothing here is called so, or lies beside it."""
+    """Whether it reads as a name on a hub: of that form, and nothing here is called so, or lies beside it.
+    >>> is_name("owner/name@main"), is_name("a.bitnet")
+    (True, False)
+    """
     return (isinstance(path, str) and NAME.fullmatch(path) is not None and not Path(path).exists()
             and not Path(path.split("/")[0]).exists())
 
@@ -33,6 +36,8 @@ def folder_of(name_or_path: str | Path) -> Path:
     """A local path as it is; a name on a hub as the folder of its files, downloaded unless they are here.
 
     Raises CheckError: no library, no such name or revision, no access, no network, no safetensors in it.
+    >>> folder_of(Path("model")).name                           # here already: nothing is fetched
+    'model'
     """
     if not is_name(name_or_path):
         return Path(name_or_path)

@@ -42,10 +42,15 @@ def write_onnx(path: str | Path, source: Source, weights: str = "int8", told: To
     `weights`: how trits are stored, int8 or 2bit. `cache`: past keys and values come in, present ones go out.
     Floats keep the dtype in which `source` has them, of 16 or 32 bits. Raises CheckError: no onnx, unknown
     `weights`, a scale or a float that is not finite, a disk that refuses; then no file is left.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:                         # needs onnx
+    ...     write_onnx(f"{d}/a.onnx", model(), "2bit").notes
+    ('trits as 2bit',)
     """
     lookup(WEIGHTS, weights, "weights")
     library()
-    check_context(source.cfg)
+    _check_context(source.cfg)
     path = Path(path)
     beside = path.with_name(path.name + ".data")
     external = tensor_bytes(source.cfg, weights) > SINGLE
@@ -90,7 +95,12 @@ def _is_ours(path: Path, beside: str) -> bool:
 
 
 def check_file(path: str | Path) -> None:
-    """Let the library look at a file that was written. Raises CheckError where it complains."""
+    """Let the library look at a file that was written. Raises CheckError where it complains.
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.formats.example import model
+    >>> with TemporaryDirectory() as d:                         # needs onnx
+    ...     check_file(write_onnx(f"{d}/a.onnx", model()).path)
+    """
     library()
     from onnx.checker import ValidationError, check_model
 
@@ -100,7 +110,7 @@ def check_file(path: str | Path) -> None:
         raise CheckError(f"{path} must be valid ONNX; got {str(e)[:200]}; report this") from None
 
 
-def check_context(cfg: ModelConfig) -> None:
+def _check_context(cfg: ModelConfig) -> None:
     """Raise CheckError where cosines and sines, (context, Dh/2) each, would be too large."""
     n_bytes = _angle_bytes(cfg)
     check(n_bytes <= LARGEST_ANGLES,
@@ -123,7 +133,10 @@ def _serialised(source: Source, weights: str, cache: bool, told: Told | None, da
 
 
 def library() -> Any:
-    """The package onnx. Raises CheckError where it is not installed."""
+    """The package onnx. Raises CheckError where it is not installed.
+    >>> library().__name__                                      # needs onnx
+    'onnx'
+    """
     try:
         import onnx
         import onnx.helper
@@ -136,6 +149,8 @@ def library() -> Any:
 def tensor_bytes(cfg: ModelConfig, weights: str) -> int:
     """Bytes of the model's tensors in a file, angles included: trits as `weights` says, all else as float32
     (the most).
+    >>> round(tensor_bytes(ModelConfig(), "int8") / tensor_bytes(ModelConfig(), "2bit"), 1)
+    1.5
     """
     total = _angle_bytes(cfg)
     for spec in param_specs(cfg):
@@ -215,7 +230,12 @@ def _dtype(t: Any) -> str:
 
 
 def proto(graph: Graph, held: list[Any]) -> Any:
-    """The ModelProto of a graph and the initialisers `held`, TensorProtos, that it names."""
+    """The ModelProto of a graph and the initialisers `held`, TensorProtos, that it names.
+    >>> from bitnet_ref.formats.onnx_graph import Node
+    >>> graph = Graph(ModelConfig(), {}, [], [], [Node("Add", ("a", "b"), ("c",), "BK.5", {})], {})
+    >>> [node.op_type for node in proto(graph, []).graph.node]  # needs onnx
+    ['Add']
+    """
     onnx = library()
     made = onnx.GraphProto(name="bitnet", initializer=held)
     for i, n in enumerate(graph.nodes):

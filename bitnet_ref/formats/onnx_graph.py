@@ -54,6 +54,10 @@ def build(cfg: ModelConfig, held: dict[str, str], cache: bool) -> Graph:
     """ids int64 (B, T)  ->  logits float32 (B, T, V); with `cache` also keys and values, past and present.
 
     `held`: names and dtypes of the initialisers that formats/onnx has stored.
+    >>> from bitnet_ref.formats.example import model
+    >>> source = model(norm="pre")
+    >>> build(source.cfg, dict.fromkeys(source.specs, "float32"), cache=False).outputs[0]
+    Port(name='logits', dtype='float32', dims=('batch', 'tokens', 12))
     """
     g = Graph(cfg, held, [Port("ids", "int64", ("batch", "tokens"))],
               [Port("logits", "float32", ("batch", "tokens", cfg.vocab_size))], [], {})
@@ -68,13 +72,21 @@ def build(cfg: ModelConfig, held: dict[str, str], cache: bool) -> Graph:
 
 
 def put(g: Graph, op: str, inputs: list[str], name: str, tag: str = "", **attributes: Any) -> str:
-    """Append one node with one output, `name`, which is returned."""
+    """Append one node with one output, `name`, which is returned.
+    >>> g = Graph(ModelConfig(), {}, [], [], [], {})
+    >>> put(g, "Add", ["a", "b"], "c", "BK.5"), g.nodes[0].inputs
+    ('c', ('a', 'b'))
+    """
     g.nodes.append(Node(op, tuple(inputs), (name,), tag, attributes))
     return name
 
 
 def constant(g: Graph, name: str, value: Any, dtype: str = "float32") -> str:
-    """A small initialiser, made once; `name` is returned."""
+    """A small initialiser, made once; `name` is returned.
+    >>> g = Graph(ModelConfig(), {}, [], [], [], {})
+    >>> constant(g, "half", 0.5), g.constants["half"].dtype.name
+    ('half', 'float32')
+    """
     g.constants.setdefault(name, np.asarray(value, dtype))
     return name
 

@@ -2,7 +2,7 @@
 
 Commands and `bitnet_ref.load` take whatever this takes: the folder of a training run or a checkpoint in it
 (RUN/best is one), a Hugging Face folder, a name on a hub, a .bitnet file, a GGUF.
-Read after: formats/gguf_write. Read next: convert.
+Read after: formats/gguf_write. Read next: formats/example.
 """
 
 from pathlib import Path
@@ -23,6 +23,10 @@ def open_model(path: str | Path, i2s: str | None = None) -> Source:
     """The model in `path`, headers read and agreed.   `i2s`: layout of a GGUF's I2_S, where no other says it.
 
     Raises CheckError: nothing there, no model, one that is damaged or not supported.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     open_model(folder).storage
+    'trits in bytes; weight_scale is the multiplier, mean|W| (autobitlinear)'
     """
     place = folder_of(path)
     kind = kind_of(place)
@@ -35,7 +39,12 @@ def open_model(path: str | Path, i2s: str | None = None) -> Source:
 
 
 def kind_of(place: Path) -> str:
-    """run, hf, bitnet or gguf. Raises CheckError for a path that is none of them."""
+    """run, hf, bitnet or gguf. Raises CheckError for a path that is none of them.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as hf_folder, written("bitnet") as file, written("run") as run:
+    ...     kind_of(hf_folder), kind_of(file), kind_of(run)
+    ('hf', 'bitnet', 'run')
+    """
     if is_best(place):
         return "run"
     try:

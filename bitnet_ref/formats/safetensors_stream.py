@@ -57,23 +57,27 @@ def shards(folder: Path) -> dict[Path, list[str] | None]:
     """The weight files of a folder, each with the names that the index promises in it (None: no index).
 
     Raises CheckError: no weights, a damaged index, a shard that is missing or lies outside the folder.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     [(file.name, names) for file, names in shards(folder).items()]
+    [('model.safetensors', None)]
     """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
-        return {inside(folder, SINGLE): None}
+        return {_inside(folder, SINGLE): None}
     found = index.is_symlink() or index.is_file()
     check(found, f"{folder} must hold {SINGLE} or {INDEX}", "neither", "give a Hugging Face folder")
-    record = read_json(inside(folder, INDEX))
+    record = read_json(_inside(folder, INDEX))
     names: Any = record.get("weight_map") if isinstance(record, dict) else None
     check(isinstance(names, dict) and len(names) > 0 and all(isinstance(v, str) for v in names.values()),
           f"{index} must have a weight_map of tensor names to files", type(names).__name__, AGAIN)
     files: dict[Path, list[str] | None] = {}
     for name, shard in names.items():
-        files.setdefault(inside(folder, shard), []).append(name)           # type: ignore[union-attr]
+        files.setdefault(_inside(folder, shard), []).append(name)           # type: ignore[union-attr]
     return files
 
 
-def inside(folder: Path, name: str) -> Path:
+def _inside(folder: Path, name: str) -> Path:
     """The file `name` directly in `folder`. Neither a path nor a link may lead out of it, save to a blob.
 
     The hub's cache keeps files as links from snapshots/<commit>/ to its own blobs/, two folders up.
@@ -93,19 +97,33 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def there(folder: Path, name: str) -> Path | None:
-    """The file, if it is there. Raises CheckError for a link that leads out of the folder."""
-    return inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
+    """The file, if it is there. Raises CheckError for a link that leads out of the folder.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     there(folder, SINGLE).name, there(folder, INDEX)
+    ('model.safetensors', None)
+    """
+    return _inside(folder, name) if (folder / name).is_symlink() or (folder / name).exists() else None
 
 
 def read_json(file: Path, largest: int | None = None) -> Any:
     """The JSON in `file`. Raises CheckError: unreadable, more than `largest` bytes (64 MiB), damaged, a name
     twice.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     read_json(folder / "config.json")["model_type"]
+    'bitnet'
     """
     return parse_json(read_bytes(file, LARGEST_JSON if largest is None else largest), str(file))
 
 
 def read_bytes(file: Path, largest: int) -> bytes:
-    """A small file of a stranger. Raises CheckError: unreadable, more than `largest` bytes, not a file."""
+    """A small file of a stranger. Raises CheckError: unreadable, more than `largest` bytes, not a file.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     read_bytes(folder / "config.json", largest=1 << 20)[:1]
+    b'{'
+    """
     try:
         check(file.is_file(), f"{file} must be a readable file", "none", "give a Hugging Face folder")
         size = file.stat().st_size
@@ -117,7 +135,10 @@ def read_bytes(file: Path, largest: int) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """JSON from a stranger: UTF-8, no name twice in one object. Raises CheckError."""
+    """JSON from a stranger: UTF-8, no name twice in one object. Raises CheckError.
+    >>> parse_json(b'{"a": 1}', where="a note")
+    {'a': 1}
+    """
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_name_twice)
     except (ValueError, RecursionError) as e:
@@ -132,7 +153,12 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_header(file: Path, whole: bool = True) -> dict[str, Stored]:
-    """name -> Stored, from the header alone, as `read_whole_header` has it."""
+    """name -> Stored, from the header alone, as `read_whole_header` has it.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     read_header(folder / SINGLE)["model.embed_tokens.weight"][1:3]
+    ('BF16', (12, 8))
+    """
     return read_whole_header(file, whole).tensors
 
 
@@ -141,6 +167,10 @@ def read_whole_header(file: Path, whole: bool = True) -> Header:
 
     Raises CheckError: unreadable, truncated, a header too long, not JSON, an unknown dtype, an absurd shape,
     offsets that overlap, leave holes or disagree with the shape.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     read_whole_header(folder / SINGLE).metadata
+    {'format': 'pt'}
     """
     text, size = _header_text(file)
     table = parse_json(text, f"the header of {file}")
@@ -206,6 +236,10 @@ def rows(t: Stored, begin: int = 0, end: int | None = None) -> np.ndarray:
     """Rows `begin` to `end` of a tensor (all), a read-only memory map in its stored dtype.
 
     Raises CheckError if the file is too short by now, or unreadable.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     rows(read_header(folder / SINGLE)["model.embed_tokens.weight"], 3, 5).shape
+    (2, 8)
     """
     dtype = np.dtype(DTYPES[t.dtype])
     end = t.shape[0] if end is None and t.shape else end
@@ -223,6 +257,10 @@ def array(t: Stored) -> np.ndarray:
     """All of a tensor in memory of its own, in its stored dtype: a map's pages would count too.
 
     Raises CheckError as `rows`.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     array(read_header(folder / SINGLE)["model.norm.weight"]).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     try:
         check(t.here, f"{t.file} must have the bytes that its header declares", "fewer by now", AGAIN)
@@ -238,7 +276,13 @@ def array(t: Stored) -> np.ndarray:
 
 
 def blocks(t: Stored, n_bytes: int = BLOCK) -> Iterator[np.ndarray]:
-    """All rows of a tensor, as many at a time as fit into `n_bytes` (at least one); a scalar is one block."""
+    """All rows of a tensor, as many at a time as fit into `n_bytes` (at least one); a scalar is one block.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as folder:
+    ...     table = read_header(folder / SINGLE)["model.embed_tokens.weight"]
+    ...     [block.shape for block in blocks(table, n_bytes=80)]
+    [(5, 8), (5, 8), (2, 8)]
+    """
     per_row = max(1, (t.end - t.begin) // max(1, t.shape[0])) if t.shape else 1
     step = max(1, n_bytes // per_row)
     for begin in range(0, t.shape[0] if t.shape else 1, step):

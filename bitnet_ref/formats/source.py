@@ -48,6 +48,9 @@ def checked_about(about: About, cfg: ModelConfig, where: str) -> About:
 
     Raises CheckError, naming the field and `where`: another type, an id that the model has not, too many ends
     of text, a template too long, a setting out of its range.
+    >>> about = About(bos=1, settings={"top_k": 40, "what": "is this"})
+    >>> checked_about(about, ModelConfig(), "a file").settings
+    {'top_k': 40}
     """
     check(isinstance(about.name, str), f"name in {where} must be a text", repr(about.name)[:50], CORRECT)
     eos: Any = about.eos
@@ -68,7 +71,10 @@ def checked_about(about: About, cfg: ModelConfig, where: str) -> About:
 
 
 def checked_settings(held: dict[str, Any], where: str) -> dict[str, Any]:
-    """Those that sampling knows and that are not null. Raises CheckError where it would fail."""
+    """Those that sampling knows and that are not null. Raises CheckError where it would fail.
+    >>> checked_settings({"temperature": 0.7, "top_p": None}, "a file")
+    {'temperature': 0.7}
+    """
     found = {name: held[name] for name in RANGES if held.get(name) is not None}
     for name, value in found.items():
         kind, low, high = RANGES[name]
@@ -108,13 +114,22 @@ class Written(NamedTuple):
 
 
 def tensors(source: Source) -> Iterator[tuple[Spec, Any]]:
-    """(spec, Trits or floats) one by one, in the order of the table; nothing of the last is held."""
+    """(spec, Trits or floats) one by one, in the order of the table; nothing of the last is held.
+    >>> from bitnet_ref.formats.example import model
+    >>> [spec.name for spec, _ in tensors(model())][:3]
+    ['embedding', 'layers.0.attn.wq', 'layers.0.attn.wk']
+    """
     for spec in source.specs.values():
         yield spec, source.read(spec.name)
 
 
 def weights(source: Source) -> Weights:
-    """All of it, ready for Transformer(cfg, weights, ops); floats are float32 in memory."""
+    """All of it, ready for Transformer(cfg, weights, ops); floats are float32 in memory.
+    >>> from bitnet_ref.formats.example import model
+    >>> table = weights(model())
+    >>> table["layers.0.attn.wq"].w_q.shape, table["head"] is table["embedding"]
+    ((8, 8), True)
+    """
     table = Weights({spec.name: in_memory(t) for spec, t in tensors(source)})
     if source.cfg.tied_embeddings:
         head = np.asarray(table["embedding"])
@@ -123,17 +138,28 @@ def weights(source: Source) -> Weights:
 
 
 def in_memory(t: Any) -> np.ndarray | Trits:
-    """What a model runs on: Trits as they are, floats as float32."""
+    """What a model runs on: Trits as they are, floats as float32.
+    >>> in_memory(np.ones(2, np.float16)).dtype.name
+    'float32'
+    """
     return t if isinstance(t, Trits) else np.asarray(t, np.float32)
 
 
 def of_weights(cfg: ModelConfig, held: Weights, name: str = "model", tokenizer: str | None = None) -> Source:
-    """A model in memory as a Source, for the writers."""
+    """A model in memory as a Source, for the writers.
+    >>> of_weights(ModelConfig(), Weights(final_norm=np.ones(256)), "mine").read("final_norm").shape
+    (256,)
+    """
     return Source(Path(name), "memory", "in memory", cfg, About(name), tokenizer, held.__getitem__)
 
 
 def on_disk(source: Source) -> OnDisk:
-    """Weights for a model that runs: each is read when the backend takes it into its own form, and let go."""
+    """Weights for a model that runs: each is read when the backend takes it into its own form, and let go.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     on_disk(open_run(run)).read("head").shape           # the embedding: they are tied
+    (12, 8)
+    """
     cfg = source.cfg
 
     def read(name: str) -> Any:
@@ -148,6 +174,11 @@ def open_run(path: str | Path) -> Source:
     """A training run (its newest checkpoint), or one checkpoint. Its masters are read one by one.
 
     Raises CheckError: missing, damaged, another SHA-256 than stated, another tokenizer than the run's.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:
+    ...     source = open_run(run)
+    ...     source.storage, source.read("layers.0.attn.wq").w_q.dtype.name
+    ('float32 masters', 'int8')
     """
     checkpoint = latest(path)
     state = read_state(checkpoint)
@@ -193,6 +224,10 @@ def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
 
     Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`; as
     run_chains.
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("run") as run:                             # this one was trained without
+    ...     run_tokenizer(latest(run), read_state(latest(run))) is None
+    True
     """
     file = checkpoint.parent / "tokenizer.json"
     if not file.exists():
@@ -210,7 +245,10 @@ def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
 
 
 def compression(state: dict[str, Any]) -> Any:
-    """What --compress was in the run of this state; older ones had none."""
+    """What --compress was in the run of this state; older ones had none.
+    >>> compression({"train": {"compress": "super"}}), compression({})
+    ('super', 'off')
+    """
     how = state.get("train")
     return how.get("compress", "off") if isinstance(how, dict) else "off"
 
@@ -219,6 +257,8 @@ def run_chains(checkpoint: Path, state: dict[str, Any], tokenizer: Tokenizer) ->
     """The table that a run with --compress was trained with; None of a run without.
 
     Raises CheckError: missing, damaged, of another tokenizer, other chains than the run's.
+    >>> run_chains(Path("run/step-00000001"), {"train": {"compress": "off"}}, Tokenizer("{}")) is None
+    True
     """
     if compression(state) == "off":
         return None
