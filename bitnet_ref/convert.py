@@ -41,7 +41,7 @@ SHARE = 1 << 20                      # entries compared at a time
 NO_TOKENIZER = "no tokenizer: the file runs on token ids alone"
 
 
-def target(path: str) -> str:
+def _target(path: str) -> str:
     """The format that a destination asks for: by its suffix; without one, a Hugging Face folder."""
     kind = {".bitnet": "bitnet", ".gguf": "gguf", ".onnx": "onnx"}.get(Path(path).suffix, "hf")
     check(kind != "hf" or Path(path).suffix in ("", Path(path).name) or not Path(path).suffix[1:].isalpha(),
@@ -49,7 +49,7 @@ def target(path: str) -> str:
     return kind
 
 
-def writer(kind: str, given: dict[str, Any], full: bool = False) -> Callable[..., Any]:
+def _writer(kind: str, given: dict[str, Any], full: bool = False) -> Callable[..., Any]:
     """The function that writes this kind with these options; `full`: for a model without trits.
 
     Imports what it needs. Raises CheckError, in the words of the command line, for an option or a value that
@@ -93,8 +93,8 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
     """
     from tqdm import tqdm
 
-    kind = target(path)
-    write = writer(kind, dict(given), source.cfg.linear == "full")
+    kind = _target(path)
+    write = _writer(kind, dict(given), source.cfg.linear == "full")
     for place in [path] * (kind != "hf") + [path + ".data"] * (kind == "onnx"):    # ONNX: two files
         check(not Path(place).exists(), "the destination must be new", f"{place}, which exists",
               "give another name, or delete it")
@@ -103,7 +103,7 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
         written = write(path, source, told=lambda name: bar.update())
     notes = [*written.notes, *([] if source.tokenizer else [NO_TOKENIZER])]
     try:
-        back = compared(source, written, given, progress, notes) if kind != "onnx" else _unread(written)
+        back = _compared(source, written, given, progress, notes) if kind != "onnx" else _unread(written)
     except BaseException:
         _remove(written.path)
         raise
@@ -143,7 +143,7 @@ def _sizes(source: Any, n_bytes: int) -> list[str]:
     return [f"parameters    {n:,}", f"bytes         {n_bytes:,}, {8 * n_bytes / n:.2f} bits a parameter"]
 
 
-def compared(source: Any, written: Any, given: dict[str, Any], progress: bool, notes: list[str]) -> str:
+def _compared(source: Any, written: Any, given: dict[str, Any], progress: bool, notes: list[str]) -> str:
     """What reading back showed; `notes` gets what a GGUF could not carry.
 
     Raises CheckError where it is another model: each float must be the source's in the dtype that is stored.
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> int:
                         help="layout of the I2_S in a .gguf source, which no such file says")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
-    writer(target(args.path), dict(given))                 # what is asked for wrongly is said at once
+    _writer(_target(args.path), dict(given))               # what is asked for wrongly is said at once
     from bitnet_ref.formats.opened import open_model
 
     try:

@@ -25,7 +25,7 @@ class Ended(Exception):
     """The program's process gave no answer."""
 
 
-def main() -> NoReturn:
+def _main() -> NoReturn:
     """Close the walls, part into judge and program, wait for the judge. Never returns."""
     job = json.loads(sys.argv[1])
     sys.path[:] = [p for p in sys.path if p != job["root"]]

@@ -58,15 +58,15 @@ def close_walls(seconds: int, memory: int) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
         f.write("1000")                                    # short of memory, the kernel ends these first
-    limit(seconds, memory)
+    _limit(seconds, memory)
     _call("no_new_privs", libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0))
     apart = libc.unshare(NAMESPACES) == 0                  # forbidden in many containers: not relied on
-    landlock(libc, readable())
+    _landlock(libc, _readable())
     _call("capset", libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     return ["Landlock", "seccomp", "resource limits", *(["namespaces"] if apart else [])]
 
 
-def limit(seconds: int, memory: int) -> None:
+def _limit(seconds: int, memory: int) -> None:
     """Resource limits: seconds of processor, bytes of address space; no file grows, no core is written."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))          # SIGXCPU, then SIGKILL
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -76,14 +76,14 @@ def limit(seconds: int, memory: int) -> None:
         resource.setrlimit(name, (0, 0))
 
 
-def readable() -> list[str]:
+def _readable() -> list[str]:
     """What a program may read: the standard library and the shared libraries that its modules need."""
     libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache",
                  os.path.join(sys.base_prefix, "lib")]
     return [*sys.path, *libraries]                         # the path is Python's own: no site, no folder
 
 
-def landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
+def _landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
     """From now on nothing but reading below `paths`: no writing, making, removing, executing, connecting."""
     version = _call("Landlock", libc.syscall(RULESET, None, 0, 1))
     fs = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1            # rights that it knows of

@@ -110,10 +110,10 @@ def save(path: str | Path, record: Record) -> None:
 def save_all(path: str | Path, made: Sequence[Record]) -> None:
     """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each."""
     for record in made:
-        save(path if len(made) == 1 else place_of(path, record.task), record)
+        save(path if len(made) == 1 else _place_of(path, record.task), record)
 
 
-def place_of(path: str | Path, task: str) -> Path:
+def _place_of(path: str | Path, task: str) -> Path:
     """Where the record of one of several tasks lies: a name that is no path."""
     name = re.sub(r"[^\w.-]", "_", task)
     return Path(path).with_name(f"{Path(path).stem}.{name}{Path(path).suffix or '.json'}")

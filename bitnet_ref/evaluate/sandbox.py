@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from bitnet_ref.checks import check, shown
 
 ROOT = str(Path(__file__).resolve().parents[2])
-START = (f"import sys; sys.path.insert(0, {ROOT!r}); from bitnet_ref.evaluate.cell import main; main()")
+START = (f"import sys; sys.path.insert(0, {ROOT!r}); from bitnet_ref.evaluate.cell import _main; _main()")
 PYTHON = ("-s", "-S", "-P", "-B", "-X", "utf8")            # no user's packages, no site, no folder of its own
 LARGEST = 1 << 20                                          # bytes of a program, and of its checks
 SAID = 1 << 14                                             # bytes of what the judge may say

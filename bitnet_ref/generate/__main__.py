@@ -16,7 +16,15 @@ from bitnet_ref.generate.sampling import Sampling
 
 
 def main(argv: list[str]) -> int:
-    """Parse, load, stream."""
+    """Parse, load, stream.
+
+    >>> import tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flags = ["--tokens", "3", "--temperature", "0", "--backend", "numpy"]
+    ...     code = main(["--model", sketch_file(folder), *flags, "A"])
+    AAAA
+    """
     parser = Parser("python -m bitnet_ref.generate", __doc__)
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("given", nargs="?", metavar="PROMPT", help="the text to continue; - is stdin")
