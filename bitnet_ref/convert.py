@@ -90,6 +90,14 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
     """Write `source` to `path`, read it back, and say what was done, in lines.
 
     Raises CheckError: whatever the writer refuses; a destination that exists; another model read back.
+
+    >>> import tempfile
+    >>> from bitnet_ref.formats.opened import open_model
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lines = convert(open_model(sketch_file(folder)), f"{folder}/hf", {"storage": "masters"}, False)
+    >>> lines[1]
+    'tensors       13'
     """
     from tqdm import tqdm
 
@@ -152,7 +160,7 @@ def _compared(source: Any, written: Any, given: dict[str, Any], progress: bool, 
 
     from bitnet_ref.formats.opened import open_model
 
-    path, kind = written.path, target(str(written.path))
+    path, kind = written.path, _target(str(written.path))
     again = open_model(path, "128" if kind == "gguf" else None)
     other = [name for name, value in asdict(source.cfg).items() if not _alike(name, value, again.cfg)]
     check(not other, f"{path} must have the model's config", f"another {', '.join(other)}", "report this")
@@ -250,7 +258,15 @@ def _remove(path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, open, write, say."""
+    """Parse, open, write, say.
+
+    >>> import contextlib, io, tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     code = main([sketch_file(folder), f"{folder}/again.bitnet", "--packing", "i2"])
+    >>> "trits equal, floats equal" in said.getvalue()
+    True
+    """
     parser = Parser("python -m bitnet_ref.convert", __doc__)
     parser.add_argument("source", type=text, metavar="SRC", help="a model of any format, or a name on a hub")
     parser.add_argument("path", type=text, metavar="DST", help="*.bitnet, *.gguf, *.onnx, or a new folder")

@@ -30,7 +30,11 @@ from bitnet_ref.pack.rans import entropy
 
 
 def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
-    """Every figure by name: counts, bytes, operations (see model/cost.py for the formulas)."""
+    """Every figure by name: counts, bytes, operations (see model/cost.py for the formulas).
+
+    >>> describe(PRESETS["2b4t"].model, batch=1)["parameters"]["total"]
+    2412820480
+    """
     n = cost.count_params(cfg)
     return {
         "config": asdict(cfg),
@@ -118,7 +122,14 @@ def _short(value: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, describe, print."""
+    """Parse, describe, print.
+
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     code = main(["--preset", "nano", "--n-layers", "8", "--json"])
+    >>> json.loads(said.getvalue())["parameters"]["total"]
+    7876864
+    """
     parser = Parser("python -m bitnet_ref.info", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")

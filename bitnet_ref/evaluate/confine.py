@@ -51,6 +51,12 @@ def close_walls(seconds: int, memory: int) -> list[str]:
     """Give up files, capabilities and all beyond the limits, for this process and those it will start.
 
     Returns the mechanisms that hold. Raises OSError naming the one that this system lacks: nothing may run.
+
+    >>> from multiprocessing import get_context                # in a process of its own: nothing opens them
+    >>> ask = lambda: sys.exit(40 + ("seccomp" in close_walls(5, 1 << 40)))
+    >>> child = get_context("fork").Process(target=ask)
+    >>> child.start(), child.join(), child.exitcode
+    (None, None, 41)
     """
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
@@ -99,7 +105,14 @@ def _landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
 
 
 def close_calls() -> None:
-    """From now on the system calls of CALLS alone, for this process. The last thing before foreign code."""
+    """From now on the system calls of CALLS alone, for this process. The last thing before foreign code.
+
+    >>> from multiprocessing import get_context
+    >>> ask = lambda: sys.exit(40 + (close_calls() or ctypes.CDLL(None).getsid(0)))    # not one of CALLS
+    >>> child = get_context("fork").Process(target=ask)
+    >>> child.start(), child.join(), child.exitcode            # it was refused: -1
+    (None, None, 39)
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     column, arch = ARCHITECTURES[os.uname().machine]
     code = b"".join([struct.pack("=HBBI", *line) for line in filter_code(column, arch)])
@@ -113,6 +126,10 @@ def filter_code(column: int, arch: int) -> list[tuple[int, int, int, int]]:
     """(operation, jump if true, jump if false, number): BPF over number, architecture, arguments.
 
     Jumps count from the next line. A file may be opened if no flag asks to write.
+
+    >>> column, arch = ARCHITECTURES["x86_64"]
+    >>> filter_code(column, arch)[1] == (EQUAL, 1, 0, arch)    # others number their calls otherwise
+    True
     """
     numbers = [number for pair in CALLS.values() if (number := pair[column]) is not None]
     n = len(numbers)
@@ -126,7 +143,13 @@ def filter_code(column: int, arch: int) -> list[tuple[int, int, int, int]]:
 
 
 def end_with_parent() -> None:
-    """This process is killed when the one that made it ends."""
+    """This process is killed when the one that made it ends.
+
+    >>> from multiprocessing import get_context
+    >>> child = get_context("fork").Process(target=lambda: end_with_parent())
+    >>> child.start(), child.join(), child.exitcode            # it could end by itself before
+    (None, None, 0)
+    """
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, 9, 0, 0, 0)
 
 

@@ -115,7 +115,8 @@ def check_text(text: str) -> None:
     >>> check_text("half of a pair: \\ud800")
     Traceback (most recent call last):
         ...
-    bitnet_ref.checks.CheckError: a message must be Unicode; got the lone surrogate '\\ud800'; type it as UTF-8
+    bitnet_ref.checks.CheckError: a message must be Unicode; got the lone surrogate '\\ud800'; type it as
+    UTF-8
     """
     lone = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
     check(not lone, "a message must be Unicode", f"the lone surrogate {lone!r}", "type it as UTF-8")

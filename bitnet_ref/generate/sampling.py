@@ -113,7 +113,7 @@ def sample(logits: np.ndarray, how: Sampling, position: int, seen: Iterable[int]
     >>> logits = np.array([1.0, 3.0, 2.0])
     >>> sample(logits, GREEDY, position=0)
     1
-    >>> sample(logits, Sampling(seed=1), 5) == sample(logits, Sampling(seed=1), 5)       # the draw has a place
+    >>> sample(logits, Sampling(seed=1), 5) == sample(logits, Sampling(seed=1), 5)    # the draw has a place
     True
     """
     if how.temperature == 0 and how.repetition_penalty == 1:

@@ -71,7 +71,7 @@ def choose(name: str, own: str | None, cfg: ModelConfig, tokenizer: Tokenizer) -
 
     >>> from bitnet_ref.walk.sketch import sketch
     >>> model = sketch()
-    >>> choose("auto", None, model.cfg, model.tokenizer).name     # it brings none, and was not trained to chat
+    >>> choose("auto", None, model.cfg, model.tokenizer).name   # it brings none, and was not trained to chat
     'plain'
     """
     check_name(name)
