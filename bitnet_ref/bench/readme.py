@@ -1,8 +1,8 @@
 """python -m bitnet_ref.bench.readme --root .
 
-Write the README's table of what the project does, measured: from the figures that the other commands have left
-in docs/. Nothing is measured here and no figure is typed, so that the table is stale only where it differs from
-what this prints, and a test can say so.
+Write the README's table of what the project does, measured: from the figures that the other commands have
+left in docs/. Nothing is measured here and no figure is typed, so the table is stale only where it differs
+from what this prints, and a test can say so.
 Read after: bench/page. Read next: bench/rans.
 """
 
@@ -52,8 +52,8 @@ def cells(text: str, name: str) -> list[str]:
 def _training(docs: Path) -> str:
     f = json.loads((docs / "benchmarks" / "figures.json").read_text(encoding="utf-8"))
     run, minutes = f["run"], f["run"]["train seconds"] / 60
-    return (f"{run['bits per byte']:.3f} bits per byte after {run['steps']} steps, {minutes:.1f} minutes; the "
-            f"same in PyTorch: {f['peer']['bits per byte']:.3f}")
+    return (f"{run['bits per byte']:.3f} bits per byte after {run['steps']} steps, {minutes:.1f} minutes; "
+            f"the same in PyTorch: {f['peer']['bits per byte']:.3f}")
 
 
 def _twin(docs: Path) -> str:
