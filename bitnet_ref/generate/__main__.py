@@ -18,11 +18,9 @@ from bitnet_ref.generate.sampling import Sampling
 def main(argv: list[str]) -> int:
     """Parse, load, stream.
 
-    >>> import tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> import tempfile, bitnet_ref.walk.sketch as walk
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     flags = ["--tokens", "3", "--temperature", "0", "--backend", "numpy"]
-    ...     code = main(["--model", sketch_file(folder), *flags, "A"])
+    ...     code = main(["--model", walk.sketch_file(folder), *"--backend numpy --tokens 3 --top-k 1 A".split()])
     AAAA
     """
     parser = Parser("python -m bitnet_ref.generate", __doc__)
