@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     """Parse, load, stream.
 
     >>> import tempfile, bitnet_ref.walk.sketch as walk
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     code = main(["--model", walk.sketch_file(folder), *"--backend numpy --tokens 3 --top-k 1 A".split()])
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     code = main(["--model", walk.sketch_file(d), *"--backend numpy --tokens 3 --top-k 1 A".split()])
     AAAA
     """
     parser = Parser("python -m bitnet_ref.generate", __doc__)
