@@ -14,7 +14,17 @@ from bitnet_ref.generate.sampling import Sampling
 
 
 def main(argv: list[str]) -> int:
-    """Parse, load, talk."""
+    """Parse, load, talk.
+
+    >>> import io, tempfile
+    >>> from unittest.mock import patch
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> typed_in = io.TextIOWrapper(io.BytesIO(b"Hi\\n/quit\\n"))
+    >>> with tempfile.TemporaryDirectory() as folder, patch("sys.stdin", typed_in):
+    ...     flags = ["--backend", "numpy", "--tokens", "3", "--top-k", "1"]
+    ...     code = main(["--model", sketch_file(folder), *flags])
+    :::
+    """
     parser = Parser("python -m bitnet_ref.chat", __doc__)
     parser.add_argument("--system", default="", metavar="TEXT", help="what is said before everything else")
     parser.add_argument("--template", type=text, default="auto", metavar="auto|own|2b4t|plain",

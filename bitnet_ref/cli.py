@@ -55,7 +55,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def text(value: str) -> str:
-    """The `type` of a flag that takes a name or a path: any text but none."""
+    """The `type` of a flag that takes a name or a path: any text but none.
+
+    >>> text("runs/nano-001")
+    'runs/nano-001'
+    """
     if not value:
         raise argparse.ArgumentTypeError("must not be empty")
     return value
@@ -66,6 +70,11 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str,
     """One flag per field of the dataclass `config`. A flag that is not typed leaves no attribute behind.
 
     usual: {field: what the command takes instead of the default of `config`}, for the help.
+
+    >>> parser = Parser("info", "")
+    >>> add_args(parser, ModelConfig, "model")
+    >>> parser.parse_args(["--n-layers", "6", "--no-tied-embeddings"])
+    Namespace(n_layers=6, tied_embeddings=False)
     """
     group = parser.add_argument_group(title)
     for f in fields(config):
@@ -82,20 +91,39 @@ def add_args(parser: argparse.ArgumentParser, config: type, title: str,
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """--backend and --threads, for commands that run a model."""
+    """--backend and --threads, for commands that run a model.
+
+    >>> parser = Parser("evaluate", "")
+    >>> add_backend(parser)
+    >>> parser.parse_args(["--threads", "2"])
+    Namespace(backend='numba', threads=2)
+    """
     parser.add_argument("--backend", type=text, default="numba",
                         help="implementation of the ops (default: numba)")
     parser.add_argument("--threads", type=int, help="threads to run with (default: all processors)")
 
 
 def add_int8_head(parser: argparse.ArgumentParser) -> None:
-    """--int8-head, for commands that only run a model."""
+    """--int8-head, for commands that only run a model.
+
+    >>> parser = Parser("evaluate", "")
+    >>> add_int8_head(parser)
+    >>> parser.parse_args([]).int8_head
+    False
+    """
     parser.add_argument("--int8-head", action="store_true",
                         help="read a full-precision output projection as int8 rows: faster, a little rounded")
 
 
 def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
-    """--model, --tokens, what ends a text, the fields of Sampling, and the backend's flags."""
+    """--model, --tokens, what ends a text, the fields of Sampling, and the backend's flags.
+
+    >>> parser = Parser("chat", "")
+    >>> add_generation(parser, tokens=100)
+    >>> args = parser.parse_args(["--model", "nano.bitnet", "--top-k", "5"])
+    >>> args.model, args.tokens, args.top_k
+    ('nano.bitnet', 100, 5)
+    """
     from bitnet_ref.generate.sampling import Sampling
 
     parser.add_argument("--model", type=text, required=True, metavar="MODEL",
@@ -118,17 +146,36 @@ def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
 
 
 def loading(args: argparse.Namespace) -> tuple[Any, ...]:
-    """What add_generation's flags say to generate.language_model.load, in its order."""
+    """What add_generation's flags say to generate.language_model.load, in its order.
+
+    >>> parser = Parser("chat", "")
+    >>> add_generation(parser, tokens=100)
+    >>> loading(parser.parse_args(["--model", "nano.bitnet", "--backend", "numpy"]))
+    ('numpy', None, False, False, None, 'auto')
+    """
     return args.backend, args.threads, args.int8_head, args.half_cache, args.i2s, args.chain
 
 
 def typed(args: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The fields of `config` that stand on the command line."""
+    """The fields of `config` that stand on the command line.
+
+    >>> parser = Parser("info", "")
+    >>> add_args(parser, ModelConfig, "model")
+    >>> typed(parser.parse_args(["--n-layers", "6"]), ModelConfig)       # the other fields stay a preset's
+    {'n_layers': 6}
+    """
     return {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
 
 
 def read_config_file(path: str) -> dict[str, dict[str, Any]]:
-    """{"model": {...}, "train": {...}} from TOML or from a run's config.json. Unknown names are refused."""
+    """{"model": {...}, "train": {...}} from TOML or from a run's config.json. Unknown names are refused.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (path := Path(folder, "mine.toml")).write_text("[model]\\nn_layers = 6\\n")
+    ...     read_config_file(str(path))
+    {'model': {'n_layers': 6}}
+    """
     file = Path(path)
     check(file.is_file(), "--config must name a file", path,
           "give the path of a .toml or of a run's config.json")
@@ -150,7 +197,12 @@ def read_config_file(path: str) -> dict[str, dict[str, Any]]:
 
 
 def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
-    """(preset name, model, train): preset, then --config, then what was typed."""
+    """(preset name, model, train): preset, then --config, then what was typed.
+
+    >>> name, model, train = configs(argparse.Namespace(preset="tiny", n_layers=3))
+    >>> name, model.n_layers, model.d_model, train.steps
+    ('tiny', 3, 64, 1000)
+    """
     check(not (hasattr(args, "steps") and hasattr(args, "epochs")), "a run has --steps or --epochs", "both",
           "leave one out")
     tables: dict[str, Any] = {}
@@ -168,7 +220,14 @@ def configs(args: argparse.Namespace) -> tuple[str, ModelConfig, TrainConfig]:
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
-    """Run `command`. Bad input is one line on stderr and exit code 2, Ctrl-C is 130: never a traceback."""
+    """Run `command`. Bad input is one line on stderr and exit code 2, Ctrl-C is 130: never a traceback.
+
+    >>> def command(argv):
+    ...     check(not argv, "there must be no arguments", argv, "leave them out")
+    ...     return DONE
+    >>> run_command(command, []), run_command(command, ["--what"])       # the second says why, on stderr
+    (0, 2)
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")           # a terminal without our letters shows ? for them
     try:

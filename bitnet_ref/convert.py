@@ -41,7 +41,7 @@ SHARE = 1 << 20                      # entries compared at a time
 NO_TOKENIZER = "no tokenizer: the file runs on token ids alone"
 
 
-def target(path: str) -> str:
+def _target(path: str) -> str:
     """The format that a destination asks for: by its suffix; without one, a Hugging Face folder."""
     kind = {".bitnet": "bitnet", ".gguf": "gguf", ".onnx": "onnx"}.get(Path(path).suffix, "hf")
     check(kind != "hf" or Path(path).suffix in ("", Path(path).name) or not Path(path).suffix[1:].isalpha(),
@@ -49,7 +49,7 @@ def target(path: str) -> str:
     return kind
 
 
-def writer(kind: str, given: dict[str, Any], full: bool = False) -> Callable[..., Any]:
+def _writer(kind: str, given: dict[str, Any], full: bool = False) -> Callable[..., Any]:
     """The function that writes this kind with these options; `full`: for a model without trits.
 
     Imports what it needs. Raises CheckError, in the words of the command line, for an option or a value that
@@ -90,11 +90,19 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
     """Write `source` to `path`, read it back, and say what was done, in lines.
 
     Raises CheckError: whatever the writer refuses; a destination that exists; another model read back.
+
+    >>> import tempfile
+    >>> from bitnet_ref.formats.opened import open_model
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lines = convert(open_model(sketch_file(folder)), f"{folder}/hf", {"storage": "masters"}, False)
+    >>> lines[1]
+    'tensors       13'
     """
     from tqdm import tqdm
 
-    kind = target(path)
-    write = writer(kind, dict(given), source.cfg.linear == "full")
+    kind = _target(path)
+    write = _writer(kind, dict(given), source.cfg.linear == "full")
     for place in [path] * (kind != "hf") + [path + ".data"] * (kind == "onnx"):    # ONNX: two files
         check(not Path(place).exists(), "the destination must be new", f"{place}, which exists",
               "give another name, or delete it")
@@ -103,7 +111,7 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
         written = write(path, source, told=lambda name: bar.update())
     notes = [*written.notes, *([] if source.tokenizer else [NO_TOKENIZER])]
     try:
-        back = compared(source, written, given, progress, notes) if kind != "onnx" else _unread(written)
+        back = _compared(source, written, given, progress, notes) if kind != "onnx" else _unread(written)
     except BaseException:
         _remove(written.path)
         raise
@@ -143,7 +151,7 @@ def _sizes(source: Any, n_bytes: int) -> list[str]:
     return [f"parameters    {n:,}", f"bytes         {n_bytes:,}, {8 * n_bytes / n:.2f} bits a parameter"]
 
 
-def compared(source: Any, written: Any, given: dict[str, Any], progress: bool, notes: list[str]) -> str:
+def _compared(source: Any, written: Any, given: dict[str, Any], progress: bool, notes: list[str]) -> str:
     """What reading back showed; `notes` gets what a GGUF could not carry.
 
     Raises CheckError where it is another model: each float must be the source's in the dtype that is stored.
@@ -152,7 +160,7 @@ def compared(source: Any, written: Any, given: dict[str, Any], progress: bool, n
 
     from bitnet_ref.formats.opened import open_model
 
-    path, kind = written.path, target(str(written.path))
+    path, kind = written.path, _target(str(written.path))
     again = open_model(path, "128" if kind == "gguf" else None)
     other = [name for name, value in asdict(source.cfg).items() if not _alike(name, value, again.cfg)]
     check(not other, f"{path} must have the model's config", f"another {', '.join(other)}", "report this")
@@ -250,7 +258,15 @@ def _remove(path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, open, write, say."""
+    """Parse, open, write, say.
+
+    >>> import contextlib, io, tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     code = main([sketch_file(folder), f"{folder}/again.bitnet", "--packing", "i2"])
+    >>> "trits equal, floats equal" in said.getvalue()
+    True
+    """
     parser = Parser("python -m bitnet_ref.convert", __doc__)
     parser.add_argument("source", type=text, metavar="SRC", help="a model of any format, or a name on a hub")
     parser.add_argument("path", type=text, metavar="DST", help="*.bitnet, *.gguf, *.onnx, or a new folder")
@@ -260,7 +276,7 @@ def main(argv: list[str]) -> int:
                         help="layout of the I2_S in a .gguf source, which no such file says")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
-    writer(target(args.path), dict(given))                 # what is asked for wrongly is said at once
+    _writer(_target(args.path), dict(given))               # what is asked for wrongly is said at once
     from bitnet_ref.formats.opened import open_model
 
     try:

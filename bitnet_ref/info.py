@@ -30,7 +30,11 @@ from bitnet_ref.pack.rans import entropy
 
 
 def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
-    """Every figure by name: counts, bytes, operations (see model/cost.py for the formulas)."""
+    """Every figure by name: counts, bytes, operations (see model/cost.py for the formulas).
+
+    >>> describe(PRESETS["2b4t"].model, batch=1)["parameters"]["total"]
+    2412820480
+    """
     n = cost.count_params(cfg)
     return {
         "config": asdict(cfg),
@@ -51,7 +55,7 @@ def describe(cfg: ModelConfig, batch: int) -> dict[str, Any]:
     }
 
 
-def opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
+def _opened(path: str, i2s: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
     """The config of a model of any format, and what its file says of itself. Raises CheckError for none."""
     place = folder_of(path)
     kind = kind_of(place)
@@ -97,7 +101,7 @@ def _of_bitnet(path: Path, source: Source) -> dict[str, Any]:
             **size(bits if packing == "rans" else None)}
 
 
-def table(figures: dict[str, Any]) -> str:
+def _table(figures: dict[str, Any]) -> str:
     """The figures as aligned lines, in units a person reads."""
     lines = []
     for title, group in figures.items():
@@ -118,7 +122,14 @@ def _short(value: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, describe, print."""
+    """Parse, describe, print.
+
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     code = main(["--preset", "nano", "--n-layers", "8", "--json"])
+    >>> json.loads(said.getvalue())["parameters"]["total"]
+    7876864
+    """
     parser = Parser("python -m bitnet_ref.info", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--preset", type=text, metavar="|".join(PRESETS), help="a named model (default: nano)")
@@ -135,10 +146,10 @@ def main(argv: list[str]) -> int:
     model = args.file or args.model
     check(args.file is None or args.model is args.preset is None, "one model is described", "two",
           "leave one out")
-    stored, said = (configs(args)[1], {}) if model is None else opened(model, args.i2s)
+    stored, said = (configs(args)[1], {}) if model is None else _opened(model, args.i2s)
     cfg = replace(stored, **typed(args, ModelConfig))
     figures = {**({"file": said} if said else {}), **describe(cfg, args.batch)}
-    print(json.dumps(figures, indent=1) if args.json else table(figures))
+    print(json.dumps(figures, indent=1) if args.json else _table(figures))
     return DONE
 
 

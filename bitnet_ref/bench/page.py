@@ -4,7 +4,7 @@ python -m bitnet_ref.bench.page --backward runs/backward
 Put measured figures into the docs: docs/benchmarks/figures.json holds them, and the text between the
 generated markers of README.md and docs/benchmarks/training.md is written from it. What is not given anew
 stays as it was. No figure in the docs is typed by hand.
-Read after: bench/diagrams. Read next: bench/rans.
+Read after: bench/diagrams. Read next: bench/readme.
 """
 
 import json

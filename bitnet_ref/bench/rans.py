@@ -3,7 +3,7 @@ python -m bitnet_ref.bench.rans --root .
 
 What rans makes of random trits of several histograms, beside their entropy, i2, b3, gzip and xz; and how fast
 the compiled code packs and unpacks them, on one thread. With --root the table goes into docs/formats/rans.md.
-Read after: bench/page. Read next: bench/full_size.
+Read after: bench/readme. Read next: bench/full_size.
 """
 
 import gzip

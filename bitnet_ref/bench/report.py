@@ -178,6 +178,11 @@ def draw(records: dict[str, Record], path: str | Path) -> None:
     plt.close(fig)
 
 
+def page_block(kept: dict[str, Any]) -> str:
+    """The page's text, of the records by name: the picture, then a table for each."""
+    return "\n\n".join(["![Shares of the machine's limits](../pictures/cpu.png)", *map(table, kept.values())])
+
+
 def write_page(root: Path, records: dict[str, Record]) -> None:
     """Put the parts into the docs of the clone `root`; parts that were not measured anew stay as they were.
 
@@ -192,8 +197,7 @@ def write_page(root: Path, records: dict[str, Record]) -> None:
     kept = {**kept, **records}
     write_json(docs / RECORDS, kept)
     (docs / PICTURE).parent.mkdir(exist_ok=True)
-    put(docs / PAGE, "\n\n".join(["![Shares of the machine's limits](../pictures/cpu.png)",
-                                  *(table(r) for r in kept.values())]), COMMAND)
+    put(docs / PAGE, page_block(kept), COMMAND)
     draw(kept, docs / PICTURE)
     readme, marker = root / "README.md", f"generated: python -m bitnet_ref.{COMMAND} -->"
     if readme.is_file() and marker in readme.read_text(encoding="utf-8"):

@@ -21,7 +21,16 @@ COMMANDS = {"report": "evaluation", "compare": "compare"}  # they train and time
 
 
 def main(argv: list[str]) -> int:
-    """Parse, run the kind that is asked for, print, keep the record."""
+    """Parse, run the kind that is asked for, print, keep the record.
+
+    >>> import contextlib, io, pathlib, tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     _ = (text := pathlib.Path(folder, "a.txt")).write_bytes(b"AAAAAAAA")
+    ...     code = main(["--model", sketch_file(folder), "--corpus", str(text), "--backend", "numpy"])
+    >>> said.getvalue().splitlines()[-1]
+    'counted         9 tokens, 8 bytes'
+    """
     if argv and argv[0] in COMMANDS:
         return int(import_module(f"bitnet_ref.bench.{COMMANDS[argv[0]]}").main(argv[1:]))
     parser = Parser("python -m bitnet_ref.evaluate", __doc__)

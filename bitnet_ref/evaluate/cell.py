@@ -25,7 +25,7 @@ class Ended(Exception):
     """The program's process gave no answer."""
 
 
-def main() -> NoReturn:
+def _main() -> NoReturn:
     """Close the walls, part into judge and program, wait for the judge. Never returns."""
     job = json.loads(sys.argv[1])
     sys.path[:] = [p for p in sys.path if p != job["root"]]
@@ -142,7 +142,11 @@ def _how_it_ended(program: int, seconds: int) -> dict[str, str]:
 
 def encoded(x: Any) -> Any:
     """`x` as JSON that `decoded` makes equal again: numbers exact, kinds of collections kept. What is no
-    plain value (a generator, an object) is one that equals nothing."""
+    plain value (a generator, an object) is one that equals nothing.
+
+    >>> encoded((1, 0.5))
+    ['t', [['i', '0x1'], ['f', '0x1.0000000000000p-1']]]
+    """
     if x is None or isinstance(x, bool | str):
         return x
     if isinstance(x, int):
@@ -160,7 +164,11 @@ def encoded(x: Any) -> Any:
 
 
 def decoded(x: Any) -> Any:
-    """The value that `encoded` wrote down."""
+    """The value that `encoded` wrote down.
+
+    >>> decoded(encoded({"trits": [-1, 0, 1]}))
+    {'trits': [-1, 0, 1]}
+    """
     if not isinstance(x, list):
         return x
     kind, *given = x

@@ -26,6 +26,11 @@ def run_tasks(args: Namespace, argv: list[str]) -> tuple[list[Record], tuple[Pat
     """A record for each of --tasks, and the files in which scored choices were kept.
 
     Raises CheckError for a task that is none, before a model is loaded; as score_task and load.
+
+    >>> run_tasks(Namespace(tasks=","), [])
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: --tasks must name tasks; got ,; give files or names, with commas between
     """
     tasks, others, known = _asked(args)
     model = load(args.model, args.backend, args.threads, args.int8_head)

@@ -37,7 +37,14 @@ REFERENCE = "reference"                                    # for --judge: the da
 
 
 def evaluate(args: Namespace, argv: list[str]) -> tuple[str, dict[str, Any], tuple[Record, ...]]:
-    """(lines for a person, figures, records) of what the command line asks for. Raises CheckError."""
+    """(lines for a person, figures, records) of what the command line asks for. Raises CheckError.
+
+    >>> evaluate(Namespace(run_programs=False, pass_at=None), [])
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: programs that a model wrote are run only where --run-programs says so; got
+    none; read what the sandbox does not protect against in docs/sandbox.md, then add the flag
+    """
     began, ks = time.monotonic(), sorted(set(args.pass_at or [1]))
     how = _checked(args, ks)
     every, sha = read_problems(args.humaneval)
@@ -102,6 +109,11 @@ def completions(model: LanguageModel, problems: dict[str, Problem], n: int, toke
 
     `facts`: what of model and problems the samples depend on. A prompt that is longer than the model's
     context is shortened, as everywhere in `generate`.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> problem = Problem("t/0", "def f(x):", "f", "")
+    >>> completions(sketch(), {"t/0": problem}, 1, 4, Sampling(temperature=0), progress=False)
+    [Sample(task_id='t/0', completion='::::')]
     """
     drawn = (how.temperature, how.top_p, how.seed, tokens, STOPS)
     journal = Journal(path, digest(facts, drawn))

@@ -15,14 +15,25 @@ LIMIT = 1 << 26              # bytes of training text given: xz's dictionary, an
 
 
 def compressed_bits_per_byte(train: bytes, val: bytes) -> dict[str, float]:
-    """{"gzip -9": bits per byte, "xz -9": bits per byte} of `val` (not empty) after `train`."""
+    """{"gzip -9": bits per byte, "xz -9": bits per byte} of `val` (not empty) after `train`.
+
+    >>> found = compressed_bits_per_byte(b"a trit is a digit " * 9, b"a trit is a digit ")
+    >>> max(found.values()) < 4                                # it is in the training text
+    True
+    """
     tools = {"gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
              "xz -9": lambda data: lzma.compress(data, preset=9)}
     return {name: 8 * (len(tool(train + val)) - len(tool(train))) / len(val) for name, tool in tools.items()}
 
 
 def tail(path: Path) -> bytes:
-    """The last 64 MiB of a text file: as much training text as xz can remember."""
+    """The last 64 MiB of a text file: as much training text as xz can remember.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     tail(Path(file.name))
+    b''
+    """
     with open(path, "rb") as f:
         f.seek(max(0, os.path.getsize(path) - LIMIT))
         return f.read()

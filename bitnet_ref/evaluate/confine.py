@@ -51,6 +51,12 @@ def close_walls(seconds: int, memory: int) -> list[str]:
     """Give up files, capabilities and all beyond the limits, for this process and those it will start.
 
     Returns the mechanisms that hold. Raises OSError naming the one that this system lacks: nothing may run.
+
+    >>> from multiprocessing import get_context                # in a process of its own: nothing opens them
+    >>> ask = lambda: sys.exit(40 + ("seccomp" in close_walls(5, 1 << 40)))
+    >>> child = get_context("fork").Process(target=ask)
+    >>> child.start(), child.join(), child.exitcode
+    (None, None, 41)
     """
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
@@ -58,15 +64,15 @@ def close_walls(seconds: int, memory: int) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
         f.write("1000")                                    # short of memory, the kernel ends these first
-    limit(seconds, memory)
+    _limit(seconds, memory)
     _call("no_new_privs", libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0))
     apart = libc.unshare(NAMESPACES) == 0                  # forbidden in many containers: not relied on
-    landlock(libc, readable())
+    _landlock(libc, _readable())
     _call("capset", libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     return ["Landlock", "seccomp", "resource limits", *(["namespaces"] if apart else [])]
 
 
-def limit(seconds: int, memory: int) -> None:
+def _limit(seconds: int, memory: int) -> None:
     """Resource limits: seconds of processor, bytes of address space; no file grows, no core is written."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))          # SIGXCPU, then SIGKILL
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -76,14 +82,14 @@ def limit(seconds: int, memory: int) -> None:
         resource.setrlimit(name, (0, 0))
 
 
-def readable() -> list[str]:
+def _readable() -> list[str]:
     """What a program may read: the standard library and the shared libraries that its modules need."""
     libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache",
                  os.path.join(sys.base_prefix, "lib")]
     return [*sys.path, *libraries]                         # the path is Python's own: no site, no folder
 
 
-def landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
+def _landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
     """From now on nothing but reading below `paths`: no writing, making, removing, executing, connecting."""
     version = _call("Landlock", libc.syscall(RULESET, None, 0, 1))
     fs = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1            # rights that it knows of
@@ -99,7 +105,14 @@ def landlock(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
 
 
 def close_calls() -> None:
-    """From now on the system calls of CALLS alone, for this process. The last thing before foreign code."""
+    """From now on the system calls of CALLS alone, for this process. The last thing before foreign code.
+
+    >>> from multiprocessing import get_context
+    >>> ask = lambda: sys.exit(40 + (close_calls() or ctypes.CDLL(None).getsid(0)))    # not one of CALLS
+    >>> child = get_context("fork").Process(target=ask)
+    >>> child.start(), child.join(), child.exitcode            # it was refused: -1
+    (None, None, 39)
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     column, arch = ARCHITECTURES[os.uname().machine]
     code = b"".join([struct.pack("=HBBI", *line) for line in filter_code(column, arch)])
@@ -113,6 +126,10 @@ def filter_code(column: int, arch: int) -> list[tuple[int, int, int, int]]:
     """(operation, jump if true, jump if false, number): BPF over number, architecture, arguments.
 
     Jumps count from the next line. A file may be opened if no flag asks to write.
+
+    >>> column, arch = ARCHITECTURES["x86_64"]
+    >>> filter_code(column, arch)[1] == (EQUAL, 1, 0, arch)    # others number their calls otherwise
+    True
     """
     numbers = [number for pair in CALLS.values() if (number := pair[column]) is not None]
     n = len(numbers)
@@ -126,7 +143,13 @@ def filter_code(column: int, arch: int) -> list[tuple[int, int, int, int]]:
 
 
 def end_with_parent() -> None:
-    """This process is killed when the one that made it ends."""
+    """This process is killed when the one that made it ends.
+
+    >>> from multiprocessing import get_context
+    >>> child = get_context("fork").Process(target=lambda: end_with_parent())
+    >>> child.start(), child.join(), child.exitcode            # it could end by itself before
+    (None, None, 0)
+    """
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, 9, 0, 0, 0)
 
 

@@ -48,7 +48,15 @@ class Sample(NamedTuple):
 
 
 def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
-    """({task_id: problem}, sha256 of the file) of .jsonl or .jsonl.gz. Raises CheckError naming the line."""
+    """({task_id: problem}, sha256 of the file) of .jsonl or .jsonl.gz. Raises CheckError naming the line.
+
+    >>> import json, tempfile
+    >>> line = {"task_id": "t/0", "prompt": "def f(x):\\n", "entry_point": "f", "test": "def check(f): pass"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (path := Path(folder, "problems.jsonl")).write_text(json.dumps(line))
+    ...     list(read_problems(path)[0])
+    ['t/0']
+    """
     fix = "give the HumanEval.jsonl.gz of the dataset"
     held = held_in(path, LARGEST, "problems", fix)
     try:
@@ -76,6 +84,12 @@ def read_samples(path: str | Path, problems: dict[str, Problem],
     """The samples in a .jsonl, in its order: of the problems `wanted` (all), at least one of each.
 
     Raises CheckError: one of none of the `problems`, or none of one that is wanted.
+
+    >>> import json, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (path := Path(folder, "a.jsonl")).write_text('{"task_id": "t/0", "completion": "  return x"}')
+    ...     read_samples(path, {"t/0": Problem("t/0", "def f(x):\\n", "f", "")})
+    [Sample(task_id='t/0', completion='  return x')]
     """
     wanted = problems if wanted is None else wanted
     found = []
@@ -101,12 +115,22 @@ def _texts(row: dict[str, Any], names: Sequence[str], where: str, optional: Any 
 # ---- judging ----
 
 def program_of(problem: Problem, completion: str) -> str:
-    """The program that is run: what the model saw, and what it wrote after it."""
+    """The program that is run: what the model saw, and what it wrote after it.
+
+    >>> program_of(Problem("t/0", "def f(x):", "f", ""), " return x")
+    'def f(x): return x\\n'
+    """
     return problem.prompt + completion + "\n"
 
 
 def checks_of(problem: Problem) -> str:
-    """The tests, below the prompt: some use a function that it defines."""
+    """The tests, below the prompt: some use a function that it defines.
+
+    >>> print(checks_of(Problem("t/0", "def f(x):", "f", "def check(f): assert f(1) == 1")), end="")
+    def f(x):
+        pass
+    def check(f): assert f(1) == 1
+    """
     return f"{problem.prompt}\n    pass\n{problem.test}\n"
 
 
@@ -117,6 +141,11 @@ def judged(problems: dict[str, Problem], samples: Sequence[Sample], limits: Limi
 
     `results`: a .jsonl that is written line by line; lines that it has already are not made again. Raises
     CheckError where the sandbox cannot hold, or for results of other samples.
+
+    >>> add = Problem("t/0", "def add(x, y):\\n", "add", "def check(f): assert f(2, 3) == 5")
+    >>> samples = [Sample("t/0", "    return x + y"), Sample("t/0", "    return x")]
+    >>> [verdict.reason for verdict in judged({"t/0": add}, samples, Limits())]
+    ['passed', 'failed']
     """
     proved()
     journal = Journal(results, digest([p._asdict() for p in problems.values()], asdict(limits)))
@@ -152,6 +181,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
     As a product: no binomial overflows, and where n - c < k a factor is zero. Raises CheckError unless
     0 <= c <= n and 1 <= k <= n.
+
+    >>> pass_at_k(n=4, c=2, k=1), round(pass_at_k(n=4, c=2, k=2), 4)
+    (0.5, 0.8333)
     """
     check(0 <= c <= n and 1 <= k <= n, "pass@k must be of k samples or more", f"k = {k}, n = {n}, c = {c}",
           "make more samples, or ask for a smaller k")
@@ -167,7 +199,11 @@ class Estimate(NamedTuple):
 
 
 def estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate:
-    """pass@k of [(samples, passed) of each problem]: the mean, and its standard error over problems."""
+    """pass@k of [(samples, passed) of each problem]: the mean, and its standard error over problems.
+
+    >>> estimate([(4, 4), (4, 0)], k=1)
+    Estimate(value=0.5, stderr=0.5, problems=2)
+    """
     values = np.array([pass_at_k(n, c, k) for n, c in counts])
     stderr = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None    # (HE.2)
     return Estimate(float(values.mean()), stderr, len(values))
@@ -175,7 +211,12 @@ def estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate:
 
 def counts(problems: dict[str, Problem], samples: Sequence[Sample],
            verdicts: Sequence[Verdict]) -> list[tuple[int, int]]:
-    """(samples, passed) of each problem, in the order of the problems."""
+    """(samples, passed) of each problem, in the order of the problems.
+
+    >>> problems = {"t/0": Problem("t/0", "def f(x):", "f", "")}
+    >>> counts(problems, [Sample("t/0", "")] * 2, [Verdict("passed", "", 0.1), Verdict("failed", "", 0.1)])
+    [(2, 1)]
+    """
     made, passed = dict.fromkeys(problems, 0), dict.fromkeys(problems, 0)
     for sample, verdict in zip(samples, verdicts):
         made[sample.task_id] += 1
@@ -184,6 +225,10 @@ def counts(problems: dict[str, Problem], samples: Sequence[Sample],
 
 
 def reference_samples(problems: dict[str, Problem]) -> Iterator[Sample]:
-    """The dataset's own solutions, which must pass: a check of the machinery."""
+    """The dataset's own solutions, which must pass: a check of the machinery.
+
+    >>> list(reference_samples({"t/0": Problem("t/0", "def f(x):", "f", "", " return x")}))
+    [Sample(task_id='t/0', completion=' return x')]
+    """
     for problem in problems.values():
         yield Sample(problem.task_id, problem.canonical_solution)

@@ -157,6 +157,11 @@ def add_kinds(parser: ArgumentParser, text: Any) -> None:
     """The options of every kind, each in a group of its own. `text`: the type of a name or path, cli.text.
 
     What is not typed leaves no attribute behind, so that `run_kind` knows what was.
+
+    >>> parser = ArgumentParser()
+    >>> add_kinds(parser, str)
+    >>> parser.parse_args(["--tasks", "arc.jsonl", "--limit", "5"])
+    Namespace(tasks='arc.jsonl', limit=5)
     """
     for kind in KINDS.values():
         kind.add(parser.add_argument_group(kind.title, argument_default=SUPPRESS), text)
@@ -166,6 +171,12 @@ def run_kind(args: Namespace, argv: list[str]) -> Outcome:
     """Run the kind that the command line asks for. Only samples of others are judged without a model.
 
     Raises CheckError, before anything is run: two kinds, an option of another, --output without a record.
+
+    >>> run_kind(Namespace(model="nano.bitnet", output=None, tasks="arc.jsonl", stride=8), [])
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: an evaluation must be of one kind; got sliding and choice; ask for one after
+    the other
     """
     typed = vars(args)
     chosen = [name for name, kind in KINDS.items() if any(option in typed for option in kind.chosen_by)]

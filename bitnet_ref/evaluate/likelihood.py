@@ -43,6 +43,11 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], first: 
     continuation's.
 
     `first`: the id that begins every text, or None. Raises CheckError where nothing is left to score.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> request, = encode_pairs(tokenizer := sketch().tokenizer, [("A ", "B")], first=0)
+    >>> len(request.context), tokenizer.decode(request.continuation)    # the first id, A; the rest
+    (2, ' B')
     """
     contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
     alone = dict(zip(contexts, tokenizer.encode_batch(contexts)))
@@ -65,6 +70,9 @@ def fitted(request: Request, context: int) -> Request:
     """The request as a model of this context can read it: of its context the newest tokens.
 
     Raises CheckError for a continuation that is longer than the model's context itself.
+
+    >>> fitted(Request((1, 2, 3, 4), (5, 6)), context=4)
+    Request(context=(2, 3, 4), continuation=(5, 6))
     """
     room = context + 1 - len(request.continuation)         # its last token is predicted, not read
     check(room > 0, f"a continuation must have at most the model's {context} tokens",
@@ -78,6 +86,11 @@ def likelihoods(model: Transformer, requests: Sequence[Request], batch: int = 16
 
     `batch`: contexts read side by side. Not `shared`: each request reads its context for itself. Raises
     CheckError as `fitted`, for ids outside the vocabulary and for logits that are not finite.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> found = dict(likelihoods(sketch().transformer, [Request((0, 65), (65,)), Request((0, 65), (66,))]))
+    >>> found[0].logprob > found[1].logprob, found[0].greedy
+    (True, True)
     """
     check(batch > 0, "--batch must be greater than 0", batch, "use 1 or more")
     wanted = [fitted(r, model.cfg.context) for r in requests]

@@ -30,7 +30,15 @@ LIBRARIES = ("numpy", "numba", "llvmlite", "tokenizers")
 
 
 def model_facts(model: LanguageModel, path: str) -> Model:
-    """Which model was scored: what a record says of the one that `load(path)` gave."""
+    """Which model was scored: what a record says of the one that `load(path)` gave.
+
+    >>> import bitnet_ref, tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     facts = model_facts(bitnet_ref.load(path := sketch_file(folder), "numpy"), path)
+    >>> facts.path, facts.format, facts.linear
+    ('sketch.bitnet', 'bitnet', 'ternary')
+    """
     place, cfg = hub.folder_of(path), model.cfg
     kind = kind_of(place)
     return Model(called(path, place), kind, weights_sha256(place, kind), cfg.linear,
@@ -39,7 +47,11 @@ def model_facts(model: LanguageModel, path: str) -> Model:
 
 
 def called(path: str, place: Path) -> str:
-    """A model's name: as it is on a hub, or the last part of its path; of a checkpoint in a run RUN/STEP."""
+    """A model's name: as it is on a hub, or the last part of its path; of a checkpoint in a run RUN/STEP.
+
+    >>> called("texts/more/nano.gguf", Path("texts/more/nano.gguf"))
+    'nano.gguf'
+    """
     if hub.is_name(path):
         return path
     parts = place.absolute().parts
@@ -48,7 +60,13 @@ def called(path: str, place: Path) -> str:
 
 
 def weights_sha256(place: Path, kind: str) -> str:
-    """Hex sha256 of the files that hold the weights, one after the other by name."""
+    """Hex sha256 of the files that hold the weights, one after the other by name.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     weights_sha256(Path(file.name), "gguf")[:16]       # of no bytes at all
+    'e3b0c44298fc1c14'
+    """
     files = [latest(place) / TENSORS] if kind == "run" else sorted(shards(place)) if kind == "hf" else [place]
     digest = hashlib.sha256()
     for file in files:
@@ -63,7 +81,11 @@ def weights_sha256(place: Path, kind: str) -> str:
 
 def made(command: str, argv: list[str], seconds: float, backend: str,
          libraries: tuple[str, ...] = ()) -> Made:
-    """How a record came about: of `python -m bitnet_ref.<command> argv`, now. `libraries`: others used."""
+    """How a record came about: of `python -m bitnet_ref.<command> argv`, now. `libraries`: others used.
+
+    >>> made("evaluate", ["--model", "/data/nano.gguf"], 1.5, "numpy").command
+    'python -m bitnet_ref.evaluate --model nano.gguf'
+    """
     versions = {"python": platform.python_version(), "bitnet_ref": __version__}
     for name in (*LIBRARIES, *libraries):
         try:
@@ -77,7 +99,11 @@ def made(command: str, argv: list[str], seconds: float, backend: str,
 
 
 def machine() -> dict[str, Any]:
-    """The processor and its cores."""
+    """The processor and its cores.
+
+    >>> sorted(machine())
+    ['cores', 'cpu']
+    """
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text(encoding="utf-8").splitlines()
@@ -86,7 +112,11 @@ def machine() -> dict[str, Any]:
 
 
 def short(argument: str) -> str:
-    """An argument without the folders of this machine: of each path the last part, behind `--flag=` too."""
+    """An argument without the folders of this machine: of each path the last part, behind `--flag=` too.
+
+    >>> short("--corpus=/data/texts,/data/more")
+    '--corpus=texts,more'
+    """
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return flag + equals + ",".join(re.split(r"[/\\]", v.rstrip("/\\") or v)[-1] or v
                                     for v in value.split(","))

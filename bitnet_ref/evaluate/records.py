@@ -92,7 +92,15 @@ class Record:
 
 
 def save(path: str | Path, record: Record) -> None:
-    """Write JSON, whole or not at all. Raises CheckError: a value that `load` would refuse, a full disk."""
+    """Write JSON, whole or not at all. Raises CheckError: a value that `load` would refuse, a full disk.
+
+    >>> import tempfile
+    >>> from bitnet_ref.walk.sketch import record
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(path := Path(folder, "arc.json"), record())
+    ...     load(path) == record()
+    True
+    """
     table = {"schema": SCHEMA, **asdict(record)}
     from_table(table, "the record")
     head = {k: v for k, v in table.items() if k != "items"}
@@ -108,12 +116,20 @@ def save(path: str | Path, record: Record) -> None:
 
 
 def save_all(path: str | Path, made: Sequence[Record]) -> None:
-    """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each."""
+    """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each.
+
+    >>> import tempfile
+    >>> from bitnet_ref.walk.sketch import record
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_all(Path(folder, "out.json"), [record("arc"), record("piqa")])
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['out.arc.json', 'out.piqa.json']
+    """
     for record in made:
-        save(path if len(made) == 1 else place_of(path, record.task), record)
+        save(path if len(made) == 1 else _place_of(path, record.task), record)
 
 
-def place_of(path: str | Path, task: str) -> Path:
+def _place_of(path: str | Path, task: str) -> Path:
     """Where the record of one of several tasks lies: a name that is no path."""
     name = re.sub(r"[^\w.-]", "_", task)
     return Path(path).with_name(f"{Path(path).stem}.{name}{Path(path).suffix or '.json'}")
@@ -121,7 +137,16 @@ def place_of(path: str | Path, task: str) -> Path:
 
 def load(path: str | Path) -> Record:
     """The record in a file. Raises CheckError: no file, too large, not JSON, not of this schema, a field that
-    is missing, of another type or out of range."""
+    is missing, of another type or out of range.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (path := Path(folder, "a.json")).write_text("[]")
+    ...     load(path)                                         # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: ...a.json must be of schema 1; got []; update bitnet_ref, or ...
+    """
     held = held_in(path, LARGEST, "a record", FIX, FIX)
     try:
         table = json.loads(held.decode("utf-8"))
@@ -131,7 +156,12 @@ def load(path: str | Path) -> Record:
 
 
 def from_table(table: Any, where: str) -> Record:
-    """The record that a JSON object says; `where` names it in errors. Raises CheckError as `load`."""
+    """The record that a JSON object says; `where` names it in errors. Raises CheckError as `load`.
+
+    >>> from bitnet_ref.walk.sketch import record
+    >>> from_table({"schema": SCHEMA, **asdict(record())}, "a table") == record()
+    True
+    """
     schema = table.get("schema") if isinstance(table, dict) else table
     check(isinstance(table, dict) and schema == SCHEMA, f"{where} must be of schema {SCHEMA}",
           repr(schema)[:50], f"update bitnet_ref, or {FIX}")

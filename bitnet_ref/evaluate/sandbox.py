@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from bitnet_ref.checks import check, shown
 
 ROOT = str(Path(__file__).resolve().parents[2])
-START = (f"import sys; sys.path.insert(0, {ROOT!r}); from bitnet_ref.evaluate.cell import main; main()")
+START = (f"import sys; sys.path.insert(0, {ROOT!r}); from bitnet_ref.evaluate.cell import _main; _main()")
 PYTHON = ("-s", "-S", "-P", "-B", "-X", "utf8")            # no user's packages, no site, no folder of its own
 LARGEST = 1 << 20                                          # bytes of a program, and of its checks
 SAID = 1 << 14                                             # bytes of what the judge may say
@@ -67,6 +67,11 @@ def run(program: str, checks: str = "", entry: str = "", limits: Limits | None =
 
     Without checks: whether it runs to its end. Both are Python, in two processes that share plain values
     alone. Raises CheckError where this machine cannot contain a program; nothing has run then.
+
+    >>> run("import os; os.listdir('/')").detail
+    "RuntimeError: PermissionError: [Errno 13] Permission denied: '/'"
+    >>> run("def f(x): return x + 1", "def check(candidate): assert candidate(1) == 2", "f").passed
+    True
     """
     limits = limits or Limits()
     check(sys.platform == "linux", "programs of a model are run on Linux only, where Landlock and seccomp "
@@ -184,6 +189,9 @@ def proved() -> tuple[str, ...]:
     """The mechanisms that contain a program here, after one has tried, harmlessly, what must fail.
 
     Raises CheckError where anything succeeds.
+
+    >>> "Landlock" in proved()
+    True
     """
     with tempfile.NamedTemporaryFile() as outside:
         tests = (f"def check(candidate):\n    free = candidate({outside.name!r})\n"

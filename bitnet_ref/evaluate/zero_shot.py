@@ -40,6 +40,11 @@ def score_task(model: LanguageModel, task: Task, batch: int = 16, first: bool = 
     """Score every choice. `first`: texts begin with the model's first id. The rest: as score_requests.
 
     Raises CheckError as encode_pairs does, before anything is scored, and as likelihoods.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> task = Task("bread", "bread.jsonl", "", [Question("Bread is", (" made", " sung"), answer=0)])
+    >>> [len(choices) for choices in score_task(sketch(), task).found]
+    [2]
     """
     pairs = [_pairs(q) for q in task.questions]
     texts = [pair for of_one in pairs for pair in of_one]
@@ -59,12 +64,20 @@ def _pairs(q: Question) -> list[tuple[str, str]]:
 
 
 def count_cut(requests: Sequence[Request], context: int) -> int:
-    """How many of them lose the begin of their context."""
+    """How many of them lose the begin of their context.
+
+    >>> count_cut([Request((1, 2, 3), (4,)), Request((1,), (4,))], context=2)
+    1
+    """
     return sum(len(r.context) + len(r.continuation) > context + 1 for r in requests)
 
 
 def correct(q: Question, found: Sequence[float]) -> list[float]:
-    """Whether the answer wins: by sum, by characters, and without the question if it was so scored."""
+    """Whether the answer wins: by sum, by characters, and without the question if it was so scored.
+
+    >>> correct(Question("Bread is", (" made", " sung by choirs"), answer=1), [-3.0, -4.0])  # sum, per letter
+    [0.0, 1.0]
+    """
     p = np.array(found[:len(q.choices)])
     ways = [p, p / np.array(q.sizes)]                                           # (ZS.1)
     if q.without is not None:
@@ -73,7 +86,13 @@ def correct(q: Question, found: Sequence[float]) -> list[float]:
 
 
 def metrics(task: Task, scored: Scored) -> tuple[dict[str, Metric], list[list[float]], list[str]]:
-    """{name: figure}, the values of each question, and their names: acc, acc_norm, perhaps acc_uncond."""
+    """{name: figure}, the values of each question, and their names: acc, acc_norm, perhaps acc_uncond.
+
+    >>> task = Task("bread", "bread.jsonl", "", [Question("Bread is", (" made", " sung"), answer=0)])
+    >>> figures, rows, names = metrics(task, Scored([[-1.0, -2.0]], cut=0, changed=0))
+    >>> figures["acc"].value, figures["acc"].chance, rows, names
+    (1.0, 0.5, [[1.0, 1.0]], ['correct', 'correct_norm'])
+    """
     rows = [correct(q, found) for q, found in zip(task.questions, scored.found)]
     width = min(map(len, rows))
     rows = [row[:width] for row in rows]
@@ -85,7 +104,11 @@ def metrics(task: Task, scored: Scored) -> tuple[dict[str, Metric], list[list[fl
 
 
 def figure(values: Sequence[float], chance: float | None) -> Metric:
-    """A mean of values, and the standard error of that mean."""
+    """A mean of values, and the standard error of that mean.
+
+    >>> figure([1.0, 0.0, 1.0, 0.0], chance=0.25).stderr.__round__(4)
+    0.2887
+    """
     n, mean = len(values), float(np.mean(values))
     stderr = math.sqrt(float(np.var(values, ddof=1)) / n) if n > 1 else None    # (ZS.3)
     return Metric(mean, n, stderr, "higher", chance)

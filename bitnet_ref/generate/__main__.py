@@ -16,7 +16,13 @@ from bitnet_ref.generate.sampling import Sampling
 
 
 def main(argv: list[str]) -> int:
-    """Parse, load, stream."""
+    """Parse, load, stream.
+
+    >>> import tempfile, bitnet_ref.walk.sketch as walk
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     code = main(["--model", walk.sketch_file(d), *"--backend numpy --tokens 3 --top-k 1 A".split()])
+    AAAA
+    """
     parser = Parser("python -m bitnet_ref.generate", __doc__)
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("given", nargs="?", metavar="PROMPT", help="the text to continue; - is stdin")

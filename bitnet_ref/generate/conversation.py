@@ -106,16 +106,23 @@ class Conversation:
 
     def load(self, path: str | Path) -> None:
         """Go on with saved messages. Raises CheckError for a file that is no chat; then nothing changes."""
-        self.messages, self.forgotten = read_messages(path), 0
+        self.messages, self.forgotten = _read_messages(path), 0
 
 
 def check_text(text: str) -> None:
-    """Raise CheckError for a lone surrogate, a byte that is no UTF-8 perhaps: no file can have it."""
+    """Raise CheckError for a lone surrogate, a byte that is no UTF-8 perhaps: no file can have it.
+
+    >>> check_text("half of a pair: \\ud800")
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: a message must be Unicode; got the lone surrogate '\\ud800'; type it as
+    UTF-8
+    """
     lone = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
     check(not lone, "a message must be Unicode", f"the lone surrogate {lone!r}", "type it as UTF-8")
 
 
-def read_messages(path: str | Path) -> list[Message]:
+def _read_messages(path: str | Path) -> list[Message]:
     """The messages of a saved chat: system first if at all, then user and assistant in turn."""
     fix = "give a file that /save wrote"
     try:

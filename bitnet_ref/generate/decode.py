@@ -31,6 +31,10 @@ def decode(model: Transformer, prompt: Sequence[int], tokens: int, how: Sampling
 
     `window`: of this model, to go on from what it has read already. Raises CheckError, at once: an empty
     prompt, ids outside the vocabulary, a negative number of tokens.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> [step.token for step in decode(sketch().transformer, prompt=[0, 65], tokens=3)]
+    [65, 65, 65]
     """
     check_tokens(tokens)
     ids = [int(i) for i in prompt]
@@ -40,7 +44,13 @@ def decode(model: Transformer, prompt: Sequence[int], tokens: int, how: Sampling
 
 
 def check_tokens(tokens: int) -> None:
-    """Raise CheckError for less than none, and for what is no integer."""
+    """Raise CheckError for less than none, and for what is no integer.
+
+    >>> check_tokens(-1)
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: tokens must not be negative; got -1; use 0 or more
+    """
     whole_number("tokens", tokens)
     check(tokens >= 0, "tokens must not be negative", tokens, "use 0 or more")
 
@@ -60,6 +70,11 @@ def drawn(window: Window, logits: np.ndarray, how: Sampling, position: int, seen
     """The token at `position` of a text, from logits (V,) of the window's model after the ids `seen`.
 
     Raises NonFiniteError that names what is not finite first.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> window = Window(sketch().transformer)
+    >>> drawn(window, window.read([0, 65]), GREEDY, position=2, seen=window.ids)
+    65
     """
     largest = float(np.max(logits))                        # NaN if one is; a logit of -inf may be
     if not np.isfinite(largest):

@@ -101,7 +101,7 @@ class LanguageModel:
         else of its corpus; or the one that ships for its vocabulary; or None. Of a model with super-tokens
         those of its corpus are tokens. Raises CheckError for what is no table, or of another vocabulary;
         "auto" passes over such a one beside the model."""
-        check_chain(self.chain)
+        _check_chain(self.chain)
         if self.chain not in DRAFTERS:
             return read_table(self.chain, self.tokenizer)
         names = (SPOKEN,) if isinstance(self.tokenizer, ChainTokenizer) else (SPOKEN, CHAINS)
@@ -165,7 +165,7 @@ class LanguageModel:
         return together(self.transformer, self.tokenizer, ids, tokens, how, ends, stop)
 
 
-def check_chain(chain: str) -> None:
+def _check_chain(chain: str) -> None:
     """Raise CheckError unless `chain` names a drafter or a file."""
     check(chain in DRAFTERS or os.path.isfile(chain), f"chain must be one of {', '.join(DRAFTERS)}, or the "
           "path of a table", ascii(chain)[:200], "correct it")
@@ -173,8 +173,14 @@ def check_chain(chain: str) -> None:
 
 def check_options(tokens: int, stop: Sequence[str], stop_ids: Sequence[int], given: dict[str, Any],
                   chain: str = "auto") -> None:
-    """Raise CheckError naming the option that is out of range: at once, before a model is loaded."""
-    check_chain(chain)
+    """Raise CheckError naming the option that is out of range: at once, before a model is loaded.
+
+    >>> check_options(100, ["END"], [], {"top_p": 2.0})
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: top_p must lie in (0, 1]; got 2.0; use 1 to keep all tokens
+    """
+    _check_chain(chain)
     check_tokens(tokens)
     check_stops(stop)
     check_stop_ids(stop_ids)
@@ -189,6 +195,12 @@ def load(path: str | Path, backend: str = "numba", threads: int | None = None, i
     values kept in float16. `i2s`: as formats.opened.open_model. `chain`: as LanguageModel.drafter.
     A run's model can be trained on; others hold what a backend needs to run them, and no more. Raises
     CheckError if it is missing, damaged or not supported.
+
+    >>> import tempfile
+    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load(sketch_file(folder), "numpy").generate("A", tokens=3, temperature=0)
+    'AAA'
     """
     ops, place = kernels.load(backend, threads), folder_of(path)
     if kind_of(place) == "run":

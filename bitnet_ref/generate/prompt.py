@@ -13,7 +13,11 @@ from bitnet_ref.checks import CheckError, check
 
 
 def stdin() -> TextIO:
-    """What is typed or piped in. Raises CheckError where the shell closed it."""
+    """What is typed or piped in. Raises CheckError where the shell closed it.
+
+    >>> stdin() is sys.stdin
+    True
+    """
     check(sys.stdin is not None, "stdin must be open", "none", "pipe text in, or leave out <&-")
     return sys.stdin
 
@@ -22,6 +26,9 @@ def read_prompt(given: str | None, flag: str | None, file: str | None) -> str:
     """The prompt as typed, or the text of a UTF-8 file, or of stdin where file or the typed word is "-".
 
     Raises CheckError for what cannot be read, or is no UTF-8.
+
+    >>> read_prompt("A module is", flag=None, file=None)
+    'A module is'
     """
     if file is None and given != "-":
         return given or flag or ""

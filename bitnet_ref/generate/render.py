@@ -25,7 +25,11 @@ class TemplateError(Exception):
 
 
 def render_apart(template: str, values: dict[str, Any]) -> str:
-    """The text of `template` for `values`, from another process. Raises TemplateError with its reason."""
+    """The text of `template` for `values`, from another process. Raises TemplateError with its reason.
+
+    >>> render_apart("{{ name }}!", {"name": "Ada"})
+    'Ada!'
+    """
     if len(template) > TEMPLATE:
         raise TemplateError(f"a template of {len(template)} characters, {TEMPLATE} are the most")
     said = json.dumps({"template": template, "values": values})
@@ -51,7 +55,11 @@ def _failure(done: Any) -> str:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """The same in this process: for templates of our own. As transformers runs them: blocks leave no empty
-    lines, `raise_exception`, `strftime_now`, `tojson` that escapes nothing, break and continue."""
+    lines, `raise_exception`, `strftime_now`, `tojson` that escapes nothing, break and continue.
+
+    >>> render("{% for word in words %}<{{ word }}>{% endfor %}", {"words": ["a", "b"]})
+    '<a><b>'
+    """
     from jinja2 import TemplateError as JinjaError
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
@@ -100,7 +108,7 @@ def _generation() -> type:
     return type("Generation", (Extension,), {"tags": {"generation"}, "parse": parse})
 
 
-def main() -> None:
+def _main() -> None:
     """One table from stdin, one answer to stdout; beyond the bounds the process ends without an answer."""
     if sys.platform != "win32":                            # there: the parent's clock alone
         import resource
@@ -117,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

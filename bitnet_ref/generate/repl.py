@@ -30,11 +30,19 @@ FORGOTTEN = "the context is full: the oldest exchanges are forgotten from here o
 
 
 def talk(chat: Conversation, out: Callable[..., None]) -> None:
-    """Until /quit or the end of input. `out` is called as print is."""
+    """Until /quit or the end of input. `out` is called as print is.
+
+    >>> from io import BytesIO, TextIOWrapper
+    >>> from unittest.mock import patch
+    >>> from bitnet_ref.walk.sketch import chat
+    >>> with patch("sys.stdin", TextIOWrapper(BytesIO(b"Hi\\n/quit\\n"))):       # what a user types
+    ...     talk(chat(tokens=3), print)
+    :::
+    """
     repl = Repl(chat, out)
     if chat.template.name == "plain":
         _note(NOT_FOR_CHAT)
-    for line in lines():
+    for line in _lines():
         try:
             if not repl.take(line):
                 return
@@ -118,7 +126,7 @@ class Repl:
                 f"ended by {self.last.reason}; {self.chat.forgotten} messages forgotten")
 
 
-def lines() -> Iterator[str]:
+def _lines() -> Iterator[str]:
     """Lines of stdin, with a sign and a history at a terminal; a trailing \\ joins a line to the next.
 
     Ctrl-C at a terminal takes back what was typed; of a pipe it ends the reading.

@@ -70,7 +70,11 @@ class Sampling:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """`value` as an int of Python. Raises CheckError for what is no integer; True and 3.0 are none."""
+    """`value` as an int of Python. Raises CheckError for what is no integer; True and 3.0 are none.
+
+    >>> whole_number("seed", np.int64(7))
+    7
+    """
     check(isinstance(value, Integral) and not isinstance(value, bool), f"{name} must be an integer",
           repr(value)[:50], "give an int")
     return int(value)
@@ -84,6 +88,9 @@ def from_settings(settings: dict[str, Any]) -> Sampling:
 
     do_sample false is greedy and top_k 0 keeps all, as transformers has it. Raises CheckError for a value of
     another type or out of range: the file is a stranger's.
+
+    >>> from_settings({"do_sample": False, "top_k": 0})       # a generation_config.json, perhaps
+    Sampling(temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, sequence=0)
     """
     given = {f.name: settings[f.name] for f in fields(Sampling)
              if f.name not in ("seed", "sequence") and settings.get(f.name) is not None}
@@ -102,6 +109,12 @@ def sample(logits: np.ndarray, how: Sampling, position: int, seen: Iterable[int]
     """The token at `position` of a text, from logits (V,). `seen`: the ids that a penalty is for.
 
     Temperature 0 is greedy: the lowest id among equals. Raises CheckError as `candidates`.
+
+    >>> logits = np.array([1.0, 3.0, 2.0])
+    >>> sample(logits, GREEDY, position=0)
+    1
+    >>> sample(logits, Sampling(seed=1), 5) == sample(logits, Sampling(seed=1), 5)    # the draw has a place
+    True
     """
     if how.temperature == 0 and how.repetition_penalty == 1:
         return int(np.argmax(logits))
@@ -134,6 +147,10 @@ def candidates(logits: np.ndarray, how: Sampling,
     """logits (V,)  ->  ids int (N,) that may be drawn, ascending; their probabilities float64 (N,), sum 1.
 
     Among equals the lowest ids are kept. Raises CheckError if a logit is NaN, or all are -inf.
+
+    >>> ids, p = candidates(np.log([0.5, 0.25, 0.15, 0.1]), Sampling(temperature=1.0, top_k=2))
+    >>> ids.tolist(), p.round(3).tolist()
+    ([0, 1], [0.667, 0.333])
     """
     top = float(np.max(logits)) if len(logits) else -math.inf
     check(top > -math.inf, "a logit must be a number, and one of them above -inf", top,
@@ -155,14 +172,22 @@ def candidates(logits: np.ndarray, how: Sampling,
 
 
 def logprob(logits: np.ndarray, token: int) -> float:
-    """ln of the probability that the model itself gives `token`: log-softmax of logits (V,), in float64."""
+    """ln of the probability that the model itself gives `token`: log-softmax of logits (V,), in float64.
+
+    >>> round(logprob(np.array([0.0, 0.0]), 1), 4)             # of two alike: ln 1/2
+    -0.6931
+    """
     x = np.asarray(logits, np.float64)
     x = x - x.max()
     return float(x[token] - np.log(np.sum(np.exp(x))))
 
 
 def uniform(seed: int, sequence: int, position: int) -> float:
-    """Number `position` of the stream of Philox (4x64) with key (seed, sequence), uniform in [0, 1)."""
+    """Number `position` of the stream of Philox (4x64) with key (seed, sequence), uniform in [0, 1).
+
+    >>> uniform(seed=0, sequence=0, position=1000) == uniform(0, 0, 1000) != uniform(0, 0, 1001)
+    True
+    """
     return float(_uniforms(seed, sequence, position // BLOCK)[position % BLOCK])
 
 

@@ -119,6 +119,13 @@ def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Draft
 
     Raises CheckError as decode does, at once. `pace`: what was learnt, to go on from and to be read.
     `counts`: of this text, brought up to date.
+
+    >>> from bitnet_ref.chain.draft import Lookup
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> counts, window = Counts(), Window(sketch().transformer)
+    >>> steps = speculate(window, [0, 65, 65, 65], 9, Lookup(), pace=Pace(fixed=3), counts=counts)
+    >>> len([step.token for step in steps]), counts.calls      # of the model, after the first token
+    (9, 4)
     """
     check_tokens(tokens)
     text = [int(i) for i in prompt]

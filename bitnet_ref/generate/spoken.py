@@ -18,7 +18,15 @@ PROMPT, FOLLOWS = 64, 64         # tokens of a prompt, and of what follows: befo
 
 
 def spoken(model: Transformer, data: Dataset) -> Table:
-    """The table of what `model` says, greedily, after places all over the training side of `data`."""
+    """The table of what `model` says, greedily, after places all over the training side of `data`.
+
+    >>> from types import SimpleNamespace as Of
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> model, header = sketch(), Of(eos=0, vocab_size=257)
+    >>> data = Of(tokenizer=model.tokenizer, train=Of(header=header, tokens=np.arange(1, 65)))
+    >>> spoken(model.transformer, data).corpus
+    'what the model says'
+    """
     header, tokens = data.train.header, data.train.tokens
     given = max(1, min(PROMPT, model.cfg.context // 2, len(tokens)))
     follows = min(FOLLOWS, model.cfg.context - given)
@@ -32,7 +40,12 @@ def spoken(model: Transformer, data: Dataset) -> Table:
 
 
 def continued(model: Transformer, prompts: np.ndarray, tokens: int) -> np.ndarray:
-    """prompts int64 (B, T)  ->  what follows each, greedily, int64 (B, tokens)."""
+    """prompts int64 (B, T)  ->  what follows each, greedily, int64 (B, tokens).
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> continued(sketch().transformer, np.array([[0, 65], [0, 66]]), 3).tolist()
+    [[65, 65, 65], [66, 66, 66]]
+    """
     found = np.empty((len(prompts), tokens), np.int64)
     logits, state = model.prefill(prompts)
     for n in range(tokens):

@@ -57,7 +57,10 @@ BUILT_IN = {
 
 
 def check_name(name: str) -> None:
-    """Raise CheckError for an unknown name: at once, before a model is loaded."""
+    """Raise CheckError for an unknown name: at once, before a model is loaded.
+
+    >>> check_name("plain")
+    """
     lookup(("auto", "own", *BUILT_IN), name, "--template")
 
 
@@ -65,6 +68,11 @@ def choose(name: str, own: str | None, cfg: ModelConfig, tokenizer: Tokenizer) -
     """The template called `name`: own, 2b4t, plain; auto is `own` where the model has one, else by its shape.
 
     Raises CheckError for an unknown name, and for own where there is none.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> model = sketch()
+    >>> choose("auto", None, model.cfg, model.tokenizer).name   # it brings none, and was not trained to chat
+    'plain'
     """
     check_name(name)
     if name in BUILT_IN:
@@ -83,6 +91,11 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
 
     `bos` and `eos` are what the template calls so; BOS stands in it as often as the template writes it.
     Raises CheckError for a template that fails, or that leaves a message out.
+
+    >>> from bitnet_ref.walk.sketch import sketch
+    >>> said, tokenizer = [Message("user", "Hi")], sketch().tokenizer
+    >>> tokenizer.decode(prompt_ids(BUILT_IN["plain"], said, tokenizer, 0, 0)[1:])     # without BOS
+    'User: Hi\\nAssistant:'
     """
     marks = [secrets.token_hex(16) for _ in messages]
     special = dict(tokenizer.specials)

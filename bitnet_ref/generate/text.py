@@ -58,7 +58,13 @@ class TextStream:
 
 
 def check_stops(stop: Sequence[str]) -> None:
-    """Raise CheckError for a stop string that is empty or absurdly long, or for too many."""
+    """Raise CheckError for a stop string that is empty or absurdly long, or for too many.
+
+    >>> check_stops("END")
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: stop strings must be a list; got 'END'; put it in brackets
+    """
     check(isinstance(stop, Sequence) and not isinstance(stop, str), "stop strings must be a list",
           repr(stop)[:50], "put it in brackets")
     check(len(stop) <= MOST_STOPS, f"there may be at most {MOST_STOPS} stop strings", len(stop), "give fewer")
@@ -68,7 +74,13 @@ def check_stops(stop: Sequence[str]) -> None:
 
 
 def check_stop_ids(stop_ids: Sequence[int], vocab: int = LARGEST) -> None:
-    """Raise CheckError for a stop id that no vocabulary of `vocab` entries has."""
+    """Raise CheckError for a stop id that no vocabulary of `vocab` entries has.
+
+    >>> check_stop_ids([300], vocab=257)
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: a stop id must lie in 0..256; got 300; give an id of the model's vocabulary
+    """
     check(isinstance(stop_ids, Sequence) and not isinstance(stop_ids, str), "stop ids must be a list",
           repr(stop_ids)[:50], "put it in brackets")
     for i in stop_ids:

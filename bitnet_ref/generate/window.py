@@ -18,6 +18,9 @@ def fitted(ids: list[int], room: int) -> list[int]:
     """`ids` where they fit into `room`; else the first of them, and the newest room - 1 (room 1: the newest).
 
     The first is what every text of training began with, and what attention leans on when nothing else fits.
+
+    >>> fitted([0, 1, 2, 3, 4, 5], room=4)
+    [0, 3, 4, 5]
     """
     if len(ids) <= room:
         return list(ids)

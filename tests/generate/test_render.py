@@ -112,6 +112,6 @@ def test_a_system_that_refuses_a_bound_renders_all_the_same(error, monkeypatch, 
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"template": "{{ a }}", "values": {"a": "b"}})))
-    module.main()
+    module._main()
     assert json.loads(capsys.readouterr().out) == {"text": "b"}
     assert asked == [resource.RLIMIT_CPU, resource.RLIMIT_AS]

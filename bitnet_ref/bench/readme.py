@@ -1,0 +1,155 @@
+"""python -m bitnet_ref.bench.readme --root .
+
+Write the README's table of what the project does, measured: from the figures that the other commands have
+left in docs/. Nothing is measured here and no figure is typed, so the table is stale only where it differs
+from what this prints, and a test can say so.
+Read after: bench/page. Read next: bench/rans.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bitnet_ref.bench.page import put
+from bitnet_ref.checks import CheckError, check
+from bitnet_ref.cli import DONE, Parser, run_command
+
+COMMAND = "bench.readme"
+FIX = "make that page again"
+
+
+def block(page: Path, command: str) -> str:
+    """What stands between the markers of `page` that name bitnet_ref.`command`.
+
+    >>> block(Path("README.md"), "bench.nothing")
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: README.md must hold a block of bench.nothing; got none; make that page again
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    marker = f"<!-- generated: python -m bitnet_ref.{command} -->\n"
+    found = re.search(re.escape(marker) + "(.*?)<!-- end -->", text, flags=re.DOTALL)
+    check(found is not None, f"{page} must hold a block of {command}", "none", FIX)
+    assert found is not None
+    return found[1]
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells after the first of the row of a Markdown table that begins with `name`.
+
+    >>> cells("| file | bytes |\\n| --- | --- |\\n| i2 | 24 |", "i2")
+    ['24']
+    """
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    found = next((row[1:] for row in rows if row[0] == name), None)
+    check(found is not None, "a table must have its row", f"none that begins with {name}", FIX)
+    assert found is not None
+    return found
+
+
+def _training(docs: Path) -> str:
+    f = json.loads((docs / "benchmarks" / "figures.json").read_text(encoding="utf-8"))
+    run, minutes = f["run"], f["run"]["train seconds"] / 60
+    return (f"{run['bits per byte']:.3f} bits per byte after {run['steps']} steps, {minutes:.1f} minutes; "
+            f"the same in PyTorch: {f['peer']['bits per byte']:.3f}")
+
+
+def _twin(docs: Path) -> str:
+    f = json.loads((docs / "benchmarks" / "figures.json").read_text(encoding="utf-8"))["twins"]
+    gap = f["gap"]["spread"]["percent"]
+    return (f"perplexity {gap['mean']:+.1f} % ± {gap['half']:.1f} from its twin's after {f['steps']} steps, "
+            f"{len(f['gap']['seeds'])} seeds: both small, and early")
+
+
+def _claim(part: str, name: str) -> Callable[[Path], str]:
+    def said(docs: Path) -> str:
+        kept = json.loads((docs / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+        value = next((c["value"] for c in kept[part]["claims"] if c["name"] == name), None)
+        check(value is not None, f"cpu.json must have {name}", "no such claim", "measure it with bench all")
+        return f"{value:.2f} x {name.partition(', against ')[2]}"
+
+    return said
+
+
+def _full_size(docs: Path) -> str:
+    held = block(docs / "formats" / "bitnet.md", "bench.full_size")
+    _, first, speed, share, memory = cells(held, ".bitnet, rans")
+    return f"{speed} tokens/s, {share} of what reading allows; {memory}; first token after {first}"
+
+
+def _golden(docs: Path) -> str:
+    rows = [line.strip("|").split("|") for line in block(docs / "golden.md", "bench.golden").splitlines()
+            if re.match(r"\| \w+ \| \d", line)]
+    cases, second = (sum(int(row[i]) for row in rows) for i in (1, 2))
+    worst = max(float(row[3]) for row in rows)
+    return f"{cases} cases, {second} of them from a second oracle too; worst error in float64 {worst:.1e}"
+
+
+def _conform(docs: Path) -> str:
+    found = re.findall(r"named first in (\d+) of (\d+) trials",
+                       block(docs / "benchmarks" / "conform.md", "bench.conform"))
+    check(bool(found), "conform.md must say how often a fault was named first", "nothing", FIX)
+    named, trials = (sum(int(pair[i]) for pair in found) for i in (0, 1))
+    return f"a planted fault named first in {named} of {trials} trials on {len(found)} ports by other hands"
+
+
+def _ranks(docs: Path) -> str:
+    rows = json.loads((docs / "benchmarks" / "scaling.json").read_text(encoding="utf-8"))["rows"]
+    seconds = {row["ranks"]: row["measured"] for row in rows}
+    return f"2 processes {seconds[1] / seconds[2]:.2f} x as fast as one, the same parameters to the last bit"
+
+
+ROWS: tuple[tuple[str, Callable[[Path], str], str], ...] = (
+    ("Trains a BitNet, every derivative by hand", _training, "benchmarks/training.md"),
+    ("Holds it against its full-precision twin", _twin, "benchmarks/training.md"),
+    ("Agrees with oracles that share no code with it", _golden, "golden.md"),
+    ("Trains fast, without a compiler", _claim("train", "train nano, against PyTorch eager float32"),
+     "benchmarks/cpu.md"),
+    ("Decodes at the speed of memory", _claim("decode", "decode (b3, float16 head), against llama.cpp TQ2_0"),
+     "benchmarks/cpu.md"),
+    ("Runs a model of 2B4T's size from a file", _full_size, "formats/bitnet.md"),
+    ("Names the wrong line of a port", _conform, "benchmarks/conform.md"),
+    ("Trains in several processes", _ranks, "scaling.md"),
+)
+
+
+def table(root: Path) -> str:
+    """What the project does, what was measured of it, and the page that says how.
+
+    >>> table(Path("nowhere"))                               # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: the figures must be readable; got ...; run this in a clone
+    """
+    return "\n".join(["| what it does | measured | where |", "|---|---|---|", *_rows(root / "docs")])
+
+
+def _rows(docs: Path) -> Iterator[str]:
+    try:
+        for what, said, page in ROWS:
+            yield f"| {what} | {said(docs)} | [{Path(page).stem}](docs/{page}) |"
+    except CheckError:
+        raise
+    except (OSError, KeyError, ValueError) as e:
+        raise CheckError(f"the figures must be readable; got {e!r}; run this in a clone") from None
+
+
+def main(argv: list[str]) -> int:
+    """Parse, collect, write.
+
+    >>> main(["--root", "nowhere"])                          # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    bitnet_ref.checks.CheckError: the figures must be readable; got ...; run this in a clone
+    """
+    parser = Parser("python -m bitnet_ref.bench.readme", __doc__)
+    parser.add_argument("--root", default=".", metavar="DIR", help="the clone to write into (default: here)")
+    root = Path(parser.parse_args(argv).root)
+    put(root / "README.md", table(root), COMMAND)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
