@@ -44,8 +44,8 @@ def show(*functions: Callable[..., Any]) -> Source:
 
 
 def _one(function: Any) -> str:
-    for inside in ("py_func", "function"):                 # of what Numba compiles, of a kernel for a card
-        function = getattr(function, inside, function)
+    for kept in ("py_func", "function"):                   # by what Numba compiles, by a kernel for a card
+        function = getattr(function, kept, function)
     try:
         lines, first = inspect.getsourcelines(function)
         file = Path(inspect.getsourcefile(function) or "")
