@@ -20,6 +20,7 @@ from bitnet_ref.bench.roofline import Machine, intensity, least_seconds, ridge_r
 from bitnet_ref.checks import lookup
 from bitnet_ref.walk.packing import TRITS
 from bitnet_ref.walk.puzzle import Question, choice, number, works_like
+from bitnet_ref.walk.show import Lines
 
 COPIES = 128 << 20           # bytes of the ring that a vector product reads: more than caches hold
 ROUNDS = 5
@@ -51,10 +52,13 @@ class Rates:
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        head = f"{'rung':20}{'time':>8}{'GB/s':>7}{'Gop/s':>8}{'of the limit':>14}"
-        rows = [f"{r.name:20}{duration(r.seconds):>8}{figure(r.n_bytes / r.seconds / 1e9):>7}"
-                f"{figure(r.operations / r.seconds / 1e9):>8}{r.share:>14.1%}" for r in self.rates]
+        head = f"{'rung':16}{'time':>9}{'GB/s':>6}{'Gop/s':>7}{'of limit':>10}"
+        rows = [f"{r.name:16}{duration(r.seconds):>9}{figure(r.n_bytes / r.seconds / 1e9):>6}"
+                f"{figure(r.operations / r.seconds / 1e9):>7}{r.share:>10.1%}" for r in self.rates]
         return "\n".join([head] * bool(rows) + rows + list(self.missing))
+
+    def _repr_html_(self) -> str:
+        return Lines(repr(self))._repr_html_()
 
 
 def climb(names: Sequence[str], w_q: np.ndarray, x_q: np.ndarray, one: Machine,

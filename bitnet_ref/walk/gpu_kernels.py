@@ -20,6 +20,7 @@ from bitnet_ref.kernels.ptx.driver import Driver
 from bitnet_ref.kernels.ptx.faults import PtxError
 from bitnet_ref.kernels.ptx.memory import GLOBAL
 from bitnet_ref.walk.puzzle import Question, choice, number, works_like
+from bitnet_ref.walk.show import Lines
 
 LANES, STEPS = 32, 2000
 ISSUED, DELIVERED = 132 * 128 * 1.98e9, 4.8e12       # instructions and bytes a second: an H200's data sheet
@@ -147,12 +148,12 @@ def text(name: str) -> str:
     return ptx(lookup(kernels(RUNGS), name, "rung"))
 
 
-def warp_from(name: str, first: str, steps: int = 25) -> str:
+def warp_from(name: str, first: str, steps: int = 25) -> Lines:
     """What the first warp of a rung executes, from the first instruction on that begins with `first`.
 
     >>> from bitnet_ref.checks import CheckError
     >>> try:
-    ...     lines = warp_from("coalesced", "shfl", 3).splitlines()
+    ...     lines = str(warp_from("coalesced", "shfl", 3)).splitlines()
     ... except CheckError:                                  # no numba-cuda here
     ...     lines = 2 * ["head"] + 3 * ["shfl"]
     >>> len(lines), "shfl" in lines[2]
@@ -162,7 +163,7 @@ def warp_from(name: str, first: str, steps: int = 25) -> str:
     rows = [row for row in rows if " mov." not in row]     # constants, which are made along the way
     start = next((i for i, row in enumerate(rows) if f"  {first}" in row), None)
     check(start is not None, "the warp must execute such an instruction", first, "look at `text`")
-    return "\n".join([f"{name}, warp 0", columns, *rows[start:][:steps]])
+    return Lines("\n".join([f"{name}, warp 0", columns, *rows[start:][:steps]]))
 
 
 def on_a_card() -> str:

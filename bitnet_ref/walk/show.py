@@ -4,6 +4,7 @@ A docstring is shown too: it has the shapes. In a notebook the source is coloure
 Read after: walk. Read next: walk/puzzle.
 """
 
+import html
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ class Source:
 
         style = HtmlFormatter(noclasses=True, nobackground=True, prestyles=STYLE)
         return highlight(self.text, PythonLexer(), style)
+
+
+@dataclass(frozen=True, repr=False)
+class Lines:
+    """Text whose lines stay lines: a page that is too narrow scrolls, and does not break them."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="{STYLE}">{html.escape(self.text)}</pre>'
 
 
 def show(*functions: Callable[..., Any]) -> Source:

@@ -63,7 +63,7 @@ class TestOnTheInterpreter:
             with_edit("naive", BARRIER, "")
 
     def test_a_warp_from_where_it_adds_up(self):
-        rows = warp_from("coalesced", "shfl", 10).splitlines()
+        rows = repr(warp_from("coalesced", "shfl", 10)).splitlines()
         assert "lane 0" in rows[1]
         assert "shfl.sync.bfly" in rows[2]
         assert sum("shfl" in row for row in rows) == 5
