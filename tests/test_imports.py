@@ -22,7 +22,7 @@ CORE = {"numpy", "ml_dtypes", "tqdm"}                     # light: any module ma
 COMPILED = ("kernels.numba_cpu", "kernels.numba_cuda", "bench.vectors", "bench.roofline", "bench.ladders")
 AT_TOP = {"numba": COMPILED, "llvmlite": COMPILED, "tokenizers": ("data",),
           "safetensors": ("formats", "conform", "bench.golden"), "threadpoolctl": ("kernels", "bench"),
-          "matplotlib": ("train.plots", "walk.pictures")}
+          "matplotlib": ("train.plots", "walk.pictures", "walk.kernel_pictures")}
 TORCH = {"torch", "transformers"}
 
 

@@ -176,6 +176,33 @@ def measure(threads: int) -> Machine:
         *limits, about["python"], np.__version__, numba.__version__, llvmlite.__version__)
 
 
+def least_seconds(n_bytes: float, operations: float, bandwidth: float, peak: float) -> float:
+    """The least time of a kernel that moves `n_bytes` and does `operations`, on a machine of those limits.
+
+    >>> least_seconds(n_bytes=10e9, operations=20e9, bandwidth=20e9, peak=100e9)
+    0.5
+    """
+    return max(n_bytes / bandwidth, operations / peak)                         # (RF.1)
+
+
+def intensity(rows: float, bits: float) -> float:
+    """Operations for each byte of weights, when `rows` rows of x meet weights of `bits` bits.
+
+    >>> intensity(rows=1, bits=2)
+    8.0
+    """
+    return 16 * rows / bits                                                    # (RF.2)
+
+
+def ridge_rows(bits: float, bandwidth: float, peak: float) -> float:
+    """The rows of x at which weights of `bits` bits keep memory and arithmetic busy for as long.
+
+    >>> ridge_rows(bits=2, bandwidth=50e9, peak=1000e9)
+    2.5
+    """
+    return peak / bandwidth / intensity(1, bits)                               # (RF.3)
+
+
 def line(m: Machine) -> str:
     """The machine in one sentence, for the head of a table."""
     return (f"{m.cpu} ({', '.join(m.instructions) or 'no vector instructions that we know'}), {m.threads} "

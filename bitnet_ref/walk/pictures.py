@@ -2,7 +2,7 @@
 
 A `Picture` is bytes and shows itself: no backend to choose, no state of pyplot. Few colours are kept, a third
 of the bytes, since the heroes are stored in the repository.
-Read after: walk/formats. Read next: nothing.
+Read after: walk/gpu_kernels. Read next: walk/kernel_pictures.
 """
 
 import io

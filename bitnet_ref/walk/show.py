@@ -4,6 +4,7 @@ A docstring is shown too: it has the shapes. In a notebook the source is coloure
 Read after: walk. Read next: walk/puzzle.
 """
 
+import html
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,19 @@ class Source:
         return highlight(self.text, PythonLexer(), style)
 
 
+@dataclass(frozen=True, repr=False)
+class Lines:
+    """Text whose lines stay lines: a page that is too narrow scrolls, and does not break them."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="{STYLE}">{html.escape(self.text)}</pre>'
+
+
 def show(*functions: Callable[..., Any]) -> Source:
     """The source of `functions`, each below the file and the line where it begins.
 
@@ -46,6 +60,8 @@ def show(*functions: Callable[..., Any]) -> Source:
 
 
 def _one(function: Any) -> str:
+    for kept in ("py_func", "function"):                   # by what Numba compiles, by a kernel for a card
+        function = getattr(function, kept, function)
     try:
         lines, first = inspect.getsourcelines(function)
         file = Path(inspect.getsourcefile(function) or "")

@@ -6,9 +6,12 @@ import re
 
 import pytest
 
+from bitnet_ref.bench.ladders.bitlinear_cpu import naive
 from bitnet_ref.checks import CheckError
+from bitnet_ref.kernels.numba_cuda.launch import Kernel
 from bitnet_ref.layers import rmsnorm, rmsnorm_backward
 from bitnet_ref.walk import show
+from bitnet_ref.walk.show import Lines
 
 
 def test_the_source_itself():
@@ -26,6 +29,24 @@ def test_a_notebook_colours_it():
     assert html.unescape(re.sub("<[^>]*>", "", page)).strip() == repr(show(rmsnorm))
     assert "color:" in page
     assert "background" not in page
+
+
+def test_what_numba_compiles_has_the_source_of_its_function():
+    text = repr(show(naive))
+    assert text.startswith("# bitnet_ref/bench/ladders/bitlinear_cpu.py, line ")
+    assert inspect.getsource(naive.py_func).rstrip() in text
+
+
+def test_lines_stay_lines():
+    text = "a < b\n" + 200 * "-"
+    assert repr(Lines(text)) == text
+    assert "a &lt; b\n---" in Lines(text)._repr_html_()
+    assert "overflow-x: auto" in Lines(text)._repr_html_()
+
+
+def test_a_kernel_of_a_card_has_the_source_of_its_function():
+    kernel = Kernel("rmsnorm", rmsnorm, (), (32,), "80", 64)
+    assert repr(show(kernel)) == repr(show(rmsnorm))
 
 
 @pytest.mark.parametrize("what", [len, 3, "rmsnorm", None])

@@ -69,8 +69,18 @@ def verified(device: "Device", name: str, k: "Kernel", launch: Launch) -> None:
     check(not said, f"{name} must agree with the reference", said, "do not use it")
 
 
-def counted(device: "Device", name: str, rung: Rung, n: int, k: int, m: int) -> str:
-    """A line of the table without a card."""
+class Count(NamedTuple):
+    """What a rung does, counted. `fetched`: bytes, of those that are needed; `wavefronts`: of shared memory,
+    over the ideal; 0 where it uses none."""
+
+    instructions: float
+    sectors: float
+    fetched: float
+    wavefronts: float
+
+
+def count(device: "Device", name: str, rung: Rung, n: int, k: int, m: int) -> Count:
+    """Run a rung on the interpreter: instructions for each weight, sectors for each request."""
     kernel, launch = operands(name, rung, n, k, m)
     machine = device.driver.machine
     machine.counting, machine.counts = True, type(machine.counts)()
@@ -82,11 +92,18 @@ def counted(device: "Device", name: str, rung: Rung, n: int, k: int, m: int) -> 
     sectors, requests = traffic["global load sectors"], traffic["global load requests"]
     took, ideal = (sum(traffic[f"shared {what} {kind}"] for what in ("load", "store"))
                    for kind in ("wavefronts", "ideal"))
-    (verdict, *_) = gate.gate([kernel._replace(needs=kernel.needs if kernel.needs.endswith("a") else "90")])
     fetched = sectors + traffic["global fetch sectors"]    # by bulk copies, which are no requests of a warp
-    cells = [f"`{name}`", str(verdict.registers or "not known"), figure(machine.counts.total / (n * k)),
-             f"{sectors / max(requests, 1):.1f}", f"{32 * fetched / needed:.1f} x",
-             f"{took / ideal:.1f}" if ideal else "none", rung.idea or idea(kernel.function)]
+    return Count(machine.counts.total / (n * k), sectors / max(requests, 1), 32 * fetched / needed,
+                 took / ideal if ideal else 0.0)
+
+
+def counted(device: "Device", name: str, rung: Rung, n: int, k: int, m: int) -> str:
+    """A line of the table without a card."""
+    c, (kernel, _) = count(device, name, rung, n, k, m), operands(name, rung, n, k, m)
+    (verdict, *_) = gate.gate([kernel._replace(needs=kernel.needs if kernel.needs.endswith("a") else "90")])
+    cells = [f"`{name}`", str(verdict.registers or "not known"), figure(c.instructions), f"{c.sectors:.1f}",
+             f"{c.fetched:.1f} x", f"{c.wavefronts:.1f}" if c.wavefronts else "none",
+             rung.idea or idea(kernel.function)]
     return f"| {' | '.join(cells)} |"
 
 
