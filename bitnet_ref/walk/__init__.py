@@ -6,7 +6,8 @@
     twin                a small model and its full-precision twin, trained while one waits
     pictures            one for each notebook
     exploding           the port that failed, and the model that it failed on
-    ternary, layers_by_hand, a_block, packing, formats   questions, of the notebook of that name
+    ternary, layers_by_hand, a_block, train_nano, packing, formats, evaluate
+                        questions, of the notebook of that name; of two also what they train
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.
 Read after: bench/conform. Read next: walk/show.

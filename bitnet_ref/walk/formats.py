@@ -1,6 +1,6 @@
 """The questions of notebook 09: files, and how a file is misread.
 
-Read after: walk/exploding. Read next: walk/pictures.
+Read after: walk/exploding. Read next: walk/evaluate.
 """
 
 import numpy as np
