@@ -32,8 +32,8 @@ from bitnet_ref.walk import twin
 from bitnet_ref.walk.puzzle import Question, choice, number, works_like
 
 STEPS, SEEDS = 100, range(3)
-TEXT_BYTES, ASKED = 30_000, 80
-STEM, CHOICES = 6, 4                                       # words of a context; choices after it
+TEXT_BYTES, ASKED = 20_000, 60
+STEM, CHOICES, LONGEST = 6, 4, 12                          # words of a context; choices; letters of a word
 Records = list[Record]
 
 
@@ -88,19 +88,20 @@ def held_out(data: Dataset, n: int = TEXT_BYTES) -> str:
 def asked(text: str, n: int = ASKED, seed: int = 0) -> Task:
     """Questions by a rule: some words of the text, and which words follow. Wrong choices follow elsewhere.
 
-    Each choice has two to seven words.
+    Each choice has two to five words; words of more than LONGEST letters are left out of the text, so that all
+    fit into the models' context.
 
     >>> task = asked(" ".join(map(str, range(100))), 4)
     >>> len(task.questions), task.chance
     (4, 0.25)
     """
-    rng, words = np.random.default_rng(seed), text.split()
+    rng, words = np.random.default_rng(seed), [w for w in text.split() if len(w) <= LONGEST]
     places = rng.permutation(len(words) // (2 * STEM) - 1)[:n] * 2 * STEM
     questions = []
     for at in places.tolist():
         others = rng.choice(places[places != at], CHOICES - 1, replace=len(places) <= CHOICES)
         ends = [" " + " ".join(words[s + STEM:s + STEM + k])
-                for s, k in zip([at, *others.tolist()], rng.integers(2, 8, CHOICES).tolist())]
+                for s, k in zip([at, *others.tolist()], rng.integers(2, 6, CHOICES).tolist())]
         order = rng.permutation(CHOICES).tolist()
         questions.append(Asked(" ".join(words[at:at + STEM]), tuple(ends[i] for i in order), order.index(0)))
     return Task("what follows", "made by a rule", _sha(repr(questions)), questions)

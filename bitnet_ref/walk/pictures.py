@@ -163,7 +163,8 @@ def life_of_a_run(quiet: Path, guarded: Path, alone: Path) -> Picture:
 
 def _by_batch(steps: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
     """Batches and losses of a log, with a gap where batches were not applied."""
-    x, y = [], []
+    x: list[int] = []
+    y: list[float] = []
     for line in steps:
         if x and line["cursor"] > x[-1] + 2:
             x.append(line["cursor"] - 2)
@@ -217,21 +218,22 @@ def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
 
 def deltas(rows: list[Row]) -> Picture:
     """Notebook 10: each row's delta with its interval and its seeds, around zero. Only rows that have one."""
-    known = [row for row in rows if row.low is not None and row.high is not None]
+    known = [(row, row.delta, row.low, row.high) for row in rows
+             if row.delta is not None and row.low is not None and row.high is not None]
     figure = Figure(figsize=(9, 1.4 + 0.45 * len(known)), layout="constrained")
     ax = figure.subplots()
     ax.axvline(0, color=INK, lw=1)
-    for i, row in enumerate(known):
+    for i, (row, middle, low, high) in enumerate(known):
         colour = {WIN: PLUS, LOSS: MINUS}.get(row.verdict, "#8a8f98")
-        ax.plot([row.low, row.high], [i, i], color=colour, lw=7, alpha=0.35, solid_capstyle="butt")
+        ax.plot([low, high], [i, i], color=colour, lw=7, alpha=0.35, solid_capstyle="butt")
         seeds = [float(delta(o, t, row.better)) for o, t in zip(row.values, row.others)]
         ax.plot(seeds, [i] * len(seeds), "o", color=colour, ms=4)
-        ax.plot([row.delta], [i], "|", color=INK, ms=14, mew=2)
+        ax.plot([middle], [i], "|", color=INK, ms=14, mew=2)
         ax.text(1.01, i, row.verdict, color=colour, weight="bold", va="center",
                 transform=ax.get_yaxis_transform())
-    ax.set_yticks(range(len(known)), [f"{row.contest}\n{row.metric}" for row in known], fontsize=8)
+    ax.set_yticks(range(len(known)), [f"{row.contest}\n{row.metric}" for row, *_ in known], fontsize=8)
     ax.set(title="BitNet better to the right: delta, its 95 % interval, a dot for each seed", xlabel="%",
            ylim=(len(known) - 0.5, -0.5))
     ax.grid(alpha=0.25, axis="x")
     return finished(figure, "deltas around zero, each with an interval: " + "; ".join(
-        f"{row.contest}, {row.metric}: {row.verdict}" for row in known))
+        f"{row.contest}, {row.metric}: {row.verdict}" for row, *_ in known))
