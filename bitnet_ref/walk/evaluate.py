@@ -88,8 +88,8 @@ def held_out(data: Dataset, n: int = TEXT_BYTES) -> str:
 def asked(text: str, n: int = ASKED, seed: int = 0) -> Task:
     """Questions by a rule: some words of the text, and which words follow. Wrong choices follow elsewhere.
 
-    Each choice has two to five words; words of more than LONGEST letters are left out of the text, so that all
-    fit into the models' context.
+    Each choice has two to five words. Words of more than LONGEST letters are left out of the text, so that
+    all fit into the models' context.
 
     >>> task = asked(" ".join(map(str, range(100))), 4)
     >>> len(task.questions), task.chance
