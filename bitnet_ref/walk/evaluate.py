@@ -31,7 +31,7 @@ from bitnet_ref.model.cost import count_params
 from bitnet_ref.walk import twin
 from bitnet_ref.walk.puzzle import Question, choice, number, works_like
 
-STEPS, SEEDS = 100, range(3)
+STEPS, SEEDS = 300, range(3)
 TEXT_BYTES, ASKED = 20_000, 60
 STEM, CHOICES, LONGEST = 6, 4, 12                          # words of a context; choices; letters of a word
 Records = list[Record]

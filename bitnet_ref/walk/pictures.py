@@ -155,8 +155,8 @@ def life_of_a_run(quiet: Path, guarded: Path, alone: Path) -> Picture:
         ax.grid(alpha=0.25)
     above.set(title="Loss of each batch", ylabel="nats a token")
     above.legend(frameon=False, ncols=2, fontsize=9)
-    below.set(title="Trits flipped in ten steps (dots: the undisturbed run's rate drops, its decay ends)",
-              xlabel="batches seen", ylabel="share", ylim=(0, None))
+    below.set(title="Trits flipped in ten steps; dotted: the undisturbed run's rate drops and its decay ends",
+              xlabel="batches seen", ylabel="share", yscale="log")
     return finished(figure, "loss and flips of three runs: random batches are skipped and a damaged model is "
                             "taken back; without the guard both are learnt")
 
