@@ -49,8 +49,8 @@ class Side(NamedTuple):
 def shapes() -> dict[str, ModelConfig]:
     """BitNet; its twin of as many parameters; a narrower float model of as many bytes.
 
-    >>> {who: round(rivals.stored_bytes(shape)) for who, shape in shapes().items()}
-    {'bitnet': 0}
+    >>> {who: round(rivals.stored_bytes(shape) / 1000) for who, shape in shapes().items()}
+    {'bitnet': 45, 'twin': 133, 'small-twin': 44}
     """
     small = twin.SMALL
     return {rivals.BITNET: small, rivals.TWIN: replace(small, linear="full"),
@@ -155,7 +155,12 @@ def _sha(text: str) -> str:
 
 
 def line(row: Row) -> str:
-    """A row of a report in one line: what, the delta and its interval, the verdict, and what weakens it."""
+    """A row of a report in one line: what, the delta and its interval, the verdict; below, what weakens it.
+
+    >>> line(Row("equal bytes", "text", "acc", "higher", "a", "b", 0.4, 0.5, [0.4], [0.5], -20.0, -30.0, -9.0,
+    ...          "loss", 250, "questions"))
+    'equal bytes        acc             -20.0 % [-30.0, -9.0]     loss'
+    """
     delta_said = "" if row.delta is None else f"{row.delta:+6.1f} %"
     ends = "" if row.low is None or row.high is None else f" [{row.low:+.1f}, {row.high:+.1f}]"
     flags = "".join(f"\n    {flag}" for flag in row.flags)
