@@ -155,16 +155,16 @@ def _sha(text: str) -> str:
 
 
 def line(row: Row) -> str:
-    """A row of a report in one line: what, the delta and its interval, the verdict; below, what weakens it.
+    """A row of a report: what and the verdict; the delta and its interval; what weakens it.
 
-    >>> line(Row("equal bytes", "text", "acc", "higher", "a", "b", 0.4, 0.5, [0.4], [0.5], -20.0, -30.0, -9.0,
-    ...          "loss", 250, "questions"))
-    'equal bytes        acc             -20.0 % [-30.0, -9.0]     loss'
+    >>> print(line(Row("equal bytes", "text", "acc", "higher", "a", "b", 0.4, 0.5, [0.4], [0.5], -20.0, -30.0,
+    ...                -9.0, "loss", 250, "questions")))
+    equal bytes, acc: loss
+        -20.0 % [-30.0, -9.0]
     """
-    delta_said = "" if row.delta is None else f"{row.delta:+6.1f} %"
     ends = "" if row.low is None or row.high is None else f" [{row.low:+.1f}, {row.high:+.1f}]"
-    flags = "".join(f"\n    {flag}" for flag in row.flags)
-    return f"{row.contest:18} {row.metric:14} {delta_said}{ends:18} {row.verdict}{flags}"
+    found = [] if row.delta is None else [f"{row.delta:+.1f} %{ends}"]
+    return "\n    ".join([f"{row.contest}, {row.metric}: {row.verdict}", *found, *row.flags])
 
 
 # ---- the questions ----

@@ -175,7 +175,8 @@ def _by_batch(steps: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
 
 
 def _points(values: dict[int, float]) -> tuple[list[int], list[float]]:
-    return list(values), list(values.values())
+    """What a logarithmic axis can show."""
+    return [x for x in values if values[x] > 0], [y for y in values.values() if y > 0]
 
 
 def bits_of_layouts(w_q: np.ndarray) -> Picture:
