@@ -8,7 +8,8 @@
     pictures, kernel_pictures   one for each notebook
     cpu_kernels, gpu_kernels    a ladder climbed and questions; kernels interpreted and questions
     exploding           the port that failed, and the model that it failed on
-    ternary, layers_by_hand, a_block, packing, formats   questions, of the notebook of that name
+    ternary, layers_by_hand, a_block, train_nano, packing, formats, evaluate
+                        questions, of the notebook of that name; of two also what they train
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.
 Read after: bench/conform. Read next: walk/show.

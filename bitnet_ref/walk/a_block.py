@@ -1,6 +1,6 @@
 """The questions of notebook 03: what reads what in a block, and what straight-through means.
 
-Read after: walk/layers_by_hand. Read next: walk/packing.
+Read after: walk/layers_by_hand. Read next: walk/train_nano.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 What a warp asks of memory, kernels with a line of their PTX changed, and what has been measured on a card.
 All of it is the interpreter's, also on a machine that has a card: it sees what a card lets pass in silence.
-Read after: walk/cpu_kernels. Read next: walk/pictures.
+Read after: walk/cpu_kernels. Read next: walk/evaluate.
 """
 
 import re

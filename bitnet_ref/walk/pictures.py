@@ -2,24 +2,29 @@
 
 A `Picture` is bytes and shows itself: no backend to choose, no state of pyplot. Few colours are kept, a third
 of the bytes, since the heroes are stored in the repository.
-Read after: walk/gpu_kernels. Read next: walk/kernel_pictures.
+Read after: walk/evaluate. Read next: walk/kernel_pictures.
 """
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from bitnet_ref.bench.contest import LOSS, WIN, Row
+from bitnet_ref.bench.interval import delta
 from bitnet_ref.layers import attention, rope
 from bitnet_ref.layers.rope import rope_table
 from bitnet_ref.pack.rans import entropy, histogram, pack_rans
 from bitnet_ref.pack.rosetta import LAYOUTS, pack
 from bitnet_ref.quant import absmean_ternary, ternary_stats
+from bitnet_ref.train import log
 from bitnet_ref.walk.derivative import array_error, complex_step
+from bitnet_ref.walk.train_nano import over_matrices
 
 MINUS, ZERO, PLUS, INK = "#4a7fc6", "#c9c9c9", "#d1603d", "#222222"
 COLOURS = 128
@@ -143,6 +148,50 @@ def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T:
     return finished(figure, "angles over positions; three curves of one score that coincide; heads in runs")
 
 
+def life_of_a_run(quiet: Path, guarded: Path, alone: Path) -> Picture:
+    """Notebook 04: the loss and the flips of three runs over the batches they saw, from their logs."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.7, 1))
+    runs = {"no guard": (alone, MINUS), "guarded": (guarded, PLUS), "undisturbed": (quiet, INK)}
+    for name, (folder, colour) in runs.items():
+        steps, events = log.read(folder, "step"), log.read(folder, "event")
+        above.plot(*_by_batch(steps), color=colour, lw=1, label=name)
+        below.plot(*_points(over_matrices(folder, "flipped")), color=colour, marker="o", ms=2.5, lw=1)
+        for what, mark, size, means in (("skip", "x", 4, "a batch skipped"),
+                                        ("rollback", "v", 9, "back to a checkpoint")):
+            seen = [(e["cursor"] - 1, e["loss"]) for e in events if e["what"] == what]
+            if seen:
+                above.plot(*zip(*seen), mark, color=PLUS, ms=size, ls="", label=means)
+    switch = next(line["cursor"] for line in log.read(quiet, "step") if not line["decay"])
+    for ax in (above, below):
+        ax.axvline(switch, color=INK, lw=0.8, ls=":")
+        ax.grid(alpha=0.25)
+    above.set(title="Loss of each batch", ylabel="nats a token")
+    above.legend(frameon=False, ncols=2, fontsize=9)
+    below.set(title="Trits flipped in ten steps; dotted: the undisturbed run's rate drops and its decay ends",
+              xlabel="batches seen", ylabel="share", yscale="log")
+    return finished(figure, "loss and flips of three runs: random batches are skipped and a damaged model is "
+                            "taken back; without the guard both are learnt")
+
+
+def _by_batch(steps: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    """Batches and losses of a log, with a gap where batches were not applied."""
+    x: list[int] = []
+    y: list[float] = []
+    for line in steps:
+        if x and line["cursor"] > x[-1] + 2:
+            x.append(line["cursor"] - 2)
+            y.append(float("nan"))
+        x.append(line["cursor"] - 1)
+        y.append(line["loss"])
+    return x, y
+
+
+def _points(values: dict[int, float]) -> tuple[list[int], list[float]]:
+    """What a logarithmic axis can show."""
+    return [x for x in values if values[x] > 0], [y for y in values.values() if y > 0]
+
+
 def bits_of_layouts(w_q: np.ndarray) -> Picture:
     """Notebook 05: how often each trit of w_q int8 (N, K) occurs, and what each way to store them spends.
     >>> w_q = np.random.default_rng(0).integers(-1, 2, (128, 256)).astype(np.int8)
@@ -186,3 +235,26 @@ def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
     ax.grid(alpha=0.25)
     ax.legend(frameon=False)
     return finished(figure, "norm of the stream over the layers: both curves grow a hundredfold and more")
+
+
+def deltas(rows: list[Row]) -> Picture:
+    """Notebook 10: each row's delta with its interval and its seeds, around zero. Only rows that have one."""
+    known = [(row, row.delta, row.low, row.high) for row in rows
+             if row.delta is not None and row.low is not None and row.high is not None]
+    figure = Figure(figsize=(9, 1.4 + 0.45 * len(known)), layout="constrained")
+    ax = figure.subplots()
+    ax.axvline(0, color=INK, lw=1)
+    for i, (row, middle, low, high) in enumerate(known):
+        colour = {WIN: PLUS, LOSS: MINUS}.get(row.verdict, "#8a8f98")
+        ax.plot([low, high], [i, i], color=colour, lw=7, alpha=0.35, solid_capstyle="butt")
+        seeds = [float(delta(o, t, row.better)) for o, t in zip(row.values, row.others)]
+        ax.plot(seeds, [i] * len(seeds), "o", color=colour, ms=4)
+        ax.plot([middle], [i], "|", color=INK, ms=14, mew=2)
+        ax.text(1.01, i, row.verdict, color=colour, weight="bold", va="center",
+                transform=ax.get_yaxis_transform())
+    ax.set_yticks(range(len(known)), [f"{row.contest}\n{row.metric}" for row, *_ in known], fontsize=8)
+    ax.set(title="BitNet better to the right: delta, its 95 % interval, a dot for each seed", xlabel="%",
+           ylim=(len(known) - 0.5, -0.5))
+    ax.grid(alpha=0.25, axis="x")
+    return finished(figure, "deltas around zero, each with an interval: " + "; ".join(
+        f"{row.contest}, {row.metric}: {row.verdict}" for row, *_ in known))

@@ -36,7 +36,8 @@ def text() -> Dataset:
     return prepare("python-docs", vocab_size=SMALL.vocab_size, progress=False)
 
 
-def trained(linear: str, data: Dataset, recipe: TrainConfig = RECIPE, seed: int = 0) -> Transformer:
+def trained(linear: str, data: Dataset, recipe: TrainConfig = RECIPE, seed: int = 0,
+            shape: ModelConfig = SMALL) -> Transformer:
     """A model after `recipe.steps` updates. linear: "ternary", a BitNet, or "full", its twin.
     >>> from bitnet_ref.train.small import small_run
     >>> _, data = small_run()
@@ -44,7 +45,7 @@ def trained(linear: str, data: Dataset, recipe: TrainConfig = RECIPE, seed: int 
     >>> loss(model, data, windows=2) < guessing(data)
     True
     """
-    cfg = replace(SMALL, linear=linear, vocab_size=data.tokenizer.vocab_size)
+    cfg = replace(shape, linear=linear, vocab_size=data.tokenizer.vocab_size)
     ops, feed = load("numpy"), open_feed(data.train, data.report, cfg.context, seed)
     params = init_params(cfg, seed)
     model, grads = Transformer(cfg, params, ops), params.zeros_like()
