@@ -10,7 +10,7 @@ Read after: evaluate/completions. Read next: evaluate/slid.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -31,6 +31,7 @@ from bitnet_ref.model.transformer import require_finite
 LOGITS = 1 << 26                                           # numbers of logits that a batch may have
 ROWS = 256                                                 # of logits that are float64 at once
 FIELDS = ("nats", "tokens", "bytes", "words")              # of a window
+BLOCKS = 50                                                # of neighbours, each left out once
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,24 @@ class Sliding(NamedTuple):
     def word_perplexity(self) -> float:
         """exp(nats per word): for texts whose words count, such as WikiText's."""
         return math.exp(min(self.score.nats / self.words, 700.0)) if self.words else math.inf    # (SW.2)
+
+
+def standard_error(rows: Sequence[Sequence[float]], figure: Callable[[np.ndarray], float],
+                   blocks: int = BLOCKS) -> float | None:
+    """Of a figure of the sums over windows, by a jackknife of blocks of neighbours; None of one window.
+
+    Windows that follow each other in a text are alike, so each by itself would say too little.   rows (n, k)
+
+    >>> standard_error([[2.0, 1.0], [4.0, 1.0], [6.0, 1.0], [8.0, 1.0]], lambda sums: sums[0] / sums[1])
+    1.2909944487358056
+    """
+    parts = np.array([part.sum(axis=0) for part in np.array_split(np.array(rows, float), blocks) if len(part)])
+    if len(parts) < 2:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        away = np.array([figure(sums) for sums in parts.sum(axis=0) - parts])
+        error = float(np.sqrt((len(parts) - 1) * np.var(away)))                 # (SW.3)
+    return error if math.isfinite(error) else None
 
 
 def texts_of(corpus: str) -> tuple[list[str], str]:
