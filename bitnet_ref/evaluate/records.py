@@ -122,12 +122,24 @@ def place_of(path: str | Path, task: str) -> Path:
 def load(path: str | Path) -> Record:
     """The record in a file. Raises CheckError: no file, too large, not JSON, not of this schema, a field that
     is missing, of another type or out of range."""
-    held = held_in(path, LARGEST, "a record", FIX, FIX)
+    return from_table(json_in(path, "a record", FIX), str(path))
+
+
+def json_in(path: str | Path, what: str, fix: str) -> Any:
+    """The JSON in a file of `what`. Raises CheckError: no file, too large, not JSON; `fix`: what to do.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "found.json")
+    >>> with open(path, "w") as file:
+    ...     _ = file.write('{"kind": "choice"}')
+    >>> json_in(path, "a record", "make it again")
+    {'kind': 'choice'}
+    """
+    held = held_in(path, LARGEST, what, fix, fix)
     try:
-        table = json.loads(held.decode("utf-8"))
+        return json.loads(held.decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise CheckError(f"{path} must be a record as JSON; got {str(e)[:100]}; {FIX}") from None
-    return from_table(table, str(path))
+        raise CheckError(f"{path} must be {what} as JSON; got {str(e)[:100]}; {fix}") from None
 
 
 def from_table(table: Any, where: str) -> Record:

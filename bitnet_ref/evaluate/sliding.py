@@ -69,7 +69,8 @@ def standard_error(rows: Sequence[Sequence[float]], figure: Callable[[np.ndarray
     >>> standard_error([[2.0, 1.0], [4.0, 1.0], [6.0, 1.0], [8.0, 1.0]], lambda sums: sums[0] / sums[1])
     1.2909944487358056
     """
-    parts = np.array([part.sum(axis=0) for part in np.array_split(np.array(rows, float), blocks) if len(part)])
+    held = np.array_split(np.array(rows, float), min(blocks, len(rows)))
+    parts = np.array([part.sum(axis=0) for part in held])
     if len(parts) < 2:
         return None
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

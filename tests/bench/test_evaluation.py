@@ -76,11 +76,11 @@ def test_what_an_evaluation_refuses_is_said(tmp_path):
 def test_timings_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatch):
     calls = []
 
-    def measured(models, rounds, threads, say):
+    def measured(models, rounds, threads, say, peers):
         calls.append(models)
         row = dict.fromkeys(efficiency.METRICS, 2.0) | {"joules per token": None}
         return efficiency.Measured({name: [row, {**row, "peak MiB": 4.0}] for name in models},
-                                   ["energy: unknown: none"], {"backend": "numba", "threads": 7})
+                                   ["energy: unknown: none"], {"backend": "numba", "threads": 7}, {})
 
     monkeypatch.setattr(efficiency, "measured", measured)
     found, notes = evaluation.timed(job(tmp_path), {"bitnet": contestant()})
