@@ -5,7 +5,7 @@ A backend whose cached decode equals the full forward gives the same bits either
 are taken longest first, so that too large a batch fails at once.
 Port note: a continuation of n tokens needs n rows of logits: the context's last, and those of all but its own
 last token.
-Read after: evaluate/perplexity. Read next: evaluate/tasks.
+Read after: evaluate/perplexity. Read next: evaluate/lines.
 """
 
 from collections.abc import Iterator, Sequence

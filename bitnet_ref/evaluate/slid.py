@@ -42,6 +42,10 @@ def evaluate(args: Namespace, argv: list[str]
     """(lines for a person, figures, the record, whether the model is better than guessing, the partial file).
 
     Raises CheckError for options out of range, a text that its tokens lose, a partial file of something else.
+
+    >>> evaluate(Namespace(corpus=None), [])
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: a window slides over a text; got none; name one with --corpus PATH
     """
     began = time.monotonic()
     check(args.corpus is not None, "a window slides over a text", "none", "name one with --corpus PATH")

@@ -1,4 +1,4 @@
-"""bench/engines: other engines take turns with ours on the same model, and what is not the same is left out."""
+"""bench/engines: others take turns with ours on the same model, and what is not the same is left out."""
 
 import os
 import subprocess
@@ -163,7 +163,8 @@ class Answering:
     says, turns = {}, []
 
     def __init__(self, python, module, *arguments, ours=False):
-        self.name, self.about = arguments[0], {"about": "it, 1.0", "kernels": {"threads": 1} if ours else None}
+        self.name = arguments[0]
+        self.about = {"about": "it, 1.0", "kernels": {"threads": 1} if ours else None}
         assert ours == (python == sys.executable)
 
     def __enter__(self):
@@ -215,7 +216,7 @@ def test_timings_in_engines_are_kept_and_made_when_asked_for(tmp_path, monkeypat
 
     def measured(models, rounds, threads, say, peers):
         asked.append(list(peers))
-        return Measured(dict.fromkeys([*models, *peers], [ROW, ROW]), [], {"threads": 1}, {
+        return Measured({name: [ROW, ROW] for name in (*models, *peers)}, [], {"threads": 1}, {
             name: {"engine": "it, 1.0", "logits apart": 0.5} for name in peers})
 
     monkeypatch.setattr(efficiency, "measured", measured)

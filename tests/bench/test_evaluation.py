@@ -12,7 +12,14 @@ import pytest
 import tiny
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.bench import chains, efficiency, evaluation, evaluation_report, rivals
+from bitnet_ref.bench import (
+    chains,
+    efficiency,
+    evaluation,
+    evaluation_page,
+    evaluation_report,
+    rivals,
+)
 from bitnet_ref.bench.cells import FIGURES
 from bitnet_ref.cli import run_command
 from bitnet_ref.evaluate import harness, records
@@ -137,7 +144,61 @@ def test_questions_that_have_changed_are_asked_again(tmp_path, monkeypatch):
     assert len(asked) == 5                                 # another command
 
 
+def test_everybody_is_scored_and_asked_but_for_twins_that_would_say_it_again(tmp_path, monkeypatch):
+    scored = []
+
+    def evaluated(job, name, path, task, *flags, sha=None):
+        scored.append((name, Path(path).name, task))
+        return made_up.perplexity()
+
+    monkeypatch.setattr(evaluation, "evaluated", evaluated)
+    monkeypatch.setattr(evaluation, "stored", lambda run, folder: folder)
+    monkeypatch.setattr(evaluation, "texts_of", lambda corpus: ([], "sha"))
+    monkeypatch.setattr(evaluation, "_questions", lambda task: None)
+    trained = {who: [{"name": f"{who}-{n}"} for n in range(2)] for who in (rivals.BITNET, rivals.SMALL)}
+    found = evaluation.contestants(job(tmp_path), trained, tmp_path, [Path("else/llama")])
+    assert {who: (c.name, c.contest, len(c.records)) for who, c in found.items()} == {
+        "bitnet": ("BitNet b1.58", "", 2), "small-twin": ("narrower twin", "equal bytes", 2),
+        "llama": ("llama", "baseline llama", 1)}
+    assert scored[0] == ("bitnet-0", "bitnet-0", "wikitext-2")
+    assert scored[-1] == ("baseline-llama", "llama", "wikitext-2")
+    del scored[:]
+    asked = {who: evaluation.asked(job(tmp_path), who, c, ["q/arc.jsonl"]) for who, c in found.items()}
+    assert asked["small-twin"] == {}
+    assert [len(asked[who]["q/arc.jsonl"]) for who in ("bitnet", "llama")] == [2, 1]
+    assert {task for _, _, task in scored} == {"arc.jsonl"}
+
+
 # ---- the command ----
+
+def test_the_command_puts_its_parts_together(tmp_path, monkeypatch, capsys):
+    """From the command line to the page, with parts that are each tested by themselves; in its order."""
+    written, runs = {}, {rivals.BITNET: [{"name": "bitnet-seed-0"}]}
+    models = {rivals.BITNET: evaluation_report.Contestant("BitNet", "", [made_up.perplexity()], Path("m"),
+                                                          runs[rivals.BITNET])}
+    speed = {rivals.BITNET: made_up.efficiency([1, 2, 3])}
+    (tmp_path / "records").mkdir()
+    records.save(tmp_path / "records" / "a.json", made_up.choice(0.5))
+    plans = []
+    monkeypatch.setattr(rivals, "train_all", lambda plan, folder: plans.append((plan, folder)) or runs)
+    monkeypatch.setattr(evaluation, "contestants", lambda job, trained, folder, baselines: models)
+    monkeypatch.setattr(evaluation, "timed", lambda job, given: (speed, ["note"]))
+    monkeypatch.setattr(evaluation, "spoken", lambda job, run, weights: {"of": run.name})
+    monkeypatch.setattr(evaluation_report, "assembled", lambda *given: given)
+    monkeypatch.setattr(evaluation_page, "write", lambda place, report: written.update({place: report}))
+    monkeypatch.setattr(evaluation_page, "summary", lambda report: "0 wins")
+    arguments = ["--output", str(tmp_path / "out"), "--preset", "tiny", "--steps", "7", "--seeds", "2",
+                 "--threads", "1", "--records", str(tmp_path / "records"), "--data", str(tmp_path)]
+    monkeypatch.setenv(evaluation.DATA, "before")
+    assert run_command(evaluation.main, arguments) == 0
+    assert capsys.readouterr().out == "0 wins\n"
+    assert os.environ[evaluation.DATA] == str(tmp_path)
+    (plan, folder), = plans
+    assert (plan.preset, plan.seeds, plan.train.steps, plan.train.corpus) == ("tiny", 2, 7, "wikitext-2")
+    assert folder == tmp_path / "out" / "runs"
+    given = written[tmp_path / "out"]
+    assert given[1:5] == (speed, [made_up.choice(0.5)], {"of": "bitnet-seed-0"}, ["note"])
+    assert given[5].command.startswith("python -m bitnet_ref.evaluate report")
 
 @pytest.mark.parametrize("arguments", [
     ["--steps", "0"], ["--seeds", "6"], ["--rounds", "1"], ["--preset", "huge"], ["--baseline", "nowhere"],
