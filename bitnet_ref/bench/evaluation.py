@@ -37,7 +37,6 @@ from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.opened import kind_of, open_model
 from bitnet_ref.formats.source import open_run
 
-COMMAND = "evaluate report"
 CHAINS, NOTES = "chains.json", "efficiency-notes.json"
 CORPUS = "wikitext-2"            # train, valid and test are official parts of it
 
@@ -59,7 +58,7 @@ class Job(NamedTuple):
 
     def made(self, began: float) -> records.Made:
         """By this command, since then."""
-        return made(COMMAND, self.argv, time.perf_counter() - began, "numba")
+        return made("evaluate", ["report", *self.argv], time.perf_counter() - began, "numba")
 
     def timing(self) -> dict[str, Any]:
         """What timings depend on beside the models."""

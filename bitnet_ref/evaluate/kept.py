@@ -52,7 +52,7 @@ def kept_file(output: str | Path, *identity: str) -> Path:
     """Where what is scored for the record `output` is kept; `identity`: all that decides its numbers.
 
     >>> kept_file("out/arc.json", "weights", "task").name
-    '.arc.json.KEPT.part'
+    '.arc.json.30e0a3e2634d.part'
     """
     mark = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
     return Path(output).with_name(f".{Path(output).name}.{mark}.part")
