@@ -21,11 +21,15 @@ from bitnet_ref.bench import (
     rivals,
 )
 from bitnet_ref.bench.cells import FIGURES
+from bitnet_ref.bench.random_model import QUICK, random_weights
 from bitnet_ref.cli import run_command
+from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.evaluate import harness, records
 from bitnet_ref.evaluate.provenance import made
 from bitnet_ref.evaluate.tasks import read_task
+from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.opened import open_model
+from bitnet_ref.formats.source import About, Source
 
 DATA = os.environ.get("BITNET_REF_DATA")
 
@@ -255,17 +259,36 @@ def test_baselines_have_names_of_their_own(names, tmp_path):
         evaluation.parsed(["--output", str(tmp_path / "out"), *given])
 
 
+def llama(place):
+    """A LLaMA of random weights with a tokenizer of its own."""
+    tokenizer = train_bpe([tiny.text(400)], 300)
+    cfg = replace(QUICK, vocab_size=tokenizer.vocab_size, linear="full", norm="pre", context=256)
+    held = random_weights(cfg)
+    write_hf(place, Source(place, "memory", "", cfg, About(), tokenizer.json, held.__getitem__))
+    return place
+
+
 @pytest.mark.nightly
 @pytest.mark.data
 @pytest.mark.skipif(not DATA, reason="needs BITNET_REF_DATA")
 def test_the_whole_report(tmp_path):
+    """With a LLaMA of another vocabulary as a baseline, and records of HumanEval made elsewhere."""
+    (tmp_path / "others").mkdir()
+    for linear in ("ternary", "full"):
+        records.save(tmp_path / "others" / f"{linear}.json", made_up.code(linear))
     how = ("report", "--output", tmp_path, "--preset", "tiny", "--steps", 8, "--seeds", 2, "--rounds", 2,
-           "--prompts", 3, "--threads", 1)
+           "--prompts", 3, "--threads", 1, "--baseline", llama(tmp_path / "llama"),
+           "--records", tmp_path / "others")
     first = tiny.command("evaluate", *how)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(tuple("0123456789"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    assert len(files) == 2 * 4 + 4
+    assert len(files) == 2 * 4 + 4 + 2
+    rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"]
+    against = {r["metric"]: r for r in rows if r["contest"] == "baseline llama"}
+    assert {"bits per byte", "decode tokens/s", "model bytes"} <= against.keys()
+    assert against["perplexity"]["verdict"] == "refused"   # per token of two vocabularies
+    assert [r["metric"] for r in rows if r["contest"] == "code"] == ["pass@1"]
     again = tiny.command("evaluate", *how)
     assert again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in files} == files
