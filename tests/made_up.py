@@ -53,4 +53,5 @@ def code(linear="ternary", passed=0.25, n=164):
     rows = [[float(i < round(passed * n)), 1.0] for i in range(n)]
     share = sum(row[0] for row in rows) / n
     return Record("code", "humaneval", model(linear=linear, path=f"runs/{linear}"), MADE,
-                  Data("HumanEval", "problems", n), {"pass@1": Metric(share, n)}, rows, ["correct", "samples"])
+                  Data("HumanEval", "problems", n), {"pass@1": Metric(share, n)}, rows,
+                  ["correct", "samples"])
