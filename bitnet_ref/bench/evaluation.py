@@ -1,6 +1,6 @@
 """python -m bitnet_ref.evaluate report --output DIR
 python -m bitnet_ref.evaluate report --output DIR --steps 30 --seeds 2 --rounds 2 --prompts 3
-python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records records/ --peer transformers
+python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records records/ --peer llama.cpp
 
 Train BitNet and its full-precision twins, score them on WikiText-2's test text, time them, and write where
 BitNet wins and where it loses: report.html, report.json, report.md. What is done is not done again.
