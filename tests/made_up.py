@@ -46,3 +46,12 @@ def efficiency(rates, n_bytes=400, **about):
     return Record("efficiency", "generation", model(bytes=n_bytes, **about), MADE,
                   Data("a prompt", "prompt", len(rates)), metrics, [[float(r)] for r in rates],
                   ["decode tokens/s"])
+
+
+def code(linear="ternary", passed=0.25, n=164):
+    """One sample of each problem of HumanEval, of which `passed` passes."""
+    rows = [[float(i < round(passed * n)), 1.0] for i in range(n)]
+    share = sum(row[0] for row in rows) / n
+    return Record("code", "humaneval", model(linear=linear, path=f"runs/{linear}"), MADE,
+                  Data("HumanEval", "problems", n), {"pass@1": Metric(share, n)}, rows,
+                  ["correct", "samples"])

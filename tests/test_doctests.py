@@ -29,6 +29,7 @@ DONE = (                                                   # every public functi
     "train",
     "walk",
     "generate",
+    "evaluate",
     "__init__",
     "cli",
     "convert",

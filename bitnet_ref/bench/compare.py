@@ -7,9 +7,6 @@ Exit code 0: nothing is worse beyond its uncertainty. 1: something is. 2: the tw
 Read after: bench/evaluation. Read next: bench/__main__.
 """
 
-import json
-import os
-import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +23,10 @@ from bitnet_ref.bench.contest import (
     has_column,
 )
 from bitnet_ref.bench.interval import Interval, difference
-from bitnet_ref.checks import CheckError, check, shown
+from bitnet_ref.checks import check, shown
 from bitnet_ref.cli import CHECK_FAILED, DONE, Parser, run_command, text
-from bitnet_ref.data.atomic import unreadable
 from bitnet_ref.evaluate import records
 
-LARGEST = 1 << 26                # bytes of a report
 TIMED = MINIMUM["efficiency"].unit, MINIMUM["speculation"].unit
 KEY = "contest", "task", "metric", "ours", "theirs"
 FIX = "give the report.json that python -m bitnet_ref.evaluate report wrote"
@@ -64,18 +59,7 @@ def compared(old: Path, new: Path) -> list[tuple[str, str, str]]:
 
 def opened(path: Path) -> Any:
     """A record, or the rows of a report by their KEY. Raises CheckError for anything else."""
-    try:
-        check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
-              "a folder, pipe or device", FIX)             # a pipe would be waited for
-        with open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
-    except OSError as e:
-        raise unreadable(path, e) from None
-    check(len(raw) <= LARGEST, f"{path} must have at most {LARGEST} bytes", "more", FIX)
-    try:
-        table = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise CheckError(f"{path} must be JSON; got {str(e)[:100]}; {FIX}") from None
+    table = records.json_in(path, "a record or a report", FIX)
     if not (isinstance(table, dict) and table.get("kind") == "report"):
         return records.from_table(table, str(path))
     return _rows(table, path)

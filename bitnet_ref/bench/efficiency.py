@@ -3,9 +3,10 @@
 Each round starts a new process for each model, by turns: its peak memory is its own, and what differs from
 one start to the next (where memory lies, what the machine is doing) is in the spread of the rounds. Peak
 memory has the interpreter and its libraries in it, which a small model does not outweigh.
-Read after: bench/contest. Read next: bench/rivals.
+Read after: bench/contest. Read next: bench/engines.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -16,42 +17,87 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitnet_ref.bench.child import Child, peak, serve
-from bitnet_ref.checks import check
+from bitnet_ref.checks import CheckError, check
 
 PROMPT, TOKENS = 128, 64     # tokens read, tokens written, at most; a short context has half of it for each
 TURN = 0.3                   # seconds, at least, that a figure is taken over
 METRICS = {"prefill tokens/s": "higher", "decode tokens/s": "higher", "first token ms": "lower",
            "peak MiB": "lower", "joules per token": "lower"}
 MODULE = "bitnet_ref.bench.efficiency"
+FAR = 0.1                        # of the largest logit: TQ2_0 quantises by blocks, and codes flip
 RAPL = Path("/sys/class/powercap")
 Round = dict[str, float | None]
+NOBODY: Mapping[str, Any] = {}
+
+
+class Ran(NamedTuple):
+    """How a model is run by another engine: interpreter, module and arguments of its child; `like`: the name
+    of the same model in ours."""
+
+    python: str
+    module: str
+    arguments: tuple[str, ...]
+    like: str
 
 
 class Measured(NamedTuple):
     """`rounds`: {name: figures round by round}; `notes`: what could not be measured and why; `kernels`: what
-    the children computed with, which may be other threads than this process has."""
+    our children computed with, which may be other threads than this process has; `engines`: of each that ran
+    in another engine what that is, and how far its logits are from ours."""
 
     rounds: dict[str, list[Round]]
     notes: list[str]
     kernels: dict[str, Any]
+    engines: dict[str, dict[str, Any]]
 
 
 def measured(models: Mapping[str, str], rounds: int, threads: int | None,
-             say: Callable[[str], None] = lambda text: None) -> Measured:
-    """Of models by path, in turns."""
+             say: Callable[[str], None] = lambda text: None, peers: Mapping[str, Ran] = NOBODY) -> Measured:
+    """Of models by path, and of `peers`, in turns. A peer that fails, or computes something else, is noted
+    and left out."""
     check(rounds > 1, "--rounds must be 2 or more", rounds, "one round has no spread")
-    found: dict[str, list[Round]] = {name: [] for name in models}
-    notes: dict[str, None] = {}
-    names, computed = list(models), dict[str, Any]()
+    found: dict[str, list[Round]] = {name: [] for name in (*models, *peers)}
+    notes, computed = dict[str, None](), dict[str, Any]()
+    logits, engines = dict[str, Any](), dict[str, dict[str, Any]]()
     for i in range(rounds):
         say(f"efficiency: round {i + 1} of {rounds}")
+        names = list(found)
         for name in names[i % len(names):] + names[:i % len(names)]:
-            with Child(sys.executable, MODULE, models[name], str(threads or 0), ours=True) as child:
-                computed, said = child.about["kernels"], child.ask("measure")
+            try:
+                about, said = _asked(models.get(name), peers.get(name), threads)
+            except CheckError as e:
+                if name in models:
+                    raise
+                notes[f"{name}: left out: {e}"] = None
+                del found[name]
+                continue
+            computed, logits[name] = about["kernels"] or computed, np.array(said["logits"])
+            if name in peers:
+                engines[name] = {"engine": about["about"]}
             if said["why no energy"]:
                 notes[f"energy: unknown: {said['why no energy']}"] = None
             found[name].append({metric: said[metric] for metric in METRICS})
-    return Measured(found, list(notes), computed)
+    for name in [name for name in peers if name in found]:
+        engines[name]["logits apart"] = away = apart(logits[peers[name].like], logits[name])
+        if away > FAR:
+            notes[f"{name}: left out: its logits are {away:.0%} of the largest from ours"] = None
+            del found[name]
+    return Measured(found, list(notes), computed, engines)
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference of logits, as a share of the largest of ours; inf where one is not finite."""
+    if ours.shape != theirs.shape or not np.isfinite(theirs).all():
+        return math.inf
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def _asked(path: str | None, peer: Ran | None, threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(greeting, figures) of a model of ours, or of a peer."""
+    words = (sys.executable, MODULE, str(path), str(threads or 0)) if peer is None else (
+        peer.python, peer.module, *peer.arguments)
+    with Child(*words, ours=peer is None) as child:
+        return child.about, child.ask("measure")
 
 
 # ---- in the child ----
@@ -88,9 +134,11 @@ def measure(model: Any) -> dict[str, Any]:
     whole, calls = per_call(write)
     spent = joules()
     each = (whole - wait) / tokens
-    known = not isinstance(spent, str)
-    return {"prefill tokens/s": prompt / wait, "decode tokens/s": 1 / each,
-            "first token ms": 1e3 * wait, "peak MiB": peak() / 2**20 or None,
+    known, most = not isinstance(spent, str), peak()
+    logits, _ = model.prefill(ids)
+    return {"logits": logits.reshape(-1, logits.shape[-1])[-1].tolist(),
+            "prefill tokens/s": prompt / wait, "decode tokens/s": 1 / each,
+            "first token ms": 1e3 * wait, "peak MiB": most / 2**20 or None,
             "joules per token": spent / (calls * (prompt + tokens)) if known else None,
             "why no energy": "" if known else spent}
 

@@ -1,6 +1,6 @@
 """python -m bitnet_ref.evaluate report --output DIR
 python -m bitnet_ref.evaluate report --output DIR --steps 30 --seeds 2 --rounds 2 --prompts 3
-python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records records/
+python -m bitnet_ref.evaluate report --output DIR --baseline llama/ --records records/ --peer llama.cpp
 
 Train BitNet and its full-precision twins, score them on WikiText-2's test text, time them, and write where
 BitNet wins and where it loses: report.html, report.json, report.md. What is done is not done again.
@@ -14,11 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitnet_ref.bench import chains, efficiency, evaluation_page, evaluation_report, rivals
+from bitnet_ref.bench import chains, efficiency, engines, evaluation_page, evaluation_report, rivals
 from bitnet_ref.bench.cells import FIGURES, T95
 from bitnet_ref.bench.child import PACKAGE
 from bitnet_ref.bench.evaluation_report import Contestant
@@ -36,7 +37,6 @@ from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.opened import kind_of, open_model
 from bitnet_ref.formats.source import open_run
 
-COMMAND = "evaluate report"
 CHAINS, NOTES = "chains.json", "efficiency-notes.json"
 CORPUS = "wikitext-2"            # train, valid and test are official parts of it
 
@@ -50,14 +50,15 @@ class Job(NamedTuple):
     rounds: int
     prompts: int
     context: int                 # tokens of a window of the test text, of all models
+    peers: Mapping[str, str] = {}    # other engines, each with the interpreter that has it
 
     def record(self, name: str) -> Path:
         """The file of one evaluation."""
-        return self.place / "records" / f"{name}.json"
+        return self.place / "records" / f"{name.replace(' ', '-')}.json"
 
     def made(self, began: float) -> records.Made:
         """By this command, since then."""
-        return made(COMMAND, self.argv, time.perf_counter() - began, "numba")
+        return made("evaluate", ["report", *self.argv], time.perf_counter() - began, "numba")
 
     def timing(self) -> dict[str, Any]:
         """What timings depend on beside the models."""
@@ -113,26 +114,41 @@ def tested(job: Job, name: str, path: Path) -> Record:
 
 
 def timed(job: Job, models: dict[str, Contestant]) -> tuple[dict[str, Record], list[str]]:
-    """{who: efficiency} of all, measured by turns; and what could not be measured."""
+    """{who: efficiency} of all, and {"who in engine": ...} of peers, measured by turns; and what could not be
+    measured."""
     about = {who: c.records[0].model for who, c in models.items()}
-    files = {who: job.record(f"{who}.efficiency") for who in models}
-    notes, wanted = job.place / NOTES, {"rounds": job.rounds, **job.timing()}
-    if all(f.exists() for f in (*files.values(), notes)):
-        kept = json.loads(notes.read_text(encoding="utf-8"))
-        found = {who: records.load(file) for who, file in files.items()}
-        if _was_asked(kept, wanted) and all(found[who].model.weights == about[who].weights for who in models):
-            return found, list(kept["notes"])
+    wanted = {"rounds": job.rounds, **job.timing(), **({"peers": list(job.peers)} if job.peers else {})}
+    if kept := _kept_timings(job, about, wanted):
+        return kept
     began = time.perf_counter()
     given = {who: str(c.path) for who, c in models.items()}
-    rounds, said, kernels = efficiency.measured(given, job.rounds, job.threads, say)
+    same = {who: path for who, path in given.items() if who not in evaluation_report.SAME}
+    peers, left = engines.peers(job.peers, same, job.threads or os.cpu_count() or 1, job.place / "engines")
+    rounds, said, kernels, others = efficiency.measured(given, job.rounds, job.threads, say, peers)
     made_by = job.made(began)
     made_by = replace(made_by, machine={**made_by.machine, **kernels})
-    found = {who: _efficiency(about[who], rows, made_by) for who, rows in rounds.items()}
-    for who, record in found.items():
-        records.save(files[who], record)
-    with whole_file(notes) as file:
-        file.write(json.dumps({"asked": wanted, "notes": said}).encode())
-    return found, said
+    found = {}
+    for who, rows in rounds.items():
+        engine = replace(made_by, versions={**made_by.versions, **others.get(who, {})})
+        found[who] = _efficiency(about[peers[who].like if who in peers else who], rows, engine)
+        records.save(job.record(f"{who}.efficiency"), found[who])
+    with whole_file(job.place / NOTES) as file:
+        file.write(json.dumps({"asked": wanted, "notes": left + said,
+                               "engines": [who for who in found if who in peers]}).encode())
+    return found, left + said
+
+
+def _kept_timings(job: Job, about: dict[str, records.Model],
+                  wanted: dict[str, Any]) -> tuple[dict[str, Record], list[str]] | None:
+    """What `timed` gave, if it was asked for the same of the same models."""
+    notes = job.place / NOTES
+    kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+    files = {who: job.record(f"{who}.efficiency") for who in (*about, *kept.get("engines", ()))}
+    if not (_was_asked(kept, wanted) and all(f.exists() for f in files.values())):
+        return None
+    found = {who: records.load(file) for who, file in files.items()}
+    same = all(found[who].model.weights == model.weights for who, model in about.items())
+    return (found, list(kept["notes"])) if same else None
 
 
 def _was_asked(kept: Any, wanted: dict[str, Any]) -> bool:
@@ -172,7 +188,8 @@ def main(argv: list[str]) -> int:
     """Parse, train, measure, write, print the summary."""
     args = parsed(argv)
     plan = plan_of(args)
-    job = Job(Path(args.output), argv, args.threads, args.rounds, args.prompts, plan.model.context)
+    job = Job(Path(args.output), argv, args.threads, args.rounds, args.prompts, plan.model.context,
+              pythons_of(args))
     began, runs = time.perf_counter(), Path(args.runs or job.place / "runs")
     models = contestants(job, rivals.train_all(plan, runs), runs, [Path(path) for path in args.baseline])
     others = [records.load(file) for folder in args.records for file in sorted(Path(folder).glob("*.json"))]
@@ -218,6 +235,12 @@ def _questions(task: str) -> str | None:
     return read_task(place).sha256
 
 
+def pythons_of(args: Any) -> dict[str, str]:
+    """{engine: its interpreter} of --peer."""
+    own = {"transformers": args.torch_python, "llama.cpp": args.llama_python}
+    return {name: own[name] for name in dict.fromkeys(args.peer)}
+
+
 def plan_of(args: Any) -> rivals.Plan:
     """What the command line asks to be trained."""
     preset = lookup(PRESETS, args.preset, "preset")
@@ -236,6 +259,11 @@ def parsed(argv: list[str]) -> Any:
                         help="results of evaluate --output, to join the tables")
     parser.add_argument("--task", type=text, action="append", default=[], metavar="TASK",
                         help="multiple choice to score too, as evaluate --tasks; may be given several times")
+    parser.add_argument("--peer", action="append", default=[], choices=tuple(engines.ENGINES),
+                        help="time the same models in another engine too; may be given several times")
+    for name in ("llama-python", "torch-python"):
+        parser.add_argument(f"--{name}", type=text, default=sys.executable, metavar="PYTHON",
+                            help="interpreter that has this peer (default: this one)")
     parser.add_argument("--runs", type=text, metavar="DIR", help="where the runs are (default: DIR/runs)")
     parser.add_argument("--preset", type=text, default="nano", help="BitNet's shape (default: nano)")
     for name, default, what in (("steps", 300, "of training"), ("seeds", 3, "of each trained model"),
@@ -280,6 +308,8 @@ def check_inputs(args: Any) -> None:
             records.load(file)
     for task in args.task:
         _questions(task)
+    for engine, python in pythons_of(args).items():
+        say(f"peer: {engines.greeted(engine, python)}")
     context = lookup(PRESETS, args.preset, "preset").model.context
     for path in args.baseline:
         most = open_model(path).cfg.context

@@ -25,6 +25,7 @@ MEANING = {
     "equal parameters": "the same shape with matrices in floats, the same steps",
     "equal bytes": "a narrower float model that takes as many bytes in float16, the same steps",
     "equal time": "the float twin trained for as many seconds as BitNet, in steps of its own",
+    "engines": "the same model in another engine: the same prompt, tokens and threads",
     "chain buckets": "guessing ahead by chains of tokens against plain decoding: the same text, sooner"}
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.bench import chains, efficiency, rivals
+from bitnet_ref.bench import chains, efficiency, engines, rivals
 from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN, Row, contest, own_interval
 from bitnet_ref.bench.interval import around
 from bitnet_ref.evaluate.records import Made, Record
@@ -60,7 +60,7 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
         theirs = speed[who]
         rows += [contest(rival.contest, [timed], [theirs], metric, names) for metric in SPEED
                  if metric in timed.metrics and metric in theirs.metrics and metric not in SAME.get(who, ())]
-    rows += joined(others)
+    rows += in_engines(contestants, speed) + joined(others)
     others = [*others, *(r for c in contestants.values() for each in c.tasks.values() for r in each)]
     rows += chains.rows(spoken, ours.name, made.command)
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
@@ -69,6 +69,15 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
         "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
     return report | {"summary": tally(rows), "deficiencies": deficiencies(rows, others, notes),
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
+
+
+def in_engines(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]) -> list[Row]:
+    """Of models that were timed in another engine too: ours against that."""
+    named = [(name, *name.rsplit(engines.IN, 1)) for name in speed if name not in contestants]
+    return [contest(engines.CONTEST, [speed[who]], [speed[name]], metric,
+                    (f"{contestants[who].name}, bitnet_ref", f"{contestants[who].name}, {engine}"))
+            for name, who, engine in named for metric in efficiency.METRICS
+            if metric in speed[who].metrics and metric in speed[name].metrics]
 
 
 def joined(others: Sequence[Record]) -> list[Row]:
@@ -101,15 +110,15 @@ def described(who: str, c: Contestant, speed: Record) -> dict[str, Any]:
 
 def tally(rows: Sequence[Row]) -> dict[str, Any]:
     """How many of each verdict, by contest, and in all against full precision: chain buckets are held against
-    plain decoding of the same model. Perplexities say again what bits per byte say, acc_norm what acc says,
-    the first token what reading the prompt says: they are shown, not counted."""
+    plain decoding of the same model, engines against each other. Perplexities say again what bits per byte
+    say, acc_norm what acc says, the first token what reading the prompt says: they are shown, not counted."""
     by: dict[str, dict[str, int]] = {}
     for row in rows:
         if row.metric in AGAIN:
             continue
         counts = by.setdefault(row.contest, dict.fromkeys((WIN, LOSS, UNKNOWN, REFUSED), 0))
         counts[row.verdict] += 1
-    held = [counts for contest, counts in by.items() if contest != chains.CONTEST]
+    held = [counts for contest, counts in by.items() if contest not in (chains.CONTEST, engines.CONTEST)]
     whole = {verdict: sum(c[verdict] for c in held) for verdict in (WIN, LOSS, UNKNOWN, REFUSED)}
     return {"all": whole, "by contest": by}
 

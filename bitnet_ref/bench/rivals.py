@@ -3,7 +3,7 @@
 All see the same text in the same order for a seed. Equal parameters: the same shape, matrices in floats, as
 many steps. Equal bytes: a narrower float model that, in float16, takes what BitNet takes with trits, as many
 steps. Equal time: the twin for as many seconds of training as BitNet took, whichever steps are faster.
-Read after: bench/efficiency. Read next: bench/chains.
+Read after: bench/engines. Read next: bench/chains.
 """
 
 import json
@@ -35,7 +35,7 @@ CONTESTS = {TWIN: "equal parameters", SMALL: "equal bytes", LONG: "equal time"}
 PACE, ROUNDS = "pace.json", 9
 GRAIN = 8                        # of the width of a gated unit
 # The best of the grids in docs/benchmarks/training.md, of 300 steps on this corpus, by validation text.
-RECIPES: dict[str, dict[str, Any]] = {"ternary": {"lr": 1e-2}, "full": {"lr": 5e-3}}
+RATES = {"ternary": 1e-2, "full": 5e-3}
 
 
 class Plan(NamedTuple):
@@ -104,13 +104,9 @@ def threads_of(plan: Plan) -> int:
 
 def _cells(plan: Plan, who: str, model: ModelConfig) -> list[tuple[str, Cell]]:
     kind = "ternary" if who == BITNET else "full"
-    recipe = RECIPES[kind]
-    shape = {k: v for k, v in recipe.items() if k in ModelConfig.__dataclass_fields__}
-    how = {k: v for k, v in recipe.items() if k not in shape}
-    model = replace(model, linear=kind, **shape)
     every = max(1, plan.train.steps // 8)
-    return [(who, Cell(f"{who}-seed-{seed}", model,
-                       replace(plan.train, **how, seed=seed, guard=False, keep=1, eval_every=every,
+    return [(who, Cell(f"{who}-seed-{seed}", replace(model, linear=kind),
+                       replace(plan.train, lr=RATES[kind], seed=seed, guard=False, keep=1, eval_every=every,
                                save_every=plan.train.steps)))
             for seed in range(plan.train.seed, plan.train.seed + plan.seeds)]
 

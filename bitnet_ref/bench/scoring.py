@@ -1,5 +1,5 @@
 """python -m bitnet_ref.bench.scoring --task arc_easy.validation
-python -m bitnet_ref.bench.scoring --task arc_easy.validation --root . --threads 2
+python -m bitnet_ref.bench.scoring --task arc_easy.validation --rounds 3 --root . --threads 2
 
 How long multiple choice takes, and what it saves that the choices of a question share its reading: the same
 task both ways, by turns, processor time and the clock's. The model has random weights, as what it computes

@@ -34,7 +34,14 @@ ITEM_NAMES = {"acc": "correct", "acc_norm": "correct_norm"}
 
 
 def library() -> Any:
-    """lm_eval. Raises CheckError where it is missing."""
+    """lm_eval. Raises CheckError where it is missing.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict("sys.modules", {"lm_eval": None}):
+    ...     library()  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: tasks that are no local files must be scored by lm-evaluation-harness; ...
+    """
     try:
         import lm_eval
         import lm_eval.tasks
@@ -145,6 +152,12 @@ def adapted(model: LanguageModel, batch: int = 16, first: bool = True, kept: Any
     """`model` as a model of lm_eval, for its simple_evaluate. Raises CheckError without the library.
 
     `kept`: from what is asked, in hex, the file in which what is scored is kept; or None.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict("sys.modules", {"lm_eval": None}):
+    ...     adapted(None)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: tasks that are no local files must be scored by lm-evaluation-harness; ...
     """
     library()
     from lm_eval.api.model import TemplateLM
@@ -153,7 +166,13 @@ def adapted(model: LanguageModel, batch: int = 16, first: bool = True, kept: Any
 
 
 def known_tasks(tasks: list[str], folder: str | None) -> Any:
-    """What knows the tasks of lm_eval, or those in `folder`, and all of `tasks`. Raises CheckError."""
+    """What knows the tasks of lm_eval, or those in `folder`, and all of `tasks`. Raises CheckError.
+
+    >>> known_tasks(["piqa"], "no/folder")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: --task-folder must be a folder; got no/folder; give one that holds
+    YAML files of tasks
+    """
     check(folder is None or Path(folder).is_dir(), "--task-folder must be a folder", folder,
           "give one that holds YAML files of tasks")
     lm_eval = library()
@@ -174,6 +193,12 @@ def run(answers: Any, facts: Model, tasks: list[str], known: Any, args: Namespac
     """A record for each task of lm_eval (of a group: for each of its tasks), scored by `answers`.
 
     `known`: of known_tasks. Raises CheckError: a task that the library cannot load.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict("sys.modules", {"lm_eval": None}):
+    ...     run(None, None, ["piqa"], None, None, [])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: tasks that are no local files must be scored by lm-evaluation-harness; ...
     """
     lm_eval, began = library(), time.monotonic()
     try:

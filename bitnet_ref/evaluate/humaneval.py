@@ -6,12 +6,9 @@ Port note: pass@k is estimated from n >= k samples, not by trying k: that has le
 Read after: evaluate/journal. Read next: evaluate/completions.
 """
 
-import gzip
 import hashlib
-import io
 import math
 import os
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import check
 from bitnet_ref.data.atomic import held_in
-from bitnet_ref.evaluate.journal import Journal, digest, object_in, rows_of
+from bitnet_ref.evaluate.journal import Journal, digest
+from bitnet_ref.evaluate.lines import rows_in, rows_of, unpacked
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
 LARGEST = 1 << 26                                          # bytes of the problems, unpacked
@@ -57,24 +55,14 @@ def read_problems(path: str | Path) -> tuple[dict[str, Problem], str]:
     ...     list(read_problems(path)[0])
     ['t/0']
     """
-    fix = "give the HumanEval.jsonl.gz of the dataset"
-    held = held_in(path, LARGEST, "problems", fix)
-    try:
-        text = gzip.GzipFile(fileobj=io.BytesIO(held)).read(LARGEST + 1) if held[:2] == b"\x1f\x8b" else held
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise CheckError(f"{path} must be whole; got {e}; fetch it again") from None
-    check(len(text) <= LARGEST, f"problems must have at most {LARGEST} bytes", f"more in {path}", fix)
+    held = held_in(path, LARGEST, "problems", "give the HumanEval.jsonl.gz of the dataset")
     found: dict[str, Problem] = {}
-    for n, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            where = f"line {n} of {path}"
-            row = object_in(line, where)
-            problem = Problem(**_texts(row, Problem._fields, where, {"canonical_solution"}))
-            check(problem.task_id not in found, f"{where} must be a new problem", problem.task_id,
-                  "remove one")
-            check(problem.entry_point.isidentifier(), f"entry_point in {where} must be a name",
-                  repr(problem.entry_point)[:50], "correct the line")
-            found[problem.task_id] = problem
+    for where, row in rows_in(unpacked(held, Path(path), LARGEST, "problems"), str(path)):
+        problem = Problem(**_texts(row, Problem._fields, where, {"canonical_solution"}))
+        check(problem.task_id not in found, f"{where} must be a new problem", problem.task_id, "remove one")
+        check(problem.entry_point.isidentifier(), f"entry_point in {where} must be a name",
+              repr(problem.entry_point)[:50], "correct the line")
+        found[problem.task_id] = problem
     check(bool(found), "a file of problems must hold one", f"none in {path}", "give another")
     return found, hashlib.sha256(held).hexdigest()
 

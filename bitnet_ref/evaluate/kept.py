@@ -26,7 +26,17 @@ Keep = Callable[[int, Likelihood], None]
 def score_requests(model: Transformer, requests: Sequence[Request], name: str, batch: int = 16,
                    kept: Path | None = None, shared: bool = True) -> list[Likelihood]:
     """Their likelihoods in order, with a bar called `name`. `kept`: a file in which those that are scored are
-    kept, and looked for. `batch`, `shared`: as likelihoods, which see for errors."""
+    kept, and looked for. `batch`, `shared`: as likelihoods, which see for errors.
+
+    >>> from bitnet_ref import kernels
+    >>> from bitnet_ref.config import ModelConfig
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(vocab_size=16, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, context=8)
+    >>> model = Transformer(cfg, init_params(cfg, 0), kernels.load("numpy"))
+    >>> found = score_requests(model, [Request((0, 1), (2,)), Request((0,), (3, 4))], "example")
+    >>> [value.logprob < 0 for value in found]
+    [True, True]
+    """
     held = read_kept(kept, len(requests))
     left = [i for i in range(len(requests)) if i not in held]
     with tqdm(total=len(requests), initial=len(held), desc=name, unit="choice", file=sys.stderr,
@@ -39,13 +49,24 @@ def score_requests(model: Transformer, requests: Sequence[Request], name: str, b
 
 
 def kept_file(output: str | Path, *identity: str) -> Path:
-    """Where what is scored for the record `output` is kept; `identity`: all that decides its numbers."""
+    """Where what is scored for the record `output` is kept; `identity`: all that decides its numbers.
+
+    >>> kept_file("out/arc.json", "weights", "task").name
+    '.arc.json.30e0a3e2634d.part'
+    """
     mark = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
     return Path(output).with_name(f".{Path(output).name}.{mark}.part")
 
 
 def read_kept(path: Path | None, n: int) -> dict[int, Likelihood]:
-    """{number of a request: what it has}, of n; a line that was not written to its end counts for nothing."""
+    """{number of a request: what it has}, of n; a line that was not written to its end counts for nothing.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "part")
+    >>> _ = path.write_text("[0, -1.5, true]\\n[1, -2.")
+    >>> read_kept(path, 2)
+    {0: Likelihood(logprob=-1.5, greedy=True)}
+    """
     found: dict[int, Likelihood] = {}
     with suppress(OSError, UnicodeDecodeError):
         for line in path.read_text(encoding="ascii").splitlines() if path else ():
@@ -59,7 +80,15 @@ def read_kept(path: Path | None, n: int) -> dict[int, Likelihood]:
 
 @contextmanager
 def keeping(path: Path | None) -> Iterator[Keep]:
-    """Yields what appends a line for each request to the file `path`, at once; or does nothing for None."""
+    """Yields what appends a line for each request to the file `path`, at once; or does nothing for None.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "part")
+    >>> with keeping(path) as keep:
+    ...     keep(1, Likelihood(-2.5, False))
+    >>> read_kept(path, 2)
+    {1: Likelihood(logprob=-2.5, greedy=False)}
+    """
     if path is None:
         yield lambda i, value: None
         return

@@ -5,7 +5,7 @@ A backend whose cached decode equals the full forward gives the same bits either
 are taken longest first, so that too large a batch fails at once.
 Port note: a continuation of n tokens needs n rows of logits: the context's last, and those of all but its own
 last token.
-Read after: evaluate/perplexity. Read next: evaluate/tasks.
+Read after: evaluate/perplexity. Read next: evaluate/lines.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 
 from bitnet_ref.checks import check
 from bitnet_ref.data.tokenizer import Tokenizer
+from bitnet_ref.generate.together import rows_of
 from bitnet_ref.model import Transformer
 from bitnet_ref.model.transformer import require_finite
 
@@ -114,7 +115,7 @@ def _of_groups(model: Transformer, wanted: list[Request],
                groups: list[list[int]]) -> Iterator[tuple[int, Likelihood]]:
     """Each group's context is read once; the first continuations of all groups go on from there side by
     side, then the second ones."""
-    contexts, lengths = _rows([wanted[g[0]].context for g in groups])
+    contexts, lengths = rows_of([wanted[g[0]].context for g in groups])
     after, state = model.prefill(contexts, lengths)
     for k in range(max(map(len, groups))):
         texts = [list(wanted[g[k]].continuation) if k < len(g) else [] for g in groups]
@@ -133,7 +134,7 @@ def _read_on(model: Transformer, state: Any, texts: list[list[int]], logprob: np
     step, at = max(1, LOGITS // (len(texts) * model.cfg.vocab_size)), 0
     while any(len(t) > at + 1 for t in texts):
         pieces = [t[at:-1][:step] for t in texts]
-        rows, lengths = _rows(pieces)
+        rows, lengths = rows_of(pieces)
         logits, state = model.extend(rows, state, lengths)
         targets = [t for text, piece in zip(texts, pieces) for t in text[at + 1:at + 1 + len(piece)]]
         _add(logits[np.arange(rows.shape[1]) < lengths[:, None]], np.array(targets),
@@ -151,12 +152,3 @@ def _add(logits: np.ndarray, tokens: np.ndarray, texts: np.ndarray, logprob: np.
     at = x[row, tokens]
     np.add.at(logprob, texts, at - np.log(np.exp(x, out=x).sum(axis=1)))                         # (LL.1)
     np.logical_and.at(greedy, texts, logits.argmax(axis=1) == tokens)
-
-
-def _rows(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """int (B, T), zeros behind the shorter ones, and their lengths (B,)."""
-    lengths = np.array([len(t) for t in texts])
-    rows = np.zeros((len(texts), lengths.max()), np.int64)
-    for row, text in zip(rows, texts):
-        row[:len(text)] = text
-    return rows, lengths

@@ -147,12 +147,24 @@ def load(path: str | Path) -> Record:
         ...
     bitnet_ref.checks.CheckError: ...a.json must be of schema 1; got []; update bitnet_ref, or ...
     """
-    held = held_in(path, LARGEST, "a record", FIX, FIX)
+    return from_table(json_in(path, "a record", FIX), str(path))
+
+
+def json_in(path: str | Path, what: str, fix: str) -> Any:
+    """The JSON in a file of `what`. Raises CheckError: no file, too large, not JSON; `fix`: what to do.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "found.json")
+    >>> with open(path, "w") as file:
+    ...     _ = file.write('{"kind": "choice"}')
+    >>> json_in(path, "a record", "make it again")
+    {'kind': 'choice'}
+    """
+    held = held_in(path, LARGEST, what, fix, fix)
     try:
-        table = json.loads(held.decode("utf-8"))
+        return json.loads(held.decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise CheckError(f"{path} must be a record as JSON; got {str(e)[:100]}; {FIX}") from None
-    return from_table(table, str(path))
+        raise CheckError(f"{path} must be {what} as JSON; got {str(e)[:100]}; {fix}") from None
 
 
 def from_table(table: Any, where: str) -> Record:

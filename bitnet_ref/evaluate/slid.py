@@ -5,19 +5,36 @@ interrupted evaluation of the same weights and text goes on.
 Read after: evaluate/sliding. Read next: evaluate/kinds.
 """
 
+import math
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from bitnet_ref.checks import check
 from bitnet_ref.evaluate.journal import digest
 from bitnet_ref.evaluate.provenance import made, model_facts
 from bitnet_ref.evaluate.records import Data, Metric, Record
-from bitnet_ref.evaluate.sliding import FIELDS, Sliding, check_window, slide, texts_of, tokenised
+from bitnet_ref.evaluate.sliding import (
+    FIELDS,
+    Sliding,
+    check_window,
+    slide,
+    standard_error,
+    texts_of,
+    tokenised,
+)
 from bitnet_ref.generate.language_model import load
+
+# The figures, of the sums of FIELDS.
+OF_SUMS: dict[str, Callable[[np.ndarray], Any]] = {
+    "bits per byte": lambda sums: sums[0] / sums[2] / math.log(2),
+    "perplexity": lambda sums: np.exp(sums[0] / sums[1]),
+    "word perplexity": lambda sums: np.exp(sums[0] / sums[3])}
 
 
 def evaluate(args: Namespace, argv: list[str]
@@ -25,6 +42,10 @@ def evaluate(args: Namespace, argv: list[str]
     """(lines for a person, figures, the record, whether the model is better than guessing, the partial file).
 
     Raises CheckError for options out of range, a text that its tokens lose, a partial file of something else.
+
+    >>> evaluate(Namespace(corpus=None), [])
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: a window slides over a text; got none; name one with --corpus PATH
     """
     began = time.monotonic()
     check(args.corpus is not None, "a window slides over a text", "none", "name one with --corpus PATH")
@@ -45,25 +66,37 @@ def evaluate(args: Namespace, argv: list[str]
                     Data(Path(args.corpus).name, sha, len(found.rows),
                          {"context": context, "stride": stride}),
                     metrics, found.rows, list(FIELDS))
-    figures = {name: m.value for name, m in metrics.items()} | {
+    figures = _figures(metrics) | {
         "loss": found.score.loss, "tokens": found.score.tokens, "bytes": found.score.bytes,
         "words": found.words, "context": context, "stride": stride}
     good = found.score.perplexity is not None
-    return _lines(found, context, stride), figures, (record,), good, () if part is None else (part,)
+    return _lines(found, metrics, context, stride), figures, (record,), good, () if part is None else (part,)
 
 
 def _metrics(found: Sliding) -> dict[str, Metric]:
     """Those that mean something: no perplexity of a model that is worse than guessing."""
-    values = {"bits per byte": found.score.bits_per_byte, "perplexity": found.score.perplexity,
-              "word perplexity": found.word_perplexity if found.score.perplexity is not None else None}
-    return {name: Metric(v, len(found.rows), better="lower") for name, v in values.items() if v is not None}
+    score = found.score
+    values = {"bits per byte": score.bits_per_byte}
+    if score.perplexity is not None:
+        values |= {"perplexity": score.perplexity, "word perplexity": found.word_perplexity}
+    return {name: Metric(value, len(found.rows), standard_error(found.rows, OF_SUMS[name]), "lower")
+            for name, value in values.items()}
 
 
-def _lines(found: Sliding, context: int, stride: int) -> str:
+def _figures(metrics: dict[str, Metric]) -> dict[str, Any]:
+    return {name: m.value for name, m in metrics.items()} | {
+        f"{name} standard error": m.stderr for name, m in metrics.items()}
+
+
+def _lines(found: Sliding, metrics: dict[str, Metric], context: int, stride: int) -> str:
+    def said(name: str, digits: int) -> str:
+        m = metrics[name]
+        return f"{m.value:.{digits}f}" + (f" ± {m.stderr:.{digits}f}" if m.stderr is not None else "")
+
     score = found.score
     perplexity = "none: worse than guessing" if score.perplexity is None else (
-        f"{score.perplexity:.3f} per token, {found.word_perplexity:.3f} per word")
-    return (f"perplexity      {perplexity}\nbits per byte   {score.bits_per_byte:.4f}\n"
+        f"{said('perplexity', 3)} per token, {said('word perplexity', 3)} per word")
+    return (f"perplexity      {perplexity}\nbits per byte   {said('bits per byte', 4)}\n"
             f"loss            {score.loss:.4f} nats per token\n"
             f"counted         {score.tokens:,} tokens, {score.bytes:,} bytes, {found.words:,} words\n"
             f"by              {len(found.rows):,} windows of {context} tokens, {stride} apart")

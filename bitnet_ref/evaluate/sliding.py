@@ -10,7 +10,7 @@ Read after: evaluate/completions. Read next: evaluate/slid.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -31,6 +31,7 @@ from bitnet_ref.model.transformer import require_finite
 LOGITS = 1 << 26                                           # numbers of logits that a batch may have
 ROWS = 256                                                 # of logits that are float64 at once
 FIELDS = ("nats", "tokens", "bytes", "words")              # of a window
+BLOCKS = 50                                                # of neighbours, each left out once
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,35 @@ class Sliding(NamedTuple):
         return math.exp(min(self.score.nats / self.words, 700.0)) if self.words else math.inf    # (SW.2)
 
 
+def standard_error(rows: Sequence[Sequence[float]], figure: Callable[[np.ndarray], float],
+                   blocks: int = BLOCKS) -> float | None:
+    """Of a figure of the sums over windows, by a jackknife of blocks of neighbours; None of one window.
+
+    Windows that follow each other in a text are alike, so each by itself would say too little.   rows (n, k)
+
+    >>> standard_error([[2.0, 1.0], [4.0, 1.0], [6.0, 1.0], [8.0, 1.0]], lambda sums: sums[0] / sums[1])
+    1.2909944487358056
+    """
+    held = np.array_split(np.array(rows, float), min(blocks, len(rows)))
+    parts = np.array([part.sum(axis=0) for part in held])
+    if len(parts) < 2:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        away = np.array([figure(sums) for sums in parts.sum(axis=0) - parts])
+        error = float(np.sqrt((len(parts) - 1) * np.var(away)))                 # (SW.3)
+    return error if math.isfinite(error) else None
+
+
 def texts_of(corpus: str) -> tuple[list[str], str]:
     """(the texts, sha256 of them) of a name's test part, or of files: a .txt is one text, a .jsonl many.
 
     Raises CheckError: no such corpus, not UTF-8, nothing but white space.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "two.jsonl")
+    >>> _ = path.write_text('{"text": "One."}\\n{"text": "Two."}\\n')
+    >>> texts_of(str(path))[0]
+    ['One.', 'Two.']
     """
     texts: list[str] = []
     for path in named_files(corpus, "test") if "test" in NAMED.get(corpus, ()) else corpus_files(corpus):
@@ -78,7 +104,13 @@ def texts_of(corpus: str) -> tuple[list[str], str]:
 
 def tokenised(text: str, tokenizer: Tokenizer, first: int) -> Text:
     """The tokens of `text` behind `first`. Raises CheckError unless they are the text again: figures per byte
-    or word would be of another text."""
+    or word would be of another text.
+
+    >>> from bitnet_ref.data.tokenizer import train_bpe
+    >>> text = tokenised("a bee", train_bpe(["a bee"], 257), first=0)
+    >>> len(text.tokens), text.ends.tolist(), text.words.tolist()
+    (6, [0, 1, 2, 3, 4, 5], [1, 5])
+    """
     ids = tokenizer.encode(text)
     back = tokenizer.decode(ids)
     same = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
@@ -94,7 +126,11 @@ def tokenised(text: str, tokenizer: Tokenizer, first: int) -> Text:
 
 
 def word_ends(text: str) -> np.ndarray:
-    """Where each word of `text` ends, in bytes of UTF-8.   ->  int64 (words,)"""
+    """Where each word of `text` ends, in bytes of UTF-8.   ->  int64 (words,)
+
+    >>> word_ends("né dans").tolist()
+    [3, 8]
+    """
     at, ends = 0, []
     sizes = [0, *accumulate(len(c.encode("utf-8")) for c in text)] if not text.isascii() else None
     for word in text.split():
@@ -105,7 +141,11 @@ def word_ends(text: str) -> np.ndarray:
 
 def spans(n: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(begin, end, counted from): the window reads tokens [begin, end) and counts what it says of the tokens
-    after the ones at [counted from, end)."""
+    after the ones at [counted from, end).
+
+    >>> list(spans(11, 4, 2))
+    [(0, 4, 0), (2, 6, 4), (4, 8, 6), (6, 10, 8)]
+    """
     begin, done = 0, 0
     while done < n - 1:
         end = min(begin + context, n - 1)
@@ -114,7 +154,10 @@ def spans(n: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
 
 
 def check_window(context: int, stride: int, most: int) -> None:
-    """Raise CheckError unless a model of context `most` can be slid so."""
+    """Raise CheckError unless a model of context `most` can be slid so.
+
+    >>> check_window(context=8, stride=4, most=8)
+    """
     check(0 < context <= most, f"--context must be from 1 to the model's {most}", context,
           "the model knows no places beyond; use a shorter one")
     check(0 < stride <= context, f"--stride must be from 1 to the context of {context}", stride,
@@ -126,6 +169,16 @@ def slide(model: Transformer, texts: Sequence[Text], context: int, stride: int, 
     """The sums over `texts`, `batch` windows of equal length at a time. Raises CheckError, NonFiniteError.
 
     `kept`: a file where finished windows are kept, and a checksum of what they depend on.
+
+    >>> from bitnet_ref import kernels
+    >>> from bitnet_ref.config import ModelConfig
+    >>> from bitnet_ref.model.params import init_params
+    >>> cfg = ModelConfig(vocab_size=16, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, context=8)
+    >>> model = Transformer(cfg, init_params(cfg, 0), kernels.load("numpy"))
+    >>> text = Text(np.arange(12), np.arange(12), np.array([5, 11]))
+    >>> found = slide(model, [text], context=8, stride=4)
+    >>> len(found.rows), found.score.tokens, found.score.bytes, found.words
+    (2, 11, 11, 2)
     """
     check_window(context, stride, model.cfg.context)
     check(batch > 0, "--batch must be greater than 0", batch, "use 1 or more")

@@ -4,30 +4,24 @@ The texts that a model sees are those of lm-evaluation-harness: "Question: ...\\
 a line must have is checked before anything is scored, and an error names file and line.
 A file of requests has a line for each choice, as OLMo-in-loop-evals writes them; its second half asks for the
 same choices after "Answer:" alone.
-Read after: evaluate/likelihood. Read next: evaluate/kept.
+Read after: evaluate/lines. Read next: evaluate/kept.
 """
 
-import gzip
 import hashlib
-import io
-import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitnet_ref.checks import CheckError, check
+from bitnet_ref.checks import check
 from bitnet_ref.data.atomic import held_in
 from bitnet_ref.data.download import DATA
+from bitnet_ref.evaluate.lines import FIX, LARGEST, Row, rows_in, unpacked
 
-LARGEST = 1 << 28                # bytes of a file, unpacked
 MOST = 26                        # choices: as many as there are letters
 WITHOUT = 1_000_000              # doc_id of a question's choices after no question, less its own
 SUFFIXES = (".jsonl", ".jsonl.gz")
-FIX = "correct the line, or leave it out"
-Row = dict[str, Any]
 
 
 class Question(NamedTuple):
@@ -62,7 +56,13 @@ class Task(NamedTuple):
 
 
 def local(task: str) -> Path | None:
-    """The file that `task` names: a path, or a name in $BITNET_REF_DATA/arc; None for neither."""
+    """The file that `task` names: a path, or a name in $BITNET_REF_DATA/arc; None for neither.
+
+    >>> str(local("questions.jsonl"))
+    'questions.jsonl'
+    >>> print(local("piqa"))
+    None
+    """
     if Path(task).is_file() or task.endswith(SUFFIXES):
         return Path(task)
     root = os.environ.get(DATA)
@@ -71,17 +71,18 @@ def local(task: str) -> Path | None:
 
 
 def read_task(path: str | Path) -> Task:
-    """The questions of a file. Raises CheckError: unreadable, too large, a line that is no question."""
+    """The questions of a file. Raises CheckError: unreadable, too large, a line that is no question.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "mine.jsonl")
+    >>> _ = path.write_text('{"goal": "Boil water.", "sol1": "a kettle", "sol2": "a hat", "label": 0}')
+    >>> task = read_task(path)
+    >>> task.questions[0].context, task.questions[0].choices, task.chance
+    ('Question: Boil water.\\nAnswer:', (' a kettle', ' a hat'), 0.5)
+    """
     path = Path(path)
     data = held_in(path, LARGEST, "a task", "give a smaller part")
-    try:
-        opened: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if path.suffix == ".gz" else io.BytesIO(data)
-        held = opened.read(LARGEST + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise CheckError(f"{path} must be a whole gzip file; got {str(e)[:100]}; fetch it again") from None
-    check(len(held) <= LARGEST, f"a task must have at most {LARGEST} bytes", f"more in {path}, unpacked",
-          "give a smaller part")
-    rows = list(_rows(held, path.name))
+    rows = list(rows_in(unpacked(data, path, LARGEST, "a task"), path.name))
     check(len(rows) > 0, f"{path.name} must hold questions", "none", "give a file of JSON lines")
     first = rows[0][1]
     if "request_type" in first:
@@ -95,20 +96,6 @@ def read_task(path: str | Path) -> Task:
         questions = [_checked(kind(row, where), where) for where, row in rows]
     name = re.sub(r"\.jsonl(\.gz)?$", "", path.name)
     return Task(name, path.name, hashlib.sha256(data).hexdigest(), questions)
-
-
-def _rows(data: bytes, name: str) -> Iterator[tuple[str, Row]]:
-    """("line N of NAME", object) of each line that is not empty."""
-    for n, line in enumerate(data.split(b"\n"), 1):
-        where = f"line {n} of {name}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as e:
-            raise CheckError(f"{where} must be JSON; got {str(e)[:80]}; {FIX}") from None
-        check(isinstance(row, dict), f"{where} must be an object", repr(row)[:50], FIX)
-        yield where, row
 
 
 def _checked(question: Question, where: str) -> Question:

@@ -37,7 +37,7 @@ def together(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[list[in
     if not prompts or tokens == 0:
         return ["" for _ in prompts]
     windows = [fitted(list(ids), model.cfg.context) for ids in prompts]
-    rows, lengths = _rows(windows)
+    rows, lengths = rows_of(windows)
     logits, state = model.prefill(rows, lengths)
     going = set(range(len(prompts)))
     for n in range(tokens):
@@ -65,15 +65,20 @@ def _step(model: Transformer, state: Any, windows: list[list[int]], going: set[i
             windows[b] = fitted(windows[b], context - context // 2)
             back[b] = 1 if len(windows[b]) > 1 else 0      # its first token stays where it is
     if 0 in back:                                          # a context of one token has no past
-        rows, lengths = _rows(windows)
+        rows, lengths = rows_of(windows)
         return model.prefill(rows, lengths)
     new = [w[back[b]:] if b in going else [] for b, w in enumerate(windows)]
-    rows, lengths = _rows(new)
+    rows, lengths = rows_of(new)
     return model.extend(rows, state.back(back), lengths, every=False)
 
 
-def _rows(texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """int (B, T) with zeros behind the shorter ones, and their lengths (B,)."""
+def rows_of(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """int (B, T) with zeros behind the shorter ones, and their lengths (B,).
+
+    >>> rows_of([[5, 6, 7], [8]])
+    (array([[5, 6, 7],
+           [8, 0, 0]]), array([3, 1]))
+    """
     lengths = np.array([len(t) for t in texts])
     rows = np.zeros((len(texts), lengths.max()), np.int64)
     for row, text in zip(rows, texts):

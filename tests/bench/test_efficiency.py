@@ -93,7 +93,7 @@ def test_peak_memory_holds_what_was_touched():
 def test_each_round_is_a_process_and_they_take_turns():
     run = str(tiny.trained())
     said = []
-    found, notes, computed = efficiency.measured({"a": run, "b": run}, 2, 1, said.append)
+    found, notes, computed, _ = efficiency.measured({"a": run, "b": run}, 2, 1, said.append)
     assert (computed["backend"], computed["threads"]) == ("numba", 1)
     assert {name: len(rows) for name, rows in found.items()} == {"a": 2, "b": 2}
     assert all(set(row) == set(efficiency.METRICS) for rows in found.values() for row in rows)

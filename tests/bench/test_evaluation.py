@@ -12,13 +12,24 @@ import pytest
 import tiny
 from tiny import own_cache  # noqa: F401
 
-from bitnet_ref.bench import chains, efficiency, evaluation, evaluation_report, rivals
+from bitnet_ref.bench import (
+    chains,
+    efficiency,
+    evaluation,
+    evaluation_page,
+    evaluation_report,
+    rivals,
+)
 from bitnet_ref.bench.cells import FIGURES
+from bitnet_ref.bench.random_model import QUICK, random_weights
 from bitnet_ref.cli import run_command
+from bitnet_ref.data.tokenizer import train_bpe
 from bitnet_ref.evaluate import harness, records
 from bitnet_ref.evaluate.provenance import made
 from bitnet_ref.evaluate.tasks import read_task
+from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.opened import open_model
+from bitnet_ref.formats.source import About, Source
 
 DATA = os.environ.get("BITNET_REF_DATA")
 
@@ -76,11 +87,11 @@ def test_what_an_evaluation_refuses_is_said(tmp_path):
 def test_timings_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatch):
     calls = []
 
-    def measured(models, rounds, threads, say):
+    def measured(models, rounds, threads, say, peers):
         calls.append(models)
         row = dict.fromkeys(efficiency.METRICS, 2.0) | {"joules per token": None}
         return efficiency.Measured({name: [row, {**row, "peak MiB": 4.0}] for name in models},
-                                   ["energy: unknown: none"], {"backend": "numba", "threads": 7})
+                                   ["energy: unknown: none"], {"backend": "numba", "threads": 7}, {})
 
     monkeypatch.setattr(efficiency, "measured", measured)
     found, notes = evaluation.timed(job(tmp_path), {"bitnet": contestant()})
@@ -137,7 +148,61 @@ def test_questions_that_have_changed_are_asked_again(tmp_path, monkeypatch):
     assert len(asked) == 5                                 # another command
 
 
+def test_everybody_is_scored_and_asked_but_for_twins_that_would_say_it_again(tmp_path, monkeypatch):
+    scored = []
+
+    def evaluated(job, name, path, task, *flags, sha=None):
+        scored.append((name, Path(path).name, task))
+        return made_up.perplexity()
+
+    monkeypatch.setattr(evaluation, "evaluated", evaluated)
+    monkeypatch.setattr(evaluation, "stored", lambda run, folder: folder)
+    monkeypatch.setattr(evaluation, "texts_of", lambda corpus: ([], "sha"))
+    monkeypatch.setattr(evaluation, "_questions", lambda task: None)
+    trained = {who: [{"name": f"{who}-{n}"} for n in range(2)] for who in (rivals.BITNET, rivals.SMALL)}
+    found = evaluation.contestants(job(tmp_path), trained, tmp_path, [Path("else/llama")])
+    assert {who: (c.name, c.contest, len(c.records)) for who, c in found.items()} == {
+        "bitnet": ("BitNet b1.58", "", 2), "small-twin": ("narrower twin", "equal bytes", 2),
+        "llama": ("llama", "baseline llama", 1)}
+    assert scored[0] == ("bitnet-0", "bitnet-0", "wikitext-2")
+    assert scored[-1] == ("baseline-llama", "llama", "wikitext-2")
+    del scored[:]
+    asked = {who: evaluation.asked(job(tmp_path), who, c, ["q/arc.jsonl"]) for who, c in found.items()}
+    assert asked["small-twin"] == {}
+    assert [len(asked[who]["q/arc.jsonl"]) for who in ("bitnet", "llama")] == [2, 1]
+    assert {task for _, _, task in scored} == {"arc.jsonl"}
+
+
 # ---- the command ----
+
+def test_the_command_puts_its_parts_together(tmp_path, monkeypatch, capsys):
+    """From the command line to the page, with parts that are each tested by themselves; in its order."""
+    written, runs = {}, {rivals.BITNET: [{"name": "bitnet-seed-0"}]}
+    models = {rivals.BITNET: evaluation_report.Contestant("BitNet", "", [made_up.perplexity()], Path("m"),
+                                                          runs[rivals.BITNET])}
+    speed = {rivals.BITNET: made_up.efficiency([1, 2, 3])}
+    (tmp_path / "records").mkdir()
+    records.save(tmp_path / "records" / "a.json", made_up.choice(0.5))
+    plans = []
+    monkeypatch.setattr(rivals, "train_all", lambda plan, folder: plans.append((plan, folder)) or runs)
+    monkeypatch.setattr(evaluation, "contestants", lambda job, trained, folder, baselines: models)
+    monkeypatch.setattr(evaluation, "timed", lambda job, given: (speed, ["note"]))
+    monkeypatch.setattr(evaluation, "spoken", lambda job, run, weights: {"of": run.name})
+    monkeypatch.setattr(evaluation_report, "assembled", lambda *given: given)
+    monkeypatch.setattr(evaluation_page, "write", lambda place, report: written.update({place: report}))
+    monkeypatch.setattr(evaluation_page, "summary", lambda report: "0 wins")
+    arguments = ["--output", str(tmp_path / "out"), "--preset", "tiny", "--steps", "7", "--seeds", "2",
+                 "--threads", "1", "--records", str(tmp_path / "records"), "--data", str(tmp_path)]
+    monkeypatch.setenv(evaluation.DATA, "before")
+    assert run_command(evaluation.main, arguments) == 0
+    assert capsys.readouterr().out == "0 wins\n"
+    assert os.environ[evaluation.DATA] == str(tmp_path)
+    (plan, folder), = plans
+    assert (plan.preset, plan.seeds, plan.train.steps, plan.train.corpus) == ("tiny", 2, 7, "wikitext-2")
+    assert folder == tmp_path / "out" / "runs"
+    given = written[tmp_path / "out"]
+    assert given[1:5] == (speed, [made_up.choice(0.5)], {"of": "bitnet-seed-0"}, ["note"])
+    assert given[5].command.startswith("python -m bitnet_ref.evaluate report")
 
 @pytest.mark.parametrize("arguments", [
     ["--steps", "0"], ["--seeds", "6"], ["--rounds", "1"], ["--preset", "huge"], ["--baseline", "nowhere"],
@@ -194,17 +259,36 @@ def test_baselines_have_names_of_their_own(names, tmp_path):
         evaluation.parsed(["--output", str(tmp_path / "out"), *given])
 
 
+def llama(place):
+    """A LLaMA of random weights with a tokenizer of its own."""
+    tokenizer = train_bpe([tiny.text(400)], 300)
+    cfg = replace(QUICK, vocab_size=tokenizer.vocab_size, linear="full", norm="pre", context=256)
+    held = random_weights(cfg)
+    write_hf(place, Source(place, "memory", "", cfg, About(), tokenizer.json, held.__getitem__))
+    return place
+
+
 @pytest.mark.nightly
 @pytest.mark.data
 @pytest.mark.skipif(not DATA, reason="needs BITNET_REF_DATA")
 def test_the_whole_report(tmp_path):
+    """With a LLaMA of another vocabulary as a baseline, and records of HumanEval made elsewhere."""
+    (tmp_path / "others").mkdir()
+    for linear in ("ternary", "full"):
+        records.save(tmp_path / "others" / f"{linear}.json", made_up.code(linear))
     how = ("report", "--output", tmp_path, "--preset", "tiny", "--steps", 8, "--seeds", 2, "--rounds", 2,
-           "--prompts", 3, "--threads", 1)
+           "--prompts", 3, "--threads", 1, "--baseline", llama(tmp_path / "llama"),
+           "--records", tmp_path / "others")
     first = tiny.command("evaluate", *how)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(tuple("0123456789"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    assert len(files) == 2 * 4 + 4
+    assert len(files) == 2 * 4 + 4 + 2
+    rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"]
+    against = {r["metric"]: r for r in rows if r["contest"] == "baseline llama"}
+    assert {"bits per byte", "decode tokens/s", "model bytes"} <= against.keys()
+    assert against["perplexity"]["verdict"] == "refused"   # per token of two vocabularies
+    assert [r["metric"] for r in rows if r["contest"] == "code"] == ["pass@1"]
     again = tiny.command("evaluate", *how)
     assert again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in files} == files

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from questions import harness_tasks, questions, written
 from tiny import own_cache  # noqa: F401
 
+from bitnet_ref.checks import CheckError
 from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import harness
 from bitnet_ref.evaluate.harness import Answers
@@ -116,6 +117,119 @@ def test_what_the_library_asks_about_a_model(model):
     assert answers.tokenizer_name == model.tokenizer.vocabulary
     own = answers._loglikelihood_tokens([(None, [0, 1], [2])])
     assert own == answers._loglikelihood_tokens([(("a", "b"), [0, 1], [2])])
+
+
+# --- what passes between, with a stand-in for the library --------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Modules of the library's names with what we use of them: nothing here says that it works like that,
+    which test_harness_oracle does; `asked` holds what its evaluation was given."""
+    def windows(ids, prefix, most, context):
+        return [([prefix, *ids[:at]][-1:], ids[at:at + most]) for at in range(0, len(ids), most)]
+
+    def manager(include_path, include_defaults):
+        if include_path and "broken" in include_path:
+            raise ValueError("not YAML")
+        return SimpleNamespace(all_tasks=["mine", "other"], defaults=include_defaults)
+
+    def evaluate(model, tasks, task_manager, limit, **how):
+        asked.update(how, tasks=tasks, known=task_manager, limit=limit)
+        if "raises" in asked:
+            raise asked["raises"]
+        scored = model.loglikelihood(instances(("Ba", " ce"), ("Ba", " di")))
+        sample = {"filter": "none", "doc_hash": "a", "prompt_hash": "b", "filtered_resps": scored, "acc": 1.0}
+        return {"samples": {t: [sample] for t in tasks}, "results": {t: {"acc,none": 1.0} for t in tasks},
+                "configs": {t: {"output_type": "multiple_choice"} for t in tasks},
+                "higher_is_better": {t: {"acc": True} for t in tasks}}
+
+    asked = {}
+    tasks = SimpleNamespace(TaskManager=manager)
+    modules = {"lm_eval": SimpleNamespace(tasks=tasks, simple_evaluate=evaluate), "lm_eval.tasks": tasks,
+               "lm_eval.api": SimpleNamespace(),
+               "lm_eval.api.model": SimpleNamespace(TemplateLM=type("TemplateLM", (), {})),
+               "lm_eval.utils": SimpleNamespace(get_rolling_token_windows=windows,
+                                                make_disjoint_window=lambda window: window)}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return asked
+
+
+def test_our_model_becomes_one_of_its_models(model, stand_in):
+    made = harness.adapted(model, 3, False)
+    assert isinstance(made, Answers)
+    assert type(made).__mro__[-2].__name__ == "TemplateLM"
+    assert (made.model, made.batch, made.first, made.cut) == (model, 3, False, 0)
+
+
+def test_a_whole_text_is_the_sum_of_its_windows(model, stand_in):
+    texts = ["Ba ce di " * 9, "Fo", "Ba " * 40]
+    answers = Answers(model)
+    got = answers.loglikelihood_rolling(instances(*[(text,) for text in texts]))
+    for text, value in zip(texts, got):
+        ids = model.tokenizer.encode(text).tolist()
+        windows = sys.modules["lm_eval.utils"].get_rolling_token_windows(ids, model.first, 32, 1)
+        want = [answers._loglikelihood_tokens([(None, *window)])[0][0] for window in windows]
+        assert value == pytest.approx(sum(want), rel=1e-12)
+
+
+def test_what_is_scored_is_kept_by_what_was_asked(model, stand_in, tmp_path):
+    answers = Answers(model, kept=lambda asked: tmp_path / asked[:8])
+    first = answers.loglikelihood(instances(("Ba", " ce")))
+    answers.loglikelihood(instances(("Ba", " di")))
+    assert len(set(answers.files)) == 2
+    assert all(file.exists() for file in answers.files)
+    answers.files[0].write_text("[0, -7.5, false]\n")
+    assert answers.loglikelihood(instances(("Ba", " ce"))) == [(-7.5, False)] != first
+
+
+@pytest.mark.parametrize(("tasks", "folder", "words"), [
+    (["mine", "no"], None, ["tasks that lm-evaluation-harness knows", "got no;", "known are 2 names"]),
+    (["no"], "tasks", ["got no;", "has mine other"]),
+    (["mine"], "broken", ["able to read the tasks", "not YAML"]),
+    (["mine"], "nowhere", ["--task-folder must be a folder"])])
+def test_tasks_that_are_none_are_refused(tasks, folder, words, stand_in, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tasks", "broken"):
+        (tmp_path / name).mkdir()
+    with tiny.refusal(*words):
+        harness.known_tasks(tasks, folder)
+    assert harness.known_tasks(["mine"], "tasks").defaults is False
+    assert harness.known_tasks(["mine"], None).defaults is True
+
+
+def test_the_command_keeps_a_record_of_each_task_and_nothing_else(stand_in, tmp_path, capsys):
+    run = tiny.commanded(command.main, capsys)
+    code, out, err = run("--tasks", "mine,other", "--limit", 7, "--output", tmp_path / "o.json")
+    assert code == 0, err
+    assert (stand_in["tasks"], stand_in["limit"]) == (["mine", "other"], 7)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mine.json", "o.other.json"]
+    record = load_record(tmp_path / "o.mine.json")
+    assert (record.kind, record.data.name, record.items) == ("choice", "lm_eval mine", [[1.0]])
+    assert (record.metrics["acc"].value, record.metrics["acc"].chance) == (1.0, 0.5)
+    assert "mine" in out
+
+
+def test_what_its_evaluation_raises_is_said_but_an_interruption_passes(model, stand_in, capsys):
+    args = SimpleNamespace(limit=None, backend="numpy", first=True)
+
+    def run():
+        return harness.run(Answers(model), None, ["mine"], None, args, [])
+
+    stand_in["raises"] = ValueError("no such file")
+    with tiny.refusal("must be able to run mine", "ValueError: no such file"):
+        run()
+    for passes in (KeyboardInterrupt(), CheckError("a; got b; c")):
+        stand_in["raises"] = passes
+        with pytest.raises(type(passes)) as raised:
+            run()
+        assert raised.value is passes
+    del stand_in["raises"]
+    answers = Answers(model)
+    answers.cut = 1200
+    harness.run(answers, None, ["mine"], None, args, [])
+    assert "note: 1,200 contexts were longer than the model's" in capsys.readouterr().err
 
 
 # --- the command -------------------------------------------------------------------------------------------

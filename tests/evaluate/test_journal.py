@@ -8,8 +8,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_ref.evaluate import journal
-from bitnet_ref.evaluate.journal import Journal, digest, rows_of
+from bitnet_ref.evaluate import lines
+from bitnet_ref.evaluate.journal import Journal, digest
+from bitnet_ref.evaluate.lines import rows_of
 
 
 def test_what_is_added_is_there_again(tmp_path):
@@ -72,14 +73,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("content", "words"), [
     (b'{"n": 1}\n{"n": \n', ["line 2 of", "must be JSON"]),
-    (b"[1]\n", ["line 1 of", "must be a JSON object", "list"]),
+    (b"[1]\n", ["line 1 of", "must be a JSON object", "[1]"]),
     (b"\xff\n", ["line 1 of", "must be JSON"]),
     (b"[" * 100_000 + b"\n", ["line 1 of", "must be JSON"]),
     (b'{"n": "' + b"x" * 2000 + b'"}\n', ["a line must have at most 1000 bytes", "line 1 of"]),
 ])
 def test_what_is_no_row_is_refused_by_its_line(content, words, tmp_path, monkeypatch):
     if b"x" * 99 in content:
-        monkeypatch.setattr(journal, "LONGEST", 1000)
+        monkeypatch.setattr(lines, "LONGEST", 1000)
     (tmp_path / "rows").write_bytes(content)
     with tiny.refusal(*words):
         list(rows_of(tmp_path / "rows"))
@@ -93,7 +94,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     with tiny.refusal("must be writable"):
         Journal(tmp_path / "file" / "rows", "abc").add({})
-    monkeypatch.setattr(journal, "LARGEST", 3)
+    monkeypatch.setattr(lines, "LARGEST", 3)
     (tmp_path / "rows").write_text('{"n": 1}\n')
     with tiny.refusal("must have at most 3 bytes"):
         list(rows_of(tmp_path / "rows"))

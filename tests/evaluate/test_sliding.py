@@ -19,7 +19,17 @@ from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import sliding
 from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.evaluate.records import load as load_record
-from bitnet_ref.evaluate.sliding import Text, slide, spans, texts_of, tokenised, word_ends
+from bitnet_ref.evaluate.slid import OF_SUMS
+from bitnet_ref.evaluate.sliding import (
+    BLOCKS,
+    Text,
+    slide,
+    spans,
+    standard_error,
+    texts_of,
+    tokenised,
+    word_ends,
+)
 from bitnet_ref.kernels import load
 from bitnet_ref.model import Transformer
 from bitnet_ref.model.params import Params, param_specs
@@ -124,6 +134,49 @@ def test_a_uniform_model_has_the_figures_of_guessing():
     got = slide(Transformer(cfg, Params(param_specs(cfg)), OPS), [stream(80)], 12, 3)
     assert got.score.perplexity == pytest.approx(13, rel=1e-6)
     assert got.word_perplexity == pytest.approx(13 ** (got.score.tokens / got.words), rel=1e-5)
+
+
+# --- how sure it is ----------------------------------------------------------------------------------------
+
+
+def drawn(rng, windows=500, like=0.6):
+    """FIELDS of the windows of a text: how hard one is depends on the one before, by the share `like`."""
+    hard, noise = np.empty(windows), rng.normal(size=windows)
+    hard[0] = noise[0]
+    for i in range(1, windows):
+        hard[i] = like * hard[i - 1] + math.sqrt(1 - like * like) * noise[i]
+    tokens = np.full(windows, 32.0)
+    size = rng.integers(80, 160, windows).astype(float)
+    return np.stack([tokens * (3 + 0.5 * hard), tokens, size, np.round(size / 5)], axis=1)
+
+
+@pytest.mark.parametrize("name", OF_SUMS)
+def test_the_standard_error_is_the_spread_over_texts(name):
+    """Of 400 texts whose windows are alike: within 15 %; windows one by one promise less than 0.7 of it."""
+    rng, figure = np.random.default_rng(0), OF_SUMS[name]
+    texts = [drawn(rng) for _ in range(400)]
+    true = np.std([figure(rows.sum(axis=0)) for rows in texts], ddof=1)
+    said = np.mean([standard_error(rows, figure) for rows in texts])
+    assert said == pytest.approx(true, rel=0.15)
+    alone = np.mean([standard_error(rows, figure, blocks=len(rows)) for rows in texts[:40]])
+    if name == "perplexity":                               # the others vary by their bytes and words too
+        assert alone < 0.7 * true
+
+
+def test_of_a_mean_it_is_that_of_a_mean():
+    """As many windows as blocks or fewer, of one length: the textbook's s / sqrt(n)."""
+    rows = np.stack([np.random.default_rng(1).normal(3, 1, BLOCKS), np.ones(BLOCKS)], axis=1)
+    for n in (2, 7, BLOCKS):
+        want = np.std(rows[:n, 0], ddof=1) / math.sqrt(n)
+        assert standard_error(rows[:n], lambda sums: sums[0] / sums[1]) == pytest.approx(want)
+
+
+def test_without_two_windows_or_without_a_figure_there_is_none():
+    def mean(sums):
+        return sums[0] / sums[1]
+
+    assert standard_error([[1.0, 1.0]], mean) is None
+    assert standard_error([[1.0, 1.0], [1.0, 0.0]], mean) is None      # without the first there is no figure
 
 
 @pytest.mark.parametrize(("context", "stride", "words"), [

@@ -120,7 +120,7 @@ def test_the_published_files_are_read():
     (changed(HELLASWAG, endings="abc"), ["endings", "list of texts"]),
     (changed(HELLASWAG, endings=["a", "[b]"], label=0), ["choice 2", "not be empty"]),
     (changed(HELLASWAG, ctx_b=3), ["ctx_b"]), (changed(HELLASWAG, label=""), ["label"]),
-    ("{", ["must be JSON"]), ("[1]", ["must be an object"]), ("[" * 9999, ["must be JSON"]),
+    ("{", ["must be JSON"]), ("[1]", ["must be a JSON object"]), ("[" * 9999, ["must be JSON"]),
 ])
 def test_a_line_that_is_no_question_is_named(row, words, tmp_path):
     good = ARC if isinstance(row, str) or "question" in row else PIQA if "goal" in row else HELLASWAG
