@@ -39,7 +39,8 @@ DONE = (                                                   # every public functi
     "formats",
 )
 SLOW = {"bitnet_ref.train.plots", "bitnet_ref.train.summary",   # they draw all the pictures of a run, or
-        "bitnet_ref.walk.pictures", "bitnet_ref.walk.twin"}     # a notebook's, or read Python's documentation
+        "bitnet_ref.walk.pictures", "bitnet_ref.walk.twin",     # a notebook's, read Python's documentation,
+        "bitnet_ref.walk.train_nano", "bitnet_ref.walk.evaluate"}          # or train
 WALLED = {f"bitnet_ref.evaluate.{stem}" for stem in ("cell", "confine", "humaneval", "sandbox")}
 NEEDS = re.compile(r"# needs (\w+)$", flags=re.MULTILINE)  # said by an example of an optional library
 PARSER = doctest.DocTestParser()

@@ -65,7 +65,7 @@ def side(name: str, shape: ModelConfig, data: Dataset, text: str, task: Task, st
     >>> len(found.models), len(found.texts), len(found.choices)
     (3, 3, 3)
     """
-    how = TrainConfig(steps=steps, batch=4, **rivals.RECIPES[shape.linear])
+    how = TrainConfig(steps=steps, batch=4, lr=rivals.RATES[shape.linear])
     began = time.process_time()
     models = [twin.trained(shape.linear, data, how, seed, shape) for seed in SEEDS]
     seconds = (time.process_time() - began) / (steps * len(models))

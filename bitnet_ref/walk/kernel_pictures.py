@@ -22,7 +22,13 @@ SHOWN = (("naive", "w"), ("coalesced", "w"), ("coalesced", "x"), ("vector_dp4a",
 
 
 def roofline(one: Machine, every: Machine, climbed: Sequence[Rates]) -> Picture:
-    """Notebook 06: operations a second over operations a byte; the limits as roofs, rungs as points."""
+    """Notebook 06: operations a second over operations a byte; the limits as roofs, rungs as points.
+
+    >>> limits = Machine("a machine", (), "", 1, 5e10, 2e11, 2e11, 0.0, "", "", "", "")
+    >>> rung = Rate("a rung", 1e-3, n_bytes=1e6, operations=4e6, threads=1, bandwidth=5e10, peak=2e11)
+    >>> roofline(limits, limits._replace(threads=2), [Rates((rung,))]).png[1:4]
+    b'PNG'
+    """
     rates = [rate for some in climbed for rate in some.rates]
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     ax, names = figure.subplots(1, 2, width_ratios=(3, 1))
@@ -60,7 +66,11 @@ def _apart(rates: Sequence[Rate]) -> list[float]:
 
 
 def warp_reads(counts: dict[str, Count]) -> Picture:
-    """Notebook 07: the bytes of one request, sector by sector; and what each rung asks of a card."""
+    """Notebook 07: the bytes of one request, sector by sector; and what each rung asks of a card.
+
+    >>> warp_reads({"naive": Count(2.0, 32.0, 8.0, 0.0)}).png[1:4]       # needs numba_cuda
+    b'PNG'
+    """
     figure = Figure(figsize=(11, 6), layout="constrained")
     grid = figure.add_gridspec(2, len(SHOWN), height_ratios=(1.2, 1))
     for i, (name, array) in enumerate(SHOWN):

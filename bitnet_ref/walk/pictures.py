@@ -149,7 +149,12 @@ def who_reads_whom(n_heads: int = 8, n_kv_heads: int = 2, head_dim: int = 32, T:
 
 
 def life_of_a_run(quiet: Path, guarded: Path, alone: Path) -> Picture:
-    """Notebook 04: the loss and the flips of three runs over the batches they saw, from their logs."""
+    """Notebook 04: the loss and the flips of three runs over the batches they saw, from their logs.
+    >>> from bitnet_ref.train.loop import train; from bitnet_ref.train.small import small_run
+    >>> run, data = small_run(); train(run, data)
+    >>> life_of_a_run(run.folder, run.folder, run.folder).png[1:4]
+    b'PNG'
+    """
     figure = Figure(figsize=(9, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.7, 1))
     runs = {"no guard": (alone, MINUS), "guarded": (guarded, PLUS), "undisturbed": (quiet, INK)}
@@ -238,7 +243,12 @@ def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:
 
 
 def deltas(rows: list[Row]) -> Picture:
-    """Notebook 10: each row's delta with its interval and its seeds, around zero. Only rows that have one."""
+    """Notebook 10: each row's delta with its interval and its seeds, around zero. Only rows that have one.
+    >>> row = Row("equal bytes", "text", "perplexity", "lower", "a", "b", 9.0, 10.0, [9.0], [10.0], 10.0, 8.0,
+    ...           12.0, WIN, 100, "bytes")
+    >>> deltas([row]).words
+    'deltas around zero, each with an interval: equal bytes, perplexity: win'
+    """
     known = [(row, row.delta, row.low, row.high) for row in rows
              if row.delta is not None and row.low is not None and row.high is not None]
     figure = Figure(figsize=(9, 1.4 + 0.45 * len(known)), layout="constrained")
