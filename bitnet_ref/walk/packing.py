@@ -1,6 +1,6 @@
 """The questions of notebook 05: trits as bytes.
 
-Read after: walk/a_block. Read next: walk/exploding.
+Read after: walk/a_block. Read next: walk/ahead.
 """
 
 import math

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from bitnet_ref.layers import attention, rope
 from bitnet_ref.layers.rope import rope_table
@@ -154,6 +155,35 @@ def bits_of_layouts(w_q: np.ndarray) -> Picture:
               xlim=(0, 1.1 * max(spent.values())))
     right.tick_params(axis="y", labelsize=8)
     return finished(figure, "shares of the three trits, and the bits that each layout spends on one")
+
+
+def guesses_in_a_text(calls: list[list[tuple[str, bool]]], formula: dict[str, np.ndarray],
+                      counted: dict[str, list[float]], width: int = 46) -> Picture:
+    """Notebook 08: the tokens of each call, (as shown, whether guessed), and tokens a call over the length k
+    of a guess: by the formula, and counted.   each (k + 1,)"""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    x, y = 0, 0
+    for call in calls:
+        for n, (piece, right_guess) in enumerate(call):
+            if x + len(piece) > width:
+                x, y = 0, y - 1
+            left.add_patch(Rectangle((x + 0.12 * (n == 0), y - 0.36), len(piece) - 0.12 * (n == 0), 0.8,
+                                     color="#f2b8a0" if right_guess else "#e4e4e4", lw=0))
+            left.text(x + len(piece) / 2, y, piece.replace("$", r"\$"), family="monospace", fontsize=8.5,
+                      ha="center", va="center", color=INK)
+            x += len(piece)
+    left.set(xlim=(0, width), ylim=(y - 0.7, 0.7), xticks=[], yticks=[],
+             title=f"{sum(map(len, calls))} tokens in {len(calls)} calls: coloured were guessed")
+    left.spines[["left", "bottom"]].set_visible(False)
+    for (name, values), colour in zip(formula.items(), (PLUS, MINUS, INK)):
+        right.plot(values, color=colour, lw=1.3)
+        right.plot(counted[name], color=colour, ls="", marker="o", ms=4, label=name)
+    right.set(title="tokens a call makes: (SP.2) and counted", xlabel="tokens guessed, at most", ylim=(0.8, None))
+    right.grid(alpha=0.25)
+    right.legend(frameon=False, fontsize=8)
+    return finished(figure, "a text whose tokens are coloured where they were guessed, and tokens a call over "
+                            "the length of a guess: dots that were counted lie near the lines of the formula")
 
 
 def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:

@@ -17,7 +17,7 @@ from bitnet_ref.checks import lookup, shown
 
 # -> the module of its questions
 NOTEBOOKS = {"01": "ternary", "02": "layers_by_hand", "03": "a_block", "05": "packing",
-             "09": "formats"}
+             "08": "generate_and_chain", "09": "formats"}
 OPEN = "no answer yet"
 Judge = Callable[[Any], str]             # "" if the answer is right, else "what must hold; got what came"
 

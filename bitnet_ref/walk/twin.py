@@ -32,9 +32,10 @@ def text() -> Dataset:
     return prepare("python-docs", vocab_size=SMALL.vocab_size, progress=False)
 
 
-def trained(linear: str, data: Dataset, recipe: TrainConfig = RECIPE, seed: int = 0) -> Transformer:
+def trained(linear: str, data: Dataset, recipe: TrainConfig = RECIPE, seed: int = 0,
+            context: int = SMALL.context) -> Transformer:
     """A model after `recipe.steps` updates. linear: "ternary", a BitNet, or "full", its twin."""
-    cfg = replace(SMALL, linear=linear, vocab_size=data.tokenizer.vocab_size)
+    cfg = replace(SMALL, linear=linear, vocab_size=data.tokenizer.vocab_size, context=context)
     ops, feed = load("numpy"), open_feed(data.train, data.report, cfg.context, seed)
     params = init_params(cfg, seed)
     model, grads = Transformer(cfg, params, ops), params.zeros_like()

@@ -15,7 +15,7 @@ MADE = ROOT / "docs" / "_made"
 BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md",
             "walkthroughs": "notebooks/README.md"}        # page -> file
 
-KEPT = "*Run it to see what it prints; only its main picture is kept here.*"
+RAN = "*What its cells print is of one run, on {}. On your machine times will be others.*"
 
 DECISIONS = """Decisions
 =========
@@ -89,11 +89,20 @@ def make(app, config) -> None:
 
 
 def told(notebook: str) -> str:
-    """A notebook that says below its title why its cells print nothing."""
+    """A notebook that says below its title where it ran; sources in it coloured, pictures in words too."""
     cells = json.loads(notebook)
     lines = "".join(cells["cells"][0]["source"]).split("\n", 1)
-    cells["cells"][0]["source"] = f"{lines[0]}\n\n{KEPT}\n{''.join(lines[1:])}"
+    ran = RAN.format(cells["metadata"]["outputs"]["on"])
+    cells["cells"][0]["source"] = f"{lines[0]}\n\n{ran}\n{''.join(lines[1:])}"
+    for cell in cells["cells"]:
+        words = "".join(cell["outputs"][-1]["data"]["text/plain"]) if pictured(cell) else ""
+        of_source = "".join(cell["source"]).startswith("show(")
+        cell["metadata"]["mystnb"] = {"text_lexer": "python"} if of_source else {"image": {"alt": words}}
     return json.dumps(cells, indent=1)
+
+
+def pictured(cell: dict) -> bool:
+    return bool(cell.get("outputs")) and "image/png" in cell["outputs"][-1].get("data", ())
 
 
 def front(app, docname, source) -> None:
