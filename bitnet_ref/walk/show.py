@@ -46,7 +46,7 @@ def show(*functions: Callable[..., Any]) -> Source:
 def _one(function: Any) -> str:
     try:
         lines, first = inspect.getsourcelines(function)
-        file = Path(inspect.getsourcefile(function) or "")
+        file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except (TypeError, OSError):
         check(False, "what is shown must be a function, class or module written in Python",
               repr(function)[:80], "give its name without quotes and without brackets")
