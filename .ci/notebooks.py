@@ -1,7 +1,7 @@
 """The notebooks: write them from their text, or run them.
 
     python .ci/notebooks.py write [NAME ...]          text -> .ipynb: executed, with what it printed
-    python .ci/notebooks.py sources [NAME ...]        only what `show` shows, anew: nothing else is executed
+    python .ci/notebooks.py refresh [NAME ...]        its prose and what `show` shows, anew: nothing is run
     python .ci/notebooks.py run [NAME ...]            execute, two minutes each (busy: four); else all
     python .ci/notebooks.py run --day --since COMMIT  three in turn by the day, and those that changed
 
@@ -89,8 +89,8 @@ def plain(text):
     text = LINE_OF.sub(r"\1", re.sub(r"\x1b\[[0-9;]*m", "", text))
     if len(text) <= LONGEST:
         return text
-    held = text[:LONGEST].rpartition("\n")[0]
-    return f"{held}\n[... {text[len(held):].count(chr(10))} more lines]\n"
+    held = text[:text.rfind("\n", 0, LONGEST) + 1]
+    return f"{held}[... {len(text[len(held):].splitlines())} more lines]\n"
 
 
 def kept(outputs):
@@ -105,10 +105,16 @@ def kept(outputs):
     return [{"output_type": "stream", "name": "stdout", "text": plain(printed)}] * bool(printed) + found
 
 
-def tidied(notebook):
-    """As it is stored: outputs as `kept`, no counts or ids, and which cells and machine the outputs are of."""
+def this_machine():
+    """What figures of time depend on."""
     from bitnet_ref.train.summary import machine
 
+    here = machine()
+    return f"{here['cores']} cores of {here['processor']}, Python {here['python']}, NumPy {here['numpy']}"
+
+
+def tidied(notebook, on):
+    """As it is stored: outputs as `kept`, no counts or ids; which cells outputs are of, and what ran them."""
     for cell in notebook.cells:
         cell.pop("id", None)
         if cell.cell_type == "code":
@@ -116,10 +122,8 @@ def tidied(notebook):
             cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
     notebook.nbformat_minor = 4                            # no ids, which would differ at each writing
     notebook.metadata = {key: notebook.metadata[key] for key in ("jupytext", "kernelspec")}
-    here = machine()
-    notebook.metadata["outputs"] = {
-        "made_from": made_from([c.source for c in code(notebook)]),
-        "on": f"{here['cores']} cores of {here['processor']}, Python {here['python']}, NumPy {here['numpy']}"}
+    made = made_from([cell.source for cell in code(notebook)])
+    notebook.metadata["outputs"] = {"made_from": made, "on": on}
     return notebook
 
 
@@ -134,7 +138,7 @@ def write(name):
     notebook = jupytext.read(file)
     NotebookClient(notebook, timeout=None, kernel_name="python3",
                    resources={"metadata": {"path": str(FOLDER)}}).execute()
-    nbformat.write(tidied(notebook), FOLDER / f"{name}.ipynb")
+    nbformat.write(tidied(notebook, this_machine()), FOLDER / f"{name}.ipynb")
 
 
 def sources_now(sources):
@@ -152,16 +156,21 @@ def sources_now(sources):
     return found
 
 
-def sources(name):
-    """Put the library's present source into the cells of an .ipynb that show it."""
+def refresh(name):
+    """Put the present prose, and the library's present source, into an .ipynb whose code is the same."""
+    import jupytext
     import nbformat
 
     file = FOLDER / f"{name}.ipynb"
-    notebook = nbformat.read(file, as_version=4)
-    cells = code(notebook)
-    for i, text in sources_now([cell.source for cell in cells]).items():
-        cells[i].outputs[0].data["text/plain"] = text
-    nbformat.write(notebook, file)
+    notebook, before = jupytext.read(file.with_suffix(".md")), nbformat.read(file, as_version=4)
+    sources = [cell.source for cell in code(notebook)]
+    if before.metadata.get("outputs", {}).get("made_from") != made_from(sources):
+        sys.exit(f"{name}: its code is another than what its outputs are of: write it")
+    for cell, old in zip(code(notebook), code(before)):
+        cell.outputs = old.outputs
+    for i, text in sources_now(sources).items():
+        code(notebook)[i].outputs[0].data["text/plain"] = text
+    nbformat.write(tidied(notebook, before.metadata["outputs"]["on"]), file)
 
 
 def run(name):
@@ -187,14 +196,14 @@ def chosen(args):
 def main():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("verb", choices=("write", "sources", "run"))
+    parser.add_argument("verb", choices=("write", "refresh", "run"))
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--day", action="store_true", help="three by the day of the year")
     parser.add_argument("--since", metavar="COMMIT", help="and those that changed since")
     args, slow = parser.parse_args(), []
     for name in chosen(args):
         began = time.monotonic()
-        {"write": write, "sources": sources, "run": run}[args.verb](name)
+        {"write": write, "refresh": refresh, "run": run}[args.verb](name)
         took = time.monotonic() - began
         print(f"{name}: {took:.0f} s", flush=True)
         slow += [name] * (took > GATE)

@@ -70,7 +70,7 @@ def test_names_are_numbered_without_a_gap_in_a_pair_each():
 
 @each_notebook
 def test_the_two_forms_agree(name):
-    """If not: python .ci/notebooks.py write NUMBER."""
+    """If not: python .ci/notebooks.py refresh NUMBER, or write, where the code is another."""
     stored = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", []))
               for c in held(name)["cells"]]
     assert stored == cells(name)
@@ -105,7 +105,7 @@ def test_outputs_are_of_the_present_text(name):
 
 @each_notebook
 def test_sources_that_are_shown_are_the_library_s(name):
-    """If not: python .ci/notebooks.py sources NUMBER."""
+    """If not: python .ci/notebooks.py refresh NUMBER."""
     cells = tool().code(held(name))
     for i, text in tool().sources_now(["".join(cell["source"]) for cell in cells]).items():
         assert [words(output) for output in cells[i]["outputs"]] == [text], f"{name}, cell of code {i}"
@@ -285,7 +285,8 @@ def test_what_is_long_says_how_much_is_missing():
 
 
 def test_a_changed_source_is_noticed():
-    cells = ["from bitnet_ref.walk import show\nfrom bitnet_ref.quant import dequantise", "show(dequantise)", "show(x)"]
+    begin = "from bitnet_ref.walk import show\nfrom bitnet_ref.quant import dequantise"
+    cells = [begin, "show(dequantise)", "show(x)"]
     found = tool().sources_now(cells)
     assert list(found) == [1]                              # x is no import: nothing can be said of it
     assert found[1].startswith("# bitnet_ref/quant.py\n")

@@ -7,7 +7,7 @@
     pictures            one for each notebook
     ahead               what becomes of guesses at the next tokens, and what they should bring
     exploding           the port that failed, and the model that it failed on
-    ternary, layers_by_hand, a_block, packing, generate_and_chain, formats   questions, of the notebook so named
+    ternary, layers_by_hand, a_block, packing, generate_and_chain, formats: questions of the notebook so named
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.
 Read after: bench/conform. Read next: walk/show.

@@ -6,6 +6,7 @@ build is short.
 
 import ast
 import json
+import re
 from pathlib import Path
 
 from _site import ORDER, ROOT
@@ -89,14 +90,17 @@ def make(app, config) -> None:
 
 
 def told(notebook: str) -> str:
-    """A notebook that says below its title where it ran; sources in it coloured, pictures in words too."""
+    """A notebook that says below its title where it ran; sources are coloured, pictures have words."""
     cells = json.loads(notebook)
     if about := cells["metadata"].get("outputs"):          # else a test says that it must be written anew
         title, *rest = "".join(cells["cells"][0]["source"]).split("\n", 1)
         cells["cells"][0]["source"] = f"{title}\n\n{RAN.format(about['on'])}\n{''.join(rest)}"
     for cell in cells["cells"]:
         pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", ())]
-        if "".join(cell["source"]).startswith("show("):
+        source = "".join(cell["source"])
+        if re.search(r'^check\("', source, flags=re.MULTILINE):
+            cell["metadata"]["tags"] = ["answer"]
+        if source.startswith("show("):
             cell["metadata"]["mystnb"] = {"text_lexer": "python"}
         elif pictures:
             cell["metadata"]["mystnb"] = {"image": {"alt": "".join(pictures[0]["data"]["text/plain"])}}
