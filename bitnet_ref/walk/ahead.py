@@ -77,8 +77,8 @@ def expected(a: np.ndarray) -> np.ndarray:
     >>> expected(np.array([0.5, 0.5, 0.0]))
     array([1.  , 1.5 , 1.75, 1.75])
     """
-    s = np.cumprod(a)                                                                       # (SP.1)
-    return 1 + np.concatenate([[0.0], np.cumsum(s)])                                        # (SP.2)
+    s = np.cumprod(a)
+    return 1 + np.concatenate([[0.0], np.cumsum(s)])
 
 
 def per_call(calls: Sequence[Call]) -> float:
