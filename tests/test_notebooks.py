@@ -1,4 +1,4 @@
-"""The notebooks: both forms agree, the library owns the code, outputs are stripped, questions stand open.
+"""The notebooks: both forms agree, the library owns the code, outputs are of it, questions stand open.
 
 None is executed here: .ci/run executes three a day and those that changed, .ci/nightly all, by
 .ci/notebooks.py.
@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER, PROJECT = ROOT / "notebooks", tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEXTS = {p.stem: p.read_text(encoding="utf-8") for p in sorted(FOLDER.glob("*.md")) if p.stem != "README"}
 SLUG = PROJECT["tool"]["bitnet_ref"]["repository"]
-REUSABLE, HERO_BYTES, HERO_WIDTH = 5, 64 * 1024, 1400     # lines of a definition; a picture, in pixels
+REUSABLE, WIDTH = 5, 1400                                 # lines of a definition; pixels of a picture
+PICTURE, NOTEBOOK = 64 * 1024, 192 * 1024                 # bytes of one; of an .ipynb
 FENCE = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 TAGS = re.compile(r"\A:tags: \[(.*?)\]\n\n?")
 
@@ -51,8 +52,7 @@ def cells(name):
 
 def code(name):
     """The sources of the code cells, magics left out."""
-    return [re.sub(r"^\s*[%!].*$", "    pass", source, flags=re.MULTILINE)
-            for kind, source, _ in cells(name) if kind == "code"]
+    return [tool().MAGIC.sub("    pass", source) for kind, source, _ in cells(name) if kind == "code"]
 
 
 def definitions(source):
@@ -70,7 +70,7 @@ def test_names_are_numbered_without_a_gap_in_a_pair_each():
 
 @each_notebook
 def test_the_two_forms_agree(name):
-    """If not: python .ci/notebooks.py write NUMBER."""
+    """If not: python .ci/notebooks.py refresh NUMBER, or write, where the code is another."""
     stored = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", []))
               for c in held(name)["cells"]]
     assert stored == cells(name)
@@ -84,21 +84,63 @@ def test_jupytext_reads_the_text_as_we_do(name):
     assert read.metadata["jupytext"]["formats"] == "ipynb,md:myst"
 
 
+def outputs(name):
+    """(number of the cell of code, output) of all that an .ipynb keeps."""
+    return [(i, output) for i, cell in enumerate(tool().code(held(name))) for output in cell["outputs"]]
+
+
+def words(output):
+    return "".join(output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"])
+
+
 @each_notebook
-def test_outputs_are_stripped_but_for_one_hero(name):
-    for cell in (c for c in held(name)["cells"] if c["cell_type"] == "code"):
-        hero = cell["metadata"].get("tags") == ["hero"]
-        assert cell["execution_count"] is None
-        assert len(cell["outputs"]) == hero, f"{name}: an output that is not the hero's, or none of the hero"
-        if hero:
-            data = cell["outputs"][0]["data"]
-            png = base64.b64decode("".join(data["image/png"]))
-            width = struct.unpack(">I", png[16:20])[0]
-            assert png[:8] == b"\x89PNG\r\n\x1a\n"
-            assert set(data) == {"image/png", "text/plain"}                # the words for who cannot see it
-            assert len(png) <= HERO_BYTES
-            assert 600 <= width <= HERO_WIDTH
-    assert sum("hero" in tags for _, _, tags in cells(name)) == 1, f"{name}: one hero"
+def test_outputs_are_of_the_present_text(name):
+    """If not: python .ci/notebooks.py write NUMBER."""
+    cells, about = tool().code(held(name)), held(name)["metadata"]["outputs"]
+    assert about["made_from"] == tool().made_from(["".join(cell["source"]) for cell in cells])
+    assert re.fullmatch(r"\d+ cores of .+, Python [\d.]+, NumPy [\d.]+", about["on"])
+    assert all(cell["execution_count"] is None for cell in cells)
+    assert len(outputs(name)) > len(cells) / 2
+
+
+@each_notebook
+def test_sources_that_are_shown_are_the_library_s(name):
+    """If not: python .ci/notebooks.py refresh NUMBER."""
+    cells = tool().code(held(name))
+    for i, text in tool().sources_now(["".join(cell["source"]) for cell in cells]).items():
+        assert [words(output) for output in cells[i]["outputs"]] == [text], f"{name}, cell of code {i}"
+
+
+@each_notebook
+def test_outputs_are_words_and_small_pictures_that_anyone_may_see(name):
+    for _, output in outputs(name):
+        said = words(output)
+        assert output["output_type"] in ("stream", "display_data")
+        assert output.get("name", "stdout") == "stdout"
+        assert len(said) <= tool().LONGEST + 40
+        assert "\x1b" not in said
+        assert not re.search(r"/(?:home|root|tmp)/|0x[0-9a-f]{9,}", said), f"{name}: of one machine: {said}"
+        if output["output_type"] == "display_data":
+            assert set(output["data"]) in ({"text/plain"}, {"text/plain", "image/png"})
+        if "image/png" in output.get("data", ()):
+            is_small_picture("".join(output["data"]["image/png"]))
+            assert "<" not in said, "what is to be seen in it, for who cannot see it"
+    assert (FOLDER / f"{name}.ipynb").stat().st_size <= NOTEBOOK
+
+
+def is_small_picture(encoded):
+    png = base64.b64decode(encoded)
+    width = struct.unpack(">I", png[16:20])[0]
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(png) <= PICTURE
+    assert 600 <= width <= WIDTH
+
+
+@each_notebook
+def test_one_hero(name):
+    heroes = [cell for cell in held(name)["cells"] if cell["metadata"].get("tags") == ["hero"]]
+    assert len(heroes) == 1
+    assert "image/png" in heroes[0]["outputs"][-1]["data"]
 
 
 @each_notebook
@@ -212,3 +254,40 @@ def test_all_take_turns(n):
 
 def test_the_runner_knows_the_same_notebooks():
     assert tool().names() == list(TEXTS)
+
+
+# ---- what is kept of a run ----
+
+def test_outputs_are_of_their_cells():
+    """Another text, another order, or the same text in other cells: another checksum."""
+    sums = {tool().made_from(cells) for cells in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])}
+    assert len(sums) == 4
+
+
+def test_what_is_printed_is_kept_as_one_and_progress_is_not():
+    def stream(name, text):
+        return {"output_type": "stream", "name": name, "text": text}
+
+    picture = {"output_type": "display_data", "metadata": {"x": 1},
+               "data": {"image/png": "...", "text/plain": "a picture", "text/html": "<p>"}}
+    found = tool().kept([stream("stdout", "a\n"), stream("stderr", "50%"), picture, stream("stdout", "b")])
+    assert found == [stream("stdout", "a\nb"), {"output_type": "display_data", "metadata": {},
+                     "data": {"text/plain": "a picture", "image/png": "..."}}]
+    assert tool().kept([stream("stderr", "50%")]) == []
+
+
+def test_what_is_long_says_how_much_is_missing():
+    text = "".join(f"{i:5}\n" for i in range(3000))
+    lines = tool().plain(text).splitlines()
+    assert lines[-1] == f"[... {3000 - len(lines) + 1} more lines]"
+    assert len(tool().plain(text)) <= tool().LONGEST + 40
+    assert tool().plain("\x1b[31mred\x1b[0m") == "red"
+
+
+def test_a_changed_source_is_noticed():
+    begin = "from bitnet_ref.walk import show\nfrom bitnet_ref.quant import dequantise"
+    cells = [begin, "show(dequantise)", "show(x)"]
+    found = tool().sources_now(cells)
+    assert list(found) == [1]                              # x is no import: nothing can be said of it
+    assert found[1].startswith("# bitnet_ref/quant.py\n")
+    assert "def dequantise(" in found[1]

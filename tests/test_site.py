@@ -81,9 +81,18 @@ def test_a_link_to_a_test_or_a_table_leads_to_its_line(site):
 
 
 @pytest.mark.slow
-def test_a_notebook_says_that_its_outputs_are_not_kept(site):
+def test_a_notebook_shows_what_it_printed_and_where(site):
     for page in (site / "_made" / "notebooks").glob("*.html"):
-        assert "Run it to see what it prints" in page.read_text(encoding="utf-8"), page
+        text = page.read_text(encoding="utf-8")
+        assert "What its cells print is of one run" in text, page
+        assert "no answer yet" in text, page
+        assert re.search(r'<img alt="[^"]{20,}"', text), page
+
+
+@pytest.mark.slow
+def test_a_source_in_a_notebook_is_coloured(site):
+    text = (site / "_made" / "notebooks" / "01_ternary.html").read_text(encoding="utf-8")
+    assert re.search(r'class="kn?">def</span>.{0,60}absmean_ternary', text)
 
 
 @pytest.mark.slow

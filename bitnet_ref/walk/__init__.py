@@ -7,8 +7,9 @@
     sketch              a model of random weights, for examples in docstrings
     pictures, kernel_pictures   one for each notebook
     cpu_kernels, gpu_kernels    a ladder climbed and questions; kernels interpreted and questions
+    ahead               what becomes of guesses at the next tokens, and what they should bring
     exploding           the port that failed, and the model that it failed on
-    ternary, layers_by_hand, a_block, train_nano, packing, formats, evaluate
+    ternary, layers_by_hand, a_block, train_nano, packing, generate_and_chain, formats, evaluate
                         questions, of the notebook of that name; of two also what they train
 
 Nothing below imports this. `from bitnet_ref.walk import check, show` is how a notebook begins.

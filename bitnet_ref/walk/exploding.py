@@ -3,7 +3,7 @@
 The port read 2-bit codes as 00 = 0, 01 = +1, 10 = -1, four neighbours to a byte; the file has value + 1, in
 four blocks of rows. Scales and gains here are of the sizes that public scans of that checkpoint report, in a
 narrow model of random trits: what can be seen is how norms grow, and that they say nothing of the decode.
-Read after: walk/packing. Read next: walk/formats.
+Read after: walk/generate_and_chain. Read next: walk/formats.
 """
 
 import numpy as np

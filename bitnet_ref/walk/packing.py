@@ -1,6 +1,6 @@
 """The questions of notebook 05: trits as bytes.
 
-Read after: walk/train_nano. Read next: walk/exploding.
+Read after: walk/train_nano. Read next: walk/ahead.
 """
 
 import math

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from bitnet_ref.bench.contest import LOSS, WIN, Row
 from bitnet_ref.bench.interval import delta
@@ -225,6 +226,46 @@ def bits_of_layouts(w_q: np.ndarray) -> Picture:
               xlim=(0, 1.1 * max(spent.values())))
     right.tick_params(axis="y", labelsize=8)
     return finished(figure, "shares of the three trits, and the bits that each layout spends on one")
+
+
+def guesses_in_texts(texts: list[list[list[tuple[str, bool]]]], formula: dict[str, np.ndarray],
+                     counted: dict[str, list[float]], width: int = 60) -> Picture:
+    """Notebook 08: texts, each as the tokens of its calls, (as shown, whether guessed); and tokens a call
+    over the length k of a guess, by the formula, and counted.   each (k + 1,)"""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    y = 0.0
+    for text in texts:
+        y = _calls_of(text, left, y, width) - 1.5
+    calls = [call for text in texts for call in text]
+    left.set(xlim=(0, width), ylim=(y + 0.8, 0.7), xticks=[], yticks=[],
+             title=f"{sum(map(len, calls))} tokens in {len(calls)} calls: coloured were guessed")
+    left.spines[["left", "bottom"]].set_visible(False)
+    for (name, values), colour in zip(formula.items(), (PLUS, MINUS, INK)):
+        right.plot(values, color=colour, lw=1.3)
+        right.plot(counted[name], color=colour, ls="", marker="o", ms=4, label=name)
+    right.set(title="tokens a call makes: (SP.2) and counted", xlabel="tokens guessed, at most",
+              ylim=(0.8, None))
+    right.grid(alpha=0.25)
+    right.legend(frameon=False, fontsize=8)
+    return finished(figure, "texts whose tokens are coloured where they were guessed, and tokens a call over "
+                            "the length of a guess: dots that were counted, and the lines of the formula")
+
+
+def _calls_of(text: list[list[tuple[str, bool]]], ax: Any, y: float, width: int) -> float:
+    """Draws the tokens in lines of `width` letters from y down; a gap where a call begins. The last y."""
+    x = 0
+    for call in text:
+        for n, (piece, was_guessed) in enumerate(call):
+            if x + len(piece) > width:
+                x, y = 0, y - 1
+            gap = 0.25 * (n == 0)
+            ax.add_patch(Rectangle((x + gap, y - 0.42), len(piece) - gap, 0.84, lw=0,
+                                   color="#f2b8a0" if was_guessed else "#e4e4e4"))
+            ax.text(x + len(piece) / 2, y, piece.replace("$", r"\$"), family="monospace", fontsize=9,
+                    ha="center", va="center", color=INK)
+            x += len(piece)
+    return y
 
 
 def norms_by_layer(norms: dict[str, np.ndarray]) -> Picture:

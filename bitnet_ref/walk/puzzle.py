@@ -16,9 +16,9 @@ import numpy as np
 from bitnet_ref.checks import lookup, shown
 
 # -> the module of its questions
-NOTEBOOKS = {"01": "ternary", "02": "layers_by_hand", "03": "a_block", "04": "train_nano",
-             "05": "packing", "06": "cpu_kernels", "07": "gpu_kernels",
-             "09": "formats", "10": "evaluate"}
+NOTEBOOKS = {"01": "ternary", "02": "layers_by_hand", "03": "a_block", "04": "train_nano", "05": "packing",
+             "06": "cpu_kernels", "07": "gpu_kernels", "08": "generate_and_chain", "09": "formats",
+             "10": "evaluate"}
 OPEN = "no answer yet"
 Judge = Callable[[Any], str]             # "" if the answer is right, else "what must hold; got what came"
 

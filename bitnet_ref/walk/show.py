@@ -64,7 +64,7 @@ def _one(function: Any) -> str:
         function = getattr(function, kept, function)
     try:
         lines, first = inspect.getsourcelines(function)
-        file = Path(inspect.getsourcefile(function) or "")
+        file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except (TypeError, OSError):
         check(False, "what is shown must be a function, class or module written in Python",
               repr(function)[:80], "give its name without quotes and without brackets")

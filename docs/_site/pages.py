@@ -6,6 +6,7 @@ build is short.
 
 import ast
 import json
+import re
 from pathlib import Path
 
 from _site import ORDER, ROOT
@@ -15,7 +16,7 @@ MADE = ROOT / "docs" / "_made"
 BORROWED = {"golden": "golden/README.md", "changes": "CHANGELOG.md",
             "walkthroughs": "notebooks/README.md"}        # page -> file
 
-KEPT = "*Run it to see what it prints; only its main picture is kept here.*"
+RAN = "*What its cells print is of one run, on {}. On your machine times will be others.*"
 
 DECISIONS = """Decisions
 =========
@@ -89,10 +90,20 @@ def make(app, config) -> None:
 
 
 def told(notebook: str) -> str:
-    """A notebook that says below its title why its cells print nothing."""
+    """A notebook that says below its title where it ran; sources are coloured, pictures have words."""
     cells = json.loads(notebook)
-    lines = "".join(cells["cells"][0]["source"]).split("\n", 1)
-    cells["cells"][0]["source"] = f"{lines[0]}\n\n{KEPT}\n{''.join(lines[1:])}"
+    if about := cells["metadata"].get("outputs"):          # else a test says that it must be written anew
+        title, *rest = "".join(cells["cells"][0]["source"]).split("\n", 1)
+        cells["cells"][0]["source"] = f"{title}\n\n{RAN.format(about['on'])}\n{''.join(rest)}"
+    for cell in cells["cells"]:
+        pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", ())]
+        source = "".join(cell["source"])
+        if re.search(r'^check\("', source, flags=re.MULTILINE):
+            cell["metadata"]["tags"] = ["answer"]
+        if source.startswith("show("):
+            cell["metadata"]["mystnb"] = {"text_lexer": "python"}
+        elif pictures:
+            cell["metadata"]["mystnb"] = {"image": {"alt": "".join(pictures[0]["data"]["text/plain"])}}
     return json.dumps(cells, indent=1)
 
 

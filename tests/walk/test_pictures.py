@@ -20,10 +20,12 @@ def test_pictures_are_small_and_have_words(rng):
     exact = 2 * np.maximum(x, 0) * up * v
     drawn = [pictures.latent_and_trits(w), pictures.who_reads_whom(),
              pictures.bits_of_layouts(rng.integers(-1, 2, (16, 256)).astype(np.int8)),
+             pictures.guesses_in_texts([[[("·the", True), ("$x", False)], [(".", False)]] * 30] * 4,
+                                       {"one": np.arange(1.0, 9)}, {"one": list(range(1, 9))}),
              pictures.norms_by_layer({"right": np.arange(1.0, 9), "wrong": np.arange(2.0, 10)}),
              pictures.steps_of_a_derivative(lambda x: relu2(x, up), x, v, exact)]
     assert all(is_small_png(p) for p in drawn)
-    assert len({repr(p) for p in drawn}) == 5
+    assert len({repr(p) for p in drawn}) == 6
 
 
 def test_a_picture_is_of_what_it_was_given(rng):

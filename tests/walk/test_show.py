@@ -7,6 +7,7 @@ import re
 import pytest
 
 from bitnet_ref.bench.ladders.bitlinear_cpu import naive
+from bitnet_ref.chain.draft import beginnings
 from bitnet_ref.checks import CheckError
 from bitnet_ref.kernels.numba_cuda.launch import Kernel
 from bitnet_ref.layers import rmsnorm, rmsnorm_backward
@@ -21,6 +22,10 @@ def test_the_source_itself():
     assert text.startswith("# bitnet_ref/layers/rmsnorm.py, line ")
     line = int(text.partition("line ")[2].partition("\n")[0])
     assert inspect.getsourcelines(rmsnorm)[1] == line
+
+
+def test_of_a_function_with_a_memory():
+    assert "def beginnings(" in repr(show(beginnings))
 
 
 def test_a_notebook_colours_it():
