@@ -199,6 +199,8 @@ def main(argv: list[str]) -> int:
     found = spoken(job, runs / first.runs[0]["name"], first.records[0].model.weights)
     report = evaluation_report.assembled(models, speed, others, found, notes, job.made(began))
     evaluation_page.write(job.place, report)
+    if args.root:
+        evaluation_page.publish(Path(args.root), report)
     print(evaluation_page.summary(report))
     return DONE
 
@@ -265,6 +267,7 @@ def parsed(argv: list[str]) -> Any:
         parser.add_argument(f"--{name}", type=text, default=sys.executable, metavar="PYTHON",
                             help="interpreter that has this peer (default: this one)")
     parser.add_argument("--runs", type=text, metavar="DIR", help="where the runs are (default: DIR/runs)")
+    parser.add_argument("--root", type=text, metavar="DIR", help="write it into the docs of this clone too")
     parser.add_argument("--preset", type=text, default="nano", help="BitNet's shape (default: nano)")
     for name, default, what in (("steps", 300, "of training"), ("seeds", 3, "of each trained model"),
                                 ("jobs", 1, "runs at a time"), ("rounds", 5, "of timing"),
@@ -287,6 +290,8 @@ def check_args(args: Any) -> None:
     for name, least in (("seeds", 1), ("rounds", 2)):
         check(least <= getattr(args, name) <= max(T95), f"--{name} must be {least} to {max(T95)}",
               getattr(args, name), "use 3")
+    check(not args.root or Path(args.root, evaluation_page.PAGE).is_file(), "--root must be a clone", args.root,
+          "name the folder that holds docs/")
     for path in args.baseline:
         check(Path(path).exists(), "a baseline must exist", path, "check the path")
     for path in args.records:

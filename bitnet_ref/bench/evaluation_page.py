@@ -12,10 +12,12 @@ from typing import Any
 
 from bitnet_ref.bench import chains, evaluation_pictures
 from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN
+from bitnet_ref.bench.page import put
 from bitnet_ref.data.atomic import whole_file
 from bitnet_ref.train.report import rendered
 
 REPORT = "report"
+PAGE = Path("docs", "benchmarks", "evaluation.md")
 TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
 CATEGORIES = {"quality": ("bits per byte", "perplexity", "word perplexity", "acc", "acc_norm"),
               "efficiency": ("prefill tokens/s", "decode tokens/s", "first token ms", "peak MiB",
@@ -36,6 +38,20 @@ def write(folder: Path, report: dict[str, Any]) -> None:
                          ("md", markdown(report)), ("html", html)):
         with whole_file(folder / f"{REPORT}.{suffix}") as file:
             file.write(text.encode("utf-8", "replace"))
+
+
+def publish(root: Path, report: dict[str, Any]) -> None:
+    """Write the report into a clone's docs: the files, and the text into the page that leads to them."""
+    page = root / PAGE
+    (page.parent / page.stem).mkdir(exist_ok=True)
+    write(page.parent / page.stem, report)
+    (page.parent / page.stem / f"{REPORT}.md").unlink()
+    put(page, block(report), "evaluate report")
+
+
+def block(report: dict[str, Any]) -> str:
+    """What stands on the page: the text without its title."""
+    return markdown(report).partition("\n\n")[2].rstrip()
 
 
 # ---- words ----

@@ -17,6 +17,7 @@ from bitnet_ref.bench.interval import around
 from bitnet_ref.evaluate.records import Made, Record
 
 SCHEMA = 1
+ENOUGH = 20                      # tokens for each parameter
 QUALITY = ("bits per byte", "perplexity", "word perplexity")
 SPEED = (*efficiency.METRICS, "model bytes")
 # What is the same by construction: the narrower twin has as many bytes; the twin of other steps is as fast as
@@ -67,7 +68,7 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
     report: dict[str, Any] = {
         "schema": SCHEMA, "kind": "report", "made": asdict(made) | {"machine": timed.made.machine},
         "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
-    return report | {"summary": tally(rows), "deficiencies": deficiencies(rows, others, notes),
+    return report | {"summary": tally(rows), "deficiencies": [*brief(models), *deficiencies(rows, others, notes)],
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
 
 
@@ -102,7 +103,7 @@ def described(who: str, c: Contestant, speed: Record) -> dict[str, Any]:
                  r.model.weights for r in c.records]}
     if c.runs:
         run = c.runs[0]
-        found |= {"steps": run["steps"], "lr": run["lr"], "width": run["d_model"],
+        found |= {"steps": run["steps"], "tokens": run["tokens"], "lr": run["lr"], "width": run["d_model"],
                   "seconds per step": sum(r["seconds per step"] for r in c.runs) / len(c.runs),
                   "curves": [r["curve"] for r in c.runs]}
     return found
@@ -139,6 +140,17 @@ def deficiencies(rows: Sequence[Row], others: Sequence[Record], notes: Sequence[
     said += [f"not measured here: {what}" for task, what in ASKED.items()
              if not any(name.startswith(task) for name in there)]
     return said + list(notes)
+
+
+def brief(models: Sequence[dict[str, Any]]) -> list[str]:
+    """That models were trained on little, where they were. Source of ENOUGH: Hoffmann et al., arXiv
+    2203.15556, whose models of best use of arithmetic saw about so many tokens for each parameter."""
+    few = [m for m in models if m.get("tokens", ENOUGH * m["parameters"]) < ENOUGH * m["parameters"]]
+    if not few:
+        return []
+    tokens, each = few[0]["tokens"], few[0]["tokens"] / few[0]["parameters"]
+    return [f"trained briefly: {few[0]['name']} on {tokens:,} tokens, {each:.2g} for each parameter, where "
+            f"{ENOUGH} are usual: who is ahead so early need not stay ahead"]
 
 
 def data_used(used: Sequence[Record]) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ def _trained(plan: Plan, cells: list[tuple[str, Cell]], folder: Path) -> dict[st
               "lower its rate, or give more steps")
         found.setdefault(who, []).append(
             {**run, "seed": cell.train.seed, "steps": cell.train.steps, "lr": cell.train.lr,
+             "tokens": cell.train.steps * cell.train.batch * cell.train.accumulate * cell.model.context,
              "d_model": cell.model.d_model})
     return found
 
