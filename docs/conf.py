@@ -27,6 +27,7 @@ nb_execution_mode = "off"            # notebooks keep the output of one cell; CI
 
 python_maximum_signature_line_length = 88
 add_module_names = False
+smartquotes_action = "qe"            # quotes and ellipses; --help stays as it is typed
 toc_object_entries = False           # thousands of names would be copied for every page
 
 html_theme = "furo"
