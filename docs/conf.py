@@ -35,6 +35,7 @@ pygments_dark_style = "github-dark"  # the theme's own underlines names
 html_title = "bitnet_ref"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_site/static/scorer.js"
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
