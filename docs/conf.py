@@ -27,6 +27,7 @@ nb_execution_mode = "off"            # notebooks keep the output of one cell; CI
 
 python_maximum_signature_line_length = 88
 add_module_names = False
+smartquotes_action = "qe"            # quotes and ellipses; --help stays as it is typed
 toc_object_entries = False           # thousands of names would be copied for every page
 
 html_theme = "furo"
@@ -34,6 +35,7 @@ pygments_dark_style = "github-dark"  # the theme's own underlines names
 html_title = "bitnet_ref"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).parent / "_site/static/scorer.js")
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False

@@ -153,6 +153,12 @@ def test_every_page_can_be_found():
     assert lost == set(), "no link leads here from docs/00-map.md"
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.startswith("docs/") and "/decisions/" not in p
+                                  and p != "docs/index.md"])
+def test_a_page_ends_with_a_way_on(page):
+    assert links(PAGES[page].rstrip().rpartition("\n\n")[2]), f"{page}: say where to go next"
+
+
 def test_the_glossary_has_every_letter():
     rows = re.findall(r"^\| ([A-Za-z, ]+) \|", PAGES["docs/glossary.md"], flags=re.MULTILINE)
     assert {letter for row in rows for letter in row.split(", ")} >= set(DIMS)

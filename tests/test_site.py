@@ -73,6 +73,22 @@ def test_equations_are_drawn_and_linked(site):
 
 
 @pytest.mark.slow
+def test_no_formula_is_left_as_it_was_typed(site):
+    assert site_checker.not_understood(site) == []
+
+
+@pytest.mark.slow
+def test_every_equation_that_is_mentioned_has_a_place(site):
+    assert site_checker.without_a_place(site) == []
+
+
+@pytest.mark.slow
+def test_commands_of_a_header_can_be_pasted(site):
+    text = re.sub(r"<[^>]+>", "", (site / "_made" / "api" / "convert.html").read_text(encoding="utf-8"))
+    assert "\npython -m bitnet_ref.convert runs/nano-001 nano.gguf --type tq2_0\n" in text
+
+
+@pytest.mark.slow
 def test_a_link_to_a_test_or_a_table_leads_to_its_line(site):
     text = (site / "paper-alignment.html").read_text(encoding="utf-8")
     assert 'tests/test_quant.py.html#test_codes_equal_the_scalar_twin"' in text
@@ -114,3 +130,13 @@ def test_the_checker_sees_what_is_broken(tmp_path):
     assert site_checker.asks_others(tmp_path) == [("b.html", "https://example.org/a.png"),
                                                   ("s.css", "//example.org/f.woff")]
     assert site_checker.without_a_way_on(tmp_path) == ["b.html"]
+
+
+def test_the_checker_sees_formulas_that_are_none(tmp_path):
+    (tmp_path / "a.html").write_text("<title>$x$</title><p>for which $$ nothing</p><code>$y$</code> $HOME")
+    (tmp_path / "b.html").write_text('<p id="RN.3">b \\ge 32 (ST.4)</p><pre>a $ b</pre> 1–2')
+    (tmp_path / "c.html").write_text("<p>by (RN.3), <b>–type</b>")
+    assert site_checker.not_understood(tmp_path) == [
+        ("a.html", "for which $$ nothing $HOME"), ("a.html", "for which $$ nothing $HOME"),
+        ("b.html", "b \\ge 32 (ST.4) 1–2"), ("c.html", "by (RN.3), –type")]
+    assert site_checker.without_a_place(tmp_path) == ["ST.4"]

@@ -1,4 +1,4 @@
-"""python -m bitnet_ref.bench all (or cuda, gate, ptx, each with its own --help)
+"""python -m bitnet_ref.bench all        # or cuda, gate, ptx; each has its own --help
 python -m bitnet_ref.bench kernels --m 512 --n 2560 --k 2560
 python -m bitnet_ref.bench decode --json decode.json --picture decode.png
 

@@ -98,7 +98,8 @@ def gap_block(f: dict[str, Any], steps: int) -> str:
     rows.append(f"| gap | {' | '.join(f'{p:+.2f} %' for p in f['percent'])} | "
                 f"{away['mean']:+.2f} % ± {away['half']:.2f} |")
     return (f"After {steps} steps BitNet's perplexity is {away['mean']:+.1f} % ± {away['half']:.1f} from its "
-            f"twin's (mean and 95 % interval of {len(seeds)} seeds):\n\n" + "\n".join(rows) + "\n\n")
+            f"twin's; lower is better (mean and 95 % interval of {len(seeds)} seeds):\n\n"
+            + "\n".join(rows) + "\n\n")
 
 
 def twins_block(f: dict[str, Any]) -> str:

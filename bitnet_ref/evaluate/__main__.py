@@ -1,6 +1,6 @@
 """python -m bitnet_ref.evaluate --model RUN
 python -m bitnet_ref.evaluate --model MODEL --tasks questions.jsonl,piqa --output FILE
-python -m bitnet_ref.evaluate report (or compare, each with its own --help)
+python -m bitnet_ref.evaluate report                # or compare; each has its own --help
 
 How good a model is (docs/evaluation.md): its perplexity and bits per byte, on the run's own validation text
 or on another corpus; with --tasks its accuracy on multiple choice. Exit code 1 if the model is worse than

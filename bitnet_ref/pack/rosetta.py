@@ -110,7 +110,7 @@ def possible(data: np.ndarray, shape: Shape) -> tuple[str, ...]:
 def pack_hf(w_q: np.ndarray) -> np.ndarray:
     """w_q int8 (N, K)  ->  uint8 (ceil(N/4), K).   Bits 2i, 2i+1 of byte (r, k) are row i * ceil(N/4) + r.
 
-    Rows that N lacks to a multiple of 4 have the code 0. Raises CheckError for other than trits.
+    Rows that N lacks to a multiple of 4 have the code 0, a -1. Raises CheckError for other than trits.
     Source: `pack_weights` of transformers, integrations/bitnet.py.
 
     >>> pack_hf(np.array([[-1], [0], [1], [0]], np.int8)).tolist()
@@ -277,11 +277,11 @@ def _keras_shape(shape: Shape) -> Shape:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "i2": _rows("bitnet_ref", 2.0, "0 1 2", "a row is padded with 0 to a multiple of 4",
+    "i2": _rows("bitnet_ref", 2.0, "0 1 2", "a row is padded with zero trits to a multiple of 4",
                 lambda s: (s[0], -(-s[1] // 4)), pack_i2, lambda data, s: unpack_i2(data, s[1])),
-    "b3": _rows("bitnet_ref", 1.6, "digits 0 1 2", "a row is padded with 0 to a multiple of 5",
+    "b3": _rows("bitnet_ref", 1.6, "digits 0 1 2", "a row is padded with zero trits to a multiple of 5",
                 lambda s: (s[0], -(-s[1] // 5)), pack_b3, lambda data, s: unpack_b3(data, s[1])),
-    "hf": _rows("transformers", 2.0, "0 1 2", "rows of code 0 fill N up to a multiple of 4",
+    "hf": _rows("transformers", 2.0, "0 1 2", "rows of -1 (code 0) fill N up to a multiple of 4",
                 lambda s: (-(-s[0] // 4), s[1]), pack_hf, lambda data, s: unpack_hf(data, s[0])),
     "i2s_128": _i2s_layout("128", "microsoft/BitNet: its converter, x86", "N·K a multiple of 128"),
     "i2s_64": _i2s_layout("64", "microsoft/BitNet on ARM", "N·K a multiple of 64"),
@@ -293,9 +293,10 @@ LAYOUTS: dict[str, Layout] = {
     "q2_0": _block_layout("q2_0", "llama.cpp, type 42"),
     "pq2_0": _block_layout("pq2_0", "PrismML, type 142; 42 in older files"),
     "ptq1_0": _block_layout("ptq1_0", "PrismML, type 143"),
-    "base3": _rows("BitNet-b1.58-Sharp", 1.6, "digits 0 1 2", "all is padded with 0 to a multiple of 5",
-                   lambda s: (1, -(-s[0] * s[1] // 5)), lambda w_q: pack_b3(w_q.reshape(1, -1)),
+    "base3": _rows("BitNet-b1.58-Sharp", 1.6, "digits 0 1 2",
+                   "all is padded with zero trits to a multiple of 5", lambda s: (1, -(-s[0] * s[1] // 5)),
+                   lambda w_q: pack_b3(w_q.reshape(1, -1)),
                    lambda data, s: unpack_b3(data, s[0] * s[1]).reshape(s)),
-    "keras": _rows("Keras", 1.6, "digits 0 1 2", "a row is padded with 0 to a multiple of 5", _keras_shape,
-                   lambda w_q: pack_b3(w_q).T, lambda data, s: unpack_b3(data.T, s[1])),
+    "keras": _rows("Keras", 1.6, "digits 0 1 2", "a row is padded with zero trits to a multiple of 5",
+                   _keras_shape, lambda w_q: pack_b3(w_q).T, lambda data, s: unpack_b3(data.T, s[1])),
 }

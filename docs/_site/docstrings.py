@@ -1,12 +1,14 @@
 """Docstrings as they are written, plain text with shapes, as reStructuredText that shows them so.
 
 A line with an arrow between shapes stays as typed; `name` is code; stars, bars and underlines mean
-themselves; an indented block is a block; `>>>` is an example; the header's `Read after ...` becomes links.
+themselves; an indented block is a block; `>>>` is an example; the commands that a header begins with can be
+pasted; the header's `Read after ...` becomes links.
 """
 
 import re
 
 CODE = re.compile(r"`+([^`]+)`+|(?<![\w/])(docs/[\w/-]+\.md)")
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )?(?:python -m|mpiexec) ")
 POINTERS = re.compile(r"\s*Read after: (\S+)\. Read next: (\S+)\.$")
 
 
@@ -17,7 +19,7 @@ def paragraphs(text: str) -> list[list[str]]:
         last = kind(runs[-1][0]) if runs[-1] else ""
         if not line.strip():
             runs.append([])
-        elif last and kind(line) != last and last != ">":
+        elif last and kind(line) != last and last not in ">$":
             runs.append([line])
         else:
             runs[-1].append(line)
@@ -25,7 +27,9 @@ def paragraphs(text: str) -> list[list[str]]:
 
 
 def kind(line: str) -> str:
-    return ">" if line.startswith(">>>") else " " if line.startswith(" ") else "words"
+    """Whether it is words, or a sign for what is shown as it stands: an example, a command, a block."""
+    return (">" if line.startswith(">>>") else "$" if COMMAND.match(line)
+            else " " if line.startswith(" ") else "words")
 
 
 def plain(text: str) -> str:
@@ -47,6 +51,8 @@ def to_rst(text: str) -> str:
     for run in paragraphs(text):
         if run[0].startswith(">>>"):
             parts.append("\n".join(run))
+        elif COMMAND.match(run[0]):
+            parts.append(".. code-block:: sh\n\n" + "\n".join("   " + line for line in run))
         elif run[0].startswith(" "):
             parts.append("::\n\n" + "\n".join("   " + line for line in run))
         else:
