@@ -86,10 +86,11 @@ def asks_others(site):
 
 
 def without_a_way_on(site, alone=("genindex.html", "py-modindex.html", "search.html")):
-    """Pages with neither a next one nor a previous one. The indices have the contents beside them."""
+    """Pages with neither a next one nor a previous one. The indices have the contents beside them; a file to
+    be taken along (_downloads) is no page of the site."""
     site = Path(site).resolve()
     return [p.relative_to(site).as_posix() for p in pages(site)
-            if p.name not in alone and not read(p).way_on]
+            if p.name not in alone and "_downloads" not in p.parts and not read(p).way_on]
 
 
 def not_understood(site):

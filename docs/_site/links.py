@@ -73,7 +73,8 @@ def rewritten(app, docname: str, text: str) -> str:
             return link
         path = posixpath.normpath(posixpath.join(here, name))
         page = page_of(path)
-        if page or path.endswith((".png", ".svg")):
+        kept = path.startswith("docs/") and path.endswith((".html", ".json"))        # a report goes along
+        if page or kept or path.endswith((".png", ".svg")):
             there = os.path.relpath(app.env.doc2path(page) if page else ROOT / path,
                                     Path(app.env.doc2path(docname)).parent)
             return there.replace(os.sep, "/") + (f"#{fragment}" if fragment else "")
