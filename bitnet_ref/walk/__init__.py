@@ -4,7 +4,6 @@
     puzzle              what a question is, how an answer is judged
     derivative, frozen  derivatives by complex step; the straight-through estimator held against them
     twin                a small model and its full-precision twin, trained while one waits
-    sketch              a model of random weights, for examples in docstrings
     pictures            one for each notebook
     exploding           the port that failed, and the model that it failed on
     ternary, layers_by_hand, a_block, packing, formats   questions, of the notebook of that name
