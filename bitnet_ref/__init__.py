@@ -1,4 +1,4 @@
-"""bitnet_ref: the reference implementation of BitNet b1.58, the LLM whose every weight is -1, 0 or +1.
+"""bitnet_ref: a reference implementation of BitNet b1.58, the LLM whose blocks' weights are -1, 0 or +1.
 
 The map, in reading order (each name imports only from names before it):
 
