@@ -1,4 +1,4 @@
-"""bitnet_ref: the reference implementation of BitNet b1.58, the LLM whose every weight is -1, 0 or +1.
+"""bitnet_ref: a reference implementation of BitNet b1.58, the LLM whose blocks' weights are -1, 0 or +1.
 
 The map, in reading order (each name imports only from names before it):
 
@@ -38,10 +38,9 @@ def load(path: str, backend: str = "numba", threads: int | None = None, int8_hea
     `half_cache`: faster, a little rounded (docs/generation.md); `i2s`: the layout of a GGUF's I2_S; `chain`:
     who guesses tokens ahead (docs/speculative.md). Raises CheckError for what is missing, damaged or not
     supported.
-    >>> import tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model = load(sketch_file(folder), "numpy")
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path:
+    ...     model = load(path, "numpy")
     >>> logits, loss = model([[0, 65, 66]], [[65, 66, 67]])
     >>> logits.shape
     (1, 3, 257)

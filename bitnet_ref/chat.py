@@ -3,7 +3,7 @@ python -m bitnet_ref.chat --model MODEL --system "You are brief." --template 2b4
 
 Talk with a model. Lines that begin with / are commands (/help lists them); Ctrl-C ends a reply, Ctrl-D the
 chat. docs/generation.md says which template is used, and what is forgotten when the context is full.
-Read after: generate/repl. Read next: evaluate.
+Read after: generate/example. Read next: evaluate.
 """
 
 import sys
@@ -16,13 +16,12 @@ from bitnet_ref.generate.sampling import Sampling
 def main(argv: list[str]) -> int:
     """Parse, load, talk.
 
-    >>> import io, tempfile
+    >>> import io
     >>> from unittest.mock import patch
-    >>> from bitnet_ref.walk.sketch import sketch_file
+    >>> from bitnet_ref.formats.example import written
     >>> typed_in = io.TextIOWrapper(io.BytesIO(b"Hi\\n/quit\\n"))
-    >>> with tempfile.TemporaryDirectory() as folder, patch("sys.stdin", typed_in):
-    ...     flags = ["--backend", "numpy", "--tokens", "3", "--top-k", "1"]
-    ...     code = main(["--model", sketch_file(folder), *flags])
+    >>> with written("bitnet", vocab_size=257) as path, patch("sys.stdin", typed_in):
+    ...     code = main(f"--model {path} --backend numpy --tokens 3 --top-k 1".split())
     :::
     """
     parser = Parser("python -m bitnet_ref.chat", __doc__)

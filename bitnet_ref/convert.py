@@ -91,11 +91,9 @@ def convert(source: Any, path: str, given: dict[str, Any], progress: bool = True
 
     Raises CheckError: whatever the writer refuses; a destination that exists; another model read back.
 
-    >>> import tempfile
-    >>> from bitnet_ref.formats.opened import open_model
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     lines = convert(open_model(sketch_file(folder)), f"{folder}/hf", {"storage": "masters"}, False)
+    >>> from bitnet_ref.formats.example import model, written
+    >>> with written("bitnet") as path:
+    ...     lines = convert(model(), f"{path.parent}/hf", {"storage": "masters"}, False)
     >>> lines[1]
     'tensors       13'
     """
@@ -260,10 +258,10 @@ def _remove(path: Path) -> None:
 def main(argv: list[str]) -> int:
     """Parse, open, write, say.
 
-    >>> import contextlib, io, tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
-    ...     code = main([sketch_file(folder), f"{folder}/again.bitnet", "--packing", "i2"])
+    >>> import contextlib, io
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("hf") as path, contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     code = main([str(path), f"{path.parent}/again.bitnet", "--packing", "i2"])
     >>> "trits equal, floats equal" in said.getvalue()
     True
     """

@@ -4,6 +4,7 @@ All is read from the syntax tree, so an import inside a function counts too. Onl
 """
 
 import ast
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ AT_TOP = {"numba": COMPILED, "llvmlite": COMPILED, "tokenizers": ("data",),
           "safetensors": ("formats", "conform", "bench.golden"), "threadpoolctl": ("kernels", "bench"),
           "matplotlib": ("train.plots", "walk.pictures", "walk.kernel_pictures")}
 TORCH = {"torch", "transformers"}
+RUN = "bitnet_ref.train.small.small_run"
 
 
 class Import(NamedTuple):
@@ -115,6 +117,19 @@ def test_no_import_goes_up(name):
             assert is_command(name) or ORDER.index(other) <= ORDER.index(me), f"{where}: upwards"
         assert not i.name.startswith(f"{target(i.name)}.__main__"), where
         assert not target(i.name).endswith("__main__"), f"{where}: __main__ is for `python -m` only"
+
+
+@each_module
+def test_no_example_goes_up(name):
+    """What a reader has met serves in an example too, save a whole run (docs/decisions/029-examples.md)."""
+    if is_command(name) or not package_of(name):
+        return
+    for text in (ast.get_docstring(n) for n in ast.walk(LIBRARY[name])
+                 if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Module)):
+        for example in doctest.DocTestParser().get_examples(text or ""):
+            for i in (i for i in imports(ast.parse(example.source)) if own(i.name)):
+                up = ORDER.index(package_of(i.name)) > ORDER.index(package_of(name))
+                assert not up or i.name == RUN, f"{name}: an example imports {i.name}: upwards"
 
 
 def test_no_cycles():

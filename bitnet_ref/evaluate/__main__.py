@@ -23,11 +23,11 @@ COMMANDS = {"report": "evaluation", "compare": "compare"}  # they train and time
 def main(argv: list[str]) -> int:
     """Parse, run the kind that is asked for, print, keep the record.
 
-    >>> import contextlib, io, pathlib, tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
-    ...     _ = (text := pathlib.Path(folder, "a.txt")).write_bytes(b"AAAAAAAA")
-    ...     code = main(["--model", sketch_file(folder), "--corpus", str(text), "--backend", "numpy"])
+    >>> import contextlib, io
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path, contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     _ = (path.parent / "a.txt").write_bytes(b"AAAAAAAA")
+    ...     code = main(f"--model {path} --corpus {path.parent}/a.txt --backend numpy".split())
     >>> said.getvalue().splitlines()[-1]
     'counted         9 tokens, 8 bytes'
     """

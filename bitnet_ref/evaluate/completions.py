@@ -110,9 +110,9 @@ def completions(model: LanguageModel, problems: dict[str, Problem], n: int, toke
     `facts`: what of model and problems the samples depend on. A prompt that is longer than the model's
     context is shortened, as everywhere in `generate`.
 
-    >>> from bitnet_ref.walk.sketch import sketch
+    >>> from bitnet_ref.generate.example import speaker
     >>> problem = Problem("t/0", "def f(x):", "f", "")
-    >>> completions(sketch(), {"t/0": problem}, 1, 4, Sampling(temperature=0), progress=False)
+    >>> completions(speaker(), {"t/0": problem}, 1, 4, Sampling(temperature=0), progress=False)
     [Sample(task_id='t/0', completion='::::')]
     """
     drawn = (how.temperature, how.top_p, how.seed, tokens, STOPS)

@@ -27,11 +27,10 @@ def score_corpus(run: str, corpus: str | None, windows: int | None = None, backe
     Of a corpus the whole is scored, or its validation part where it has one (an official part, or the folder
     of a dataset). Raises CheckError for whatever is wrong with model or text.
 
-    >>> import pathlib, tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = (text := pathlib.Path(folder, "a.txt")).write_bytes(b"AAAAAAAA")
-    ...     score_corpus(sketch_file(folder), str(text), backend="numpy").bytes
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path:
+    ...     _ = (path.parent / "a.txt").write_bytes(b"AAAAAAAA")
+    ...     score_corpus(str(path), f"{path.parent}/a.txt", backend="numpy").bytes
     8
     """
     check(windows is None or windows > 0, "--windows must be greater than 0", windows,

@@ -45,8 +45,8 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], first: 
 
     `first`: the id that begins every text, or None. Raises CheckError where nothing is left to score.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> request, = encode_pairs(tokenizer := sketch().tokenizer, [("A ", "B")], first=0)
+    >>> from bitnet_ref.generate.example import speaker
+    >>> request, = encode_pairs(tokenizer := speaker().tokenizer, [("A ", "B")], first=0)
     >>> len(request.context), tokenizer.decode(request.continuation)    # the first id, A; the rest
     (2, ' B')
     """
@@ -88,8 +88,8 @@ def likelihoods(model: Transformer, requests: Sequence[Request], batch: int = 16
     `batch`: contexts read side by side. Not `shared`: each request reads its context for itself. Raises
     CheckError as `fitted`, for ids outside the vocabulary and for logits that are not finite.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> found = dict(likelihoods(sketch().transformer, [Request((0, 65), (65,)), Request((0, 65), (66,))]))
+    >>> from bitnet_ref.generate.example import speaker
+    >>> found = dict(likelihoods(speaker().transformer, [Request((0, 65), (65,)), Request((0, 65), (66,))]))
     >>> found[0].logprob > found[1].logprob, found[0].greedy
     (True, True)
     """

@@ -50,8 +50,8 @@ def score(model: Transformer, tokens: np.ndarray, token_bytes: np.ndarray, windo
     `token_bytes` int (V,): bytes of text that each token stands for. `windows`: at most this many, evenly
     spaced. Raises NonFiniteError, naming `what` and the first bad tensor, where the loss is not finite.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> model = sketch()
+    >>> from bitnet_ref.generate.example import speaker
+    >>> model = speaker()
     >>> found = score(model.transformer, np.array([0, 65, 65, 66]), model.tokenizer.token_bytes)
     >>> found.tokens, found.bytes
     (3, 3)

@@ -2,7 +2,7 @@
 
 A record leaves this machine, so it names no folder of it: of a path the last part (of a checkpoint its run's
 too), of a command's arguments the last part of each.
-Read after: evaluate/records. Read next: evaluate/perplexity.
+Read after: evaluate/example. Read next: evaluate/perplexity.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ LIBRARIES = ("numpy", "numba", "llvmlite", "tokenizers")
 def model_facts(model: LanguageModel, path: str) -> Model:
     """Which model was scored: what a record says of the one that `load(path)` gave.
 
-    >>> import bitnet_ref, tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     facts = model_facts(bitnet_ref.load(path := sketch_file(folder), "numpy"), path)
+    >>> from bitnet_ref.generate.language_model import load
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path:
+    ...     facts = model_facts(load(path, "numpy"), str(path))
     >>> facts.path, facts.format, facts.linear
-    ('sketch.bitnet', 'bitnet', 'ternary')
+    ('model.bitnet', 'bitnet', 'ternary')
     """
     place, cfg = hub.folder_of(path), model.cfg
     kind = kind_of(place)

@@ -3,7 +3,7 @@
 Reports and comparisons are written from these files alone, and from nothing typed by hand. The values of each
 question or window are kept (`items`), so that two models on the same data can be compared in pairs.
 A file may come from a stranger: its size and every field are checked before anything is made of it.
-Read after: evaluate. Read next: evaluate/provenance.
+Read after: evaluate. Read next: evaluate/example.
 """
 
 import json
@@ -95,7 +95,7 @@ def save(path: str | Path, record: Record) -> None:
     """Write JSON, whole or not at all. Raises CheckError: a value that `load` would refuse, a full disk.
 
     >>> import tempfile
-    >>> from bitnet_ref.walk.sketch import record
+    >>> from bitnet_ref.evaluate.example import record
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(path := Path(folder, "arc.json"), record())
     ...     load(path) == record()
@@ -119,7 +119,7 @@ def save_all(path: str | Path, made: Sequence[Record]) -> None:
     """One record to `path`; several, of as many tasks, beside it: out.json is out.TASK.json for each.
 
     >>> import tempfile
-    >>> from bitnet_ref.walk.sketch import record
+    >>> from bitnet_ref.evaluate.example import record
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_all(Path(folder, "out.json"), [record("arc"), record("piqa")])
     ...     sorted(path.name for path in Path(folder).iterdir())
@@ -170,7 +170,7 @@ def json_in(path: str | Path, what: str, fix: str) -> Any:
 def from_table(table: Any, where: str) -> Record:
     """The record that a JSON object says; `where` names it in errors. Raises CheckError as `load`.
 
-    >>> from bitnet_ref.walk.sketch import record
+    >>> from bitnet_ref.evaluate.example import record
     >>> from_table({"schema": SCHEMA, **asdict(record())}, "a table") == record()
     True
     """

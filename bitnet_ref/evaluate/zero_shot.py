@@ -41,9 +41,9 @@ def score_task(model: LanguageModel, task: Task, batch: int = 16, first: bool = 
 
     Raises CheckError as encode_pairs does, before anything is scored, and as likelihoods.
 
-    >>> from bitnet_ref.walk.sketch import sketch
+    >>> from bitnet_ref.generate.example import speaker
     >>> task = Task("bread", "bread.jsonl", "", [Question("Bread is", (" made", " sung"), answer=0)])
-    >>> [len(choices) for choices in score_task(sketch(), task).found]
+    >>> [len(choices) for choices in score_task(speaker(), task).found]
     [2]
     """
     pairs = [_pairs(q) for q in task.questions]

@@ -18,9 +18,9 @@ from bitnet_ref.generate.sampling import Sampling
 def main(argv: list[str]) -> int:
     """Parse, load, stream.
 
-    >>> import tempfile, bitnet_ref.walk.sketch as walk
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     code = main(["--model", walk.sketch_file(d), *"--backend numpy --tokens 3 --top-k 1 A".split()])
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path:
+    ...     code = main(f"--model {path} --backend numpy --tokens 3 --top-k 1 A".split())
     AAAA
     """
     parser = Parser("python -m bitnet_ref.generate", __doc__)

@@ -32,8 +32,8 @@ def decode(model: Transformer, prompt: Sequence[int], tokens: int, how: Sampling
     `window`: of this model, to go on from what it has read already. Raises CheckError, at once: an empty
     prompt, ids outside the vocabulary, a negative number of tokens.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> [step.token for step in decode(sketch().transformer, prompt=[0, 65], tokens=3)]
+    >>> from bitnet_ref.generate.example import speaker
+    >>> [step.token for step in decode(speaker().transformer, prompt=[0, 65], tokens=3)]
     [65, 65, 65]
     """
     check_tokens(tokens)
@@ -71,8 +71,8 @@ def drawn(window: Window, logits: np.ndarray, how: Sampling, position: int, seen
 
     Raises NonFiniteError that names what is not finite first.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> window = Window(sketch().transformer)
+    >>> from bitnet_ref.generate.example import speaker
+    >>> window = Window(speaker().transformer)
     >>> drawn(window, window.read([0, 65]), GREEDY, position=2, seen=window.ids)
     65
     """

@@ -196,10 +196,9 @@ def load(path: str | Path, backend: str = "numba", threads: int | None = None, i
     A run's model can be trained on; others hold what a backend needs to run them, and no more. Raises
     CheckError if it is missing, damaged or not supported.
 
-    >>> import tempfile
-    >>> from bitnet_ref.walk.sketch import sketch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     load(sketch_file(folder), "numpy").generate("A", tokens=3, temperature=0)
+    >>> from bitnet_ref.formats.example import written
+    >>> with written("bitnet", vocab_size=257) as path:
+    ...     load(path, "numpy").generate("A", tokens=3, temperature=0)
     'AAA'
     """
     ops, place = kernels.load(backend, threads), folder_of(path)

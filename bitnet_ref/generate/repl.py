@@ -3,7 +3,7 @@
 Replies go to `out` as results do; what is said about them (the prompt sign, refusals, what was forgotten) to
 stderr, so that stdout is the dialogue alone. Where stdin is no terminal it is read line by line, unprompted:
 as UTF-8, whatever the terminal speaks; a line that is none is said to be, and left out.
-Read after: generate/conversation. Read next: chat.
+Read after: generate/conversation. Read next: generate/example.
 """
 
 import sys
@@ -34,7 +34,7 @@ def talk(chat: Conversation, out: Callable[..., None]) -> None:
 
     >>> from io import BytesIO, TextIOWrapper
     >>> from unittest.mock import patch
-    >>> from bitnet_ref.walk.sketch import chat
+    >>> from bitnet_ref.generate.example import chat
     >>> with patch("sys.stdin", TextIOWrapper(BytesIO(b"Hi\\n/quit\\n"))):       # what a user types
     ...     talk(chat(tokens=3), print)
     :::

@@ -121,8 +121,8 @@ def speculate(window: Window, prompt: Sequence[int], tokens: int, drafter: Draft
     `counts`: of this text, brought up to date.
 
     >>> from bitnet_ref.chain.draft import Lookup
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> counts, window = Counts(), Window(sketch().transformer)
+    >>> from bitnet_ref.generate.example import speaker
+    >>> counts, window = Counts(), Window(speaker().transformer)
     >>> steps = speculate(window, [0, 65, 65, 65], 9, Lookup(), pace=Pace(fixed=3), counts=counts)
     >>> len([step.token for step in steps]), counts.calls      # of the model, after the first token
     (9, 4)

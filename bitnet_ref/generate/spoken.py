@@ -21,8 +21,8 @@ def spoken(model: Transformer, data: Dataset) -> Table:
     """The table of what `model` says, greedily, after places all over the training side of `data`.
 
     >>> from types import SimpleNamespace as Of
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> model, header = sketch(), Of(eos=0, vocab_size=257)
+    >>> from bitnet_ref.generate.example import speaker
+    >>> model, header = speaker(), Of(eos=0, vocab_size=257)
     >>> data = Of(tokenizer=model.tokenizer, train=Of(header=header, tokens=np.arange(1, 65)))
     >>> spoken(model.transformer, data).corpus
     'what the model says'
@@ -42,8 +42,8 @@ def spoken(model: Transformer, data: Dataset) -> Table:
 def continued(model: Transformer, prompts: np.ndarray, tokens: int) -> np.ndarray:
     """prompts int64 (B, T)  ->  what follows each, greedily, int64 (B, tokens).
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> continued(sketch().transformer, np.array([[0, 65], [0, 66]]), 3).tolist()
+    >>> from bitnet_ref.generate.example import speaker
+    >>> continued(speaker().transformer, np.array([[0, 65], [0, 66]]), 3).tolist()
     [[65, 65, 65], [66, 66, 66]]
     """
     found = np.empty((len(prompts), tokens), np.int64)

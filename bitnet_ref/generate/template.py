@@ -69,8 +69,8 @@ def choose(name: str, own: str | None, cfg: ModelConfig, tokenizer: Tokenizer) -
 
     Raises CheckError for an unknown name, and for own where there is none.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> model = sketch()
+    >>> from bitnet_ref.generate.example import speaker
+    >>> model = speaker()
     >>> choose("auto", None, model.cfg, model.tokenizer).name   # it brings none, and was not trained to chat
     'plain'
     """
@@ -92,8 +92,8 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
     `bos` and `eos` are what the template calls so; BOS stands in it as often as the template writes it.
     Raises CheckError for a template that fails, or that leaves a message out.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> said, tokenizer = [Message("user", "Hi")], sketch().tokenizer
+    >>> from bitnet_ref.generate.example import speaker
+    >>> said, tokenizer = [Message("user", "Hi")], speaker().tokenizer
     >>> tokenizer.decode(prompt_ids(BUILT_IN["plain"], said, tokenizer, 0, 0)[1:])     # without BOS
     'User: Hi\\nAssistant:'
     """

@@ -23,8 +23,8 @@ def together(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[list[in
              how: Sampling, ends: Collection[int] = (), stop: Sequence[str] = ()) -> list[str]:
     """The text that continues each list of ids, as Continuation has it alone. Raises CheckError as decode.
 
-    >>> from bitnet_ref.walk.sketch import sketch
-    >>> model, how = sketch(), Sampling(seed=3)
+    >>> from bitnet_ref.generate.example import speaker
+    >>> model, how = speaker(), Sampling(seed=3)
     >>> both = together(model.transformer, model.tokenizer, [[0, 65], [0, 66, 67]], 8, how)
     >>> both[1] == together(model.transformer, model.tokenizer, [[0, 66, 67]], 8, how)[0]    # as alone
     True

@@ -3,7 +3,7 @@
 One for the loss, the rates, the gradient's norm, its ratio to the weights, the speed; of a ternary model also
 the latent weights with their thresholds, the fractions of trits, flips, nearness to a threshold, drift of the
 scales. Each is a PNG in the run's folder and an SVG that takes its ink from the page it stands on;
-overview.png shows the four that matter most.
+overview.png shows the two that say most, side by side and as legible.
 Read after: train/loop. Read next: train/report.
 """
 
@@ -20,7 +20,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from bitnet_ref.data.atomic import whole_file
@@ -35,7 +34,8 @@ STEP = "optimiser step"
 SIZE = 5.6, 3.6                            # inches, of one picture: legible on a telephone
 FAMILY = {"attn": "Blues", "ffn": "Oranges"}                 # the hues of kinds of matrices
 DASHES = "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
-OVERVIEW = "loss", "weights", "trits", "flips"
+OVERVIEW = "loss", "weights"
+HALF, LARGE = (4.2, 3.6), {"font.size": 13}                # of one that shares its width with another
 LOOK: dict[Any, Any] = {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
         "ytick.color": INK, "svg.hashsalt": "bitnet_ref"}
 Picture = Callable[[Any], None]
@@ -58,12 +58,13 @@ def draw(run: Path, params: Params, ternary: bool) -> dict[str, str]:
             fig, ax = plt.subplots(figsize=SIZE, layout="constrained")
             picture(ax)
             drawn[name] = _save(fig, folder / f"{name}.png")
-        chosen = [pictures[name] for name in OVERVIEW if name in pictures]
-        rows, columns, size = (2, 2, (11.5, 7.5)) if ternary else (1, 1, SIZE)
-        fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False,
-                                 layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.05))
+    chosen = [pictures[name] for name in OVERVIEW if name in pictures]
+    with plt.rc_context(LOOK | LARGE):
+        fig, axes = plt.subplots(1, len(chosen), figsize=(len(chosen) * HALF[0], HALF[1]), squeeze=False,
+                                 layout="constrained")
         for ax, picture in zip(axes.flat, chosen):
             picture(ax)
+            ax.locator_params(axis="x", nbins=5)
         _save(fig, folder / "overview.png")
     return drawn
 
@@ -123,12 +124,12 @@ def _loss(ax: Any, steps: list[dict], evals: list[dict], events: list[dict]) -> 
     for i in reversed([i for i in range(1, len(x)) if x[i] <= x[i - 1]]):     # a rollback: no line backwards
         x.insert(i, x[i])
         loss.insert(i, np.nan)
-    ax.plot(x, loss, color=SOFT, lw=0.8, label="training, each step")
+    ax.plot(x, loss, color=SOFT, lw=0.8, label="training")
     ax.plot([e["step"] for e in evals], [e["loss"] for e in evals], "o-", color=PLUS, ms=3,
             label="validation")
     switch = next((b["step"] for a, b in pairwise(steps) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
-        ax.axvline(switch, ymax=0.72, color=INK, lw=1, ls=":", label="stage 2: rate drops, decay off")
+        ax.axvline(switch, ymax=0.72, color=INK, lw=1, ls=":", label="stage 2: decay off")
     _events(ax, events)
     _style(ax, "Loss", STEP, "nats per token")
     ax.legend(frameon=False)
@@ -163,8 +164,8 @@ def _weights(ax: Any, params: Params) -> None:
                               ("+1", PLUS, np.mean(scaled > 0.5), 2.6)):
         ax.text(x, 0.93, f"{name}: {share:.1%}", transform=ax.get_xaxis_transform(), ha="center",
                 color=INK if name == "0" else c, weight="bold")
-    _style(ax, "Latent weights and the trit each becomes",
-           "weight / scale  (scale = mean |w| of its matrix)", "share per bin")
+    _style(ax, "Latent weights and their trits",
+           "weight / mean |w| of its matrix", "share of the weights")
     ax.set_ylim(top=1.18 * max(count) / len(scaled))
 
 

@@ -4,7 +4,6 @@
     puzzle              what a question is, how an answer is judged
     derivative, frozen  derivatives by complex step; the straight-through estimator held against them
     twin                a small model and its full-precision twin, trained while one waits
-    sketch              a model of random weights, for examples in docstrings
     pictures, kernel_pictures   one for each notebook
     cpu_kernels, gpu_kernels    a ladder climbed and questions; kernels interpreted and questions
     ahead               what becomes of guesses at the next tokens, and what they should bring

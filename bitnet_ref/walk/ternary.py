@@ -1,6 +1,6 @@
 """The questions of notebook 01: what a trit is, and what making one does to a weight.
 
-Read after: walk/sketch. Read next: walk/layers_by_hand.
+Read after: walk/twin. Read next: walk/layers_by_hand.
 """
 
 import math

@@ -3,7 +3,7 @@
 Not a run: no folder, log or guard, and nothing compiled. The data, the batches, the update, the schedule
 and the score are those of the trainer. `rounded` ternarises a trained twin after the fact, which the BitNet
 papers say does not work; `by_pairs` is the least that a language model must beat.
-Read after: walk/frozen. Read next: walk/sketch.
+Read after: walk/frozen. Read next: walk/ternary.
 """
 
 import math

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_ref.checks import CheckError
+from bitnet_ref.data.tokenizer import from_json
 from bitnet_ref.formats.example import model, written
 from bitnet_ref.formats.opened import kind_of, open_model
 from bitnet_ref.model.weights import Trits
@@ -50,3 +51,9 @@ def test_a_block_that_fails_leaves_nothing():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(CheckError, match="kind"), written("pickle"):
         pass
+
+
+def test_its_words_are_bytes_if_there_are_257():
+    assert model().tokenizer is None
+    tokenizer = from_json(str(model(vocab_size=257).tokenizer), "the example")
+    assert tokenizer.decode(tokenizer.encode("as it was \u00e9")) == "as it was \u00e9"

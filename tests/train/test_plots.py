@@ -121,7 +121,7 @@ def test_the_curves_are_the_log(run, tmp_path, axes):
     assert flips["attn.wq"][1][-1] == pytest.approx(want)
     bars = sum(patch.get_height() for patch in axes["weights"][0].patches)
     assert bars == pytest.approx(1, abs=0.02)
-    assert len(axes["overview"]) == 4
+    assert len(axes["overview"]) == 2
     assert axes["trits"][0].get_ylim() == (0, 0.5)             # three thirds: no zoom makes a drama of it
 
 
