@@ -24,6 +24,7 @@ TURN = 0.3                   # seconds, at least, that a figure is taken over
 METRICS = {"prefill tokens/s": "higher", "decode tokens/s": "higher", "first token ms": "lower",
            "peak MiB": "lower", "joules per token": "lower"}
 MODULE = "bitnet_ref.bench.efficiency"
+APART = "logits apart"
 FAR = 0.1                        # of the largest logit: TQ2_0 quantises by blocks, and codes flip
 RAPL = Path("/sys/class/powercap")
 Round = dict[str, float | None]
@@ -43,7 +44,7 @@ class Ran(NamedTuple):
 class Measured(NamedTuple):
     """`rounds`: {name: figures round by round}; `notes`: what could not be measured and why; `kernels`: what
     our children computed with, which may be other threads than this process has; `engines`: of each that ran
-    in another engine what that is, and how far its logits are from ours."""
+    in another engine to the end what that is, and how far its logits are from ours."""
 
     rounds: dict[str, list[Round]]
     notes: list[str]
@@ -70,6 +71,7 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
                     raise
                 notes[f"{name}: left out: {e}"] = None
                 del found[name]
+                engines.pop(name, None)
                 continue
             computed, logits[name] = about["kernels"] or computed, np.array(said["logits"])
             if name in peers:
@@ -78,18 +80,25 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
                 notes[f"energy: unknown: {said['why no energy']}"] = None
             found[name].append({metric: said[metric] for metric in METRICS})
     for name in [name for name in peers if name in found]:
-        engines[name]["logits apart"] = away = apart(logits[peers[name].like], logits[name])
-        if away > FAR:
+        engines[name][APART] = away = apart(logits[peers[name].like], logits[name])
+        if not away <= FAR:
             notes[f"{name}: left out: its logits are {away:.0%} of the largest from ours"] = None
             del found[name]
     return Measured(found, list(notes), computed, engines)
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of logits, as a share of the largest of ours; inf where one is not finite."""
-    if ours.shape != theirs.shape or not np.isfinite(theirs).all():
+    """The largest difference of logits, as a share of the largest of ours; inf where one is not finite, or
+    all of ours are zero, which say nothing."""
+    if ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all() or not ours.any():
         return math.inf
     return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def threads_of(path: str, threads: int | None) -> int:
+    """How many threads a model of ours has in a process of its own: `threads`, or as many as that may use."""
+    with Child(sys.executable, MODULE, path, str(threads or 0), ours=True) as child:
+        return int(child.about["kernels"]["threads"])
 
 
 def _asked(path: str | None, peer: Ran | None, threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

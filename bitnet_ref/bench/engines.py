@@ -8,6 +8,7 @@ Read after: bench/efficiency. Read next: bench/rivals.
 
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,25 @@ IN = " in "                      # "bitnet in llama.cpp"
 
 
 def greeted(engine: str, python: str) -> str:
-    """What `engine` says of itself in the interpreter `python`. Raises CheckError: it is not installed."""
-    with Child(python, MODULE, engine) as child:
-        return str(child.about["about"])
+    """What `engine` says of itself in the interpreter `python`, and what this one needs to give it a model.
+    Raises CheckError, which names both: something is not installed."""
+    try:
+        with Child(python, MODULE, engine) as child:
+            said = child.about.get("about")
+        check(isinstance(said, str), "a peer must greet", repr(child.about)[:80],
+              "see what it prints when it starts")
+        return ", ".join([str(said), *(f"{name} {_version(name, engine)}" for name in HERE[engine])])
+    except CheckError as e:
+        raise CheckError(f"{engine} of {python}: {e}") from None
+
+
+def _version(library: str, engine: str) -> str:
+    """Of a library of this interpreter. Raises CheckError: it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        raise CheckError(f"{library} must be installed for {engine}; got none in {sys.executable}; "
+                         f"pip install {library}") from None
 
 
 def peers(pythons: Mapping[str, str], models: Mapping[str, str], threads: int,
@@ -64,6 +81,7 @@ def _gguf(path: str, gguf: Path) -> tuple[Path, Any]:
 
 
 FILES: dict[str, Callable[[str, Path], tuple[Path, Any]]] = {"transformers": _folder, "llama.cpp": _gguf}
+HERE: dict[str, tuple[str, ...]] = {"transformers": (), "llama.cpp": ("gguf",)}    # libraries for its FILES
 
 
 # ---- in the child ----
@@ -76,7 +94,7 @@ class Transformers:
         self.torch.set_num_threads(threads)
         try:
             self.model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=self.torch.float32)
-        except (ImportError, OSError, ValueError) as e:    # its quantisers need the library accelerate
+        except (ImportError, OSError, ValueError) as e:
             raise CheckError(f"transformers must load {Path(folder).name}; got {str(e)[:200]!r}; "
                              "see whether it does so by itself") from None
         self.torch.nn.Module.float(self.model.eval())      # norms and embedding stay in their file's type
@@ -133,7 +151,8 @@ def _libraries() -> tuple[Any, Any]:
 
 def _transformers_about() -> str:
     torch, transformers = _libraries()
-    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+    quantisers = _version("accelerate", "transformers")    # which load a ternary model with it
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, accelerate {quantisers}"
 
 
 def _llama_about() -> str:

@@ -23,7 +23,7 @@ from bitnet_ref.bench import chains, efficiency, engines, evaluation_page, evalu
 from bitnet_ref.bench.cells import FIGURES, T95
 from bitnet_ref.bench.child import PACKAGE
 from bitnet_ref.bench.evaluation_report import Contestant
-from bitnet_ref.checks import check, lookup
+from bitnet_ref.checks import CheckError, check, lookup
 from bitnet_ref.cli import DONE, Parser, run_command, text
 from bitnet_ref.config import PRESETS
 from bitnet_ref.data.atomic import whole_file
@@ -51,10 +51,11 @@ class Job(NamedTuple):
     prompts: int
     context: int                 # tokens of a window of the test text, of all models
     peers: Mapping[str, str] = {}    # other engines, each with the interpreter that has it
+    said: Mapping[str, str] = {}     # what each of them says of itself: its version and its libraries'
 
     def record(self, name: str) -> Path:
         """The file of one evaluation."""
-        return self.place / "records" / f"{name.replace(' ', '-')}.json"
+        return self.place / "records" / f"{file_name(name)}.json"
 
     def made(self, began: float) -> records.Made:
         """By this command, since then."""
@@ -63,6 +64,17 @@ class Job(NamedTuple):
     def timing(self) -> dict[str, Any]:
         """What timings depend on beside the models."""
         return {"threads": self.threads, "machine": machine()}
+
+    def wanted(self) -> dict[str, Any]:
+        """What must be asked for again for timings that are kept: of peers their interpreters and versions,
+        for another may run what this one did not."""
+        peers = {name: [python, self.said.get(name)] for name, python in self.peers.items()}
+        return {"rounds": self.rounds, **self.timing(), **({"peers": peers} if peers else {})}
+
+
+def file_name(name: str) -> str:
+    """The name of a model or evaluation as that of a file."""
+    return name.replace(" ", "-")
 
 
 def say(what: str) -> None:
@@ -117,52 +129,73 @@ def timed(job: Job, models: dict[str, Contestant]) -> tuple[dict[str, Record], l
     """{who: efficiency} of all, and {"who in engine": ...} of peers, measured by turns; and what could not be
     measured."""
     about = {who: c.records[0].model for who, c in models.items()}
-    wanted = {"rounds": job.rounds, **job.timing(), **({"peers": list(job.peers)} if job.peers else {})}
-    if kept := _kept_timings(job, about, wanted):
+    if kept := _kept_timings(job, about):
         return kept
     began = time.perf_counter()
     given = {who: str(c.path) for who, c in models.items()}
-    same = {who: path for who, path in given.items() if who not in evaluation_report.SAME}
-    peers, left = engines.peers(job.peers, same, job.threads or os.cpu_count() or 1, job.place / "engines")
+    peers, left = _peers(job, given)
     rounds, said, kernels, others = efficiency.measured(given, job.rounds, job.threads, say, peers)
     made_by = job.made(began)
     made_by = replace(made_by, machine={**made_by.machine, **kernels})
     found = {}
     for who, rows in rounds.items():
-        engine = replace(made_by, versions={**made_by.versions, **others.get(who, {})})
-        found[who] = _efficiency(about[peers[who].like if who in peers else who], rows, engine)
+        found[who] = _efficiency(about[peers[who].like if who in peers else who], rows, made_by,
+                                 others.get(who))
         records.save(job.record(f"{who}.efficiency"), found[who])
+    failed = not peers.keys() <= others.keys()             # what failed once need not fail again
     with whole_file(job.place / NOTES) as file:
-        file.write(json.dumps({"asked": wanted, "notes": left + said,
+        file.write(json.dumps({"asked": None if failed else job.wanted(), "notes": left + said,
                                "engines": [who for who in found if who in peers]}).encode())
     return found, left + said
 
 
-def _kept_timings(job: Job, about: dict[str, records.Model],
-                  wanted: dict[str, Any]) -> tuple[dict[str, Record], list[str]] | None:
+def _peers(job: Job, models: dict[str, str]) -> tuple[dict[str, efficiency.Ran], list[str]]:
+    """As engines.peers, with the threads that ours have."""
+    if not job.peers:
+        return {}, []
+    given = {who: path for who, path in models.items() if who not in evaluation_report.NO_ENGINES}
+    threads = efficiency.threads_of(next(iter(models.values())), job.threads)
+    return engines.peers(job.peers, given, threads, job.place / "engines")
+
+
+def _kept_timings(job: Job, about: dict[str, records.Model]) -> tuple[dict[str, Record], list[str]] | None:
     """What `timed` gave, if it was asked for the same of the same models."""
-    notes = job.place / NOTES
-    kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
-    files = {who: job.record(f"{who}.efficiency") for who in (*about, *kept.get("engines", ()))}
-    if not (_was_asked(kept, wanted) and all(f.exists() for f in files.values())):
+    kept = _kept(job.place / NOTES, job.wanted())
+    notes, others = kept.get("notes"), kept.get("engines")
+    if not (_names(notes) and _names(others)):
         return None
-    found = {who: records.load(file) for who, file in files.items()}
+    try:
+        found = {who: records.load(job.record(f"{who}.efficiency")) for who in (*about, *others)}
+    except CheckError:                                     # one is not there, or damaged
+        return None
     same = all(found[who].model.weights == model.weights for who, model in about.items())
-    return (found, list(kept["notes"])) if same else None
+    return (found, notes) if same else None
 
 
-def _was_asked(kept: Any, wanted: dict[str, Any]) -> bool:
-    """Whether what a file keeps was made for the same wishes."""
-    return isinstance(kept, dict) and kept.get("asked") == wanted
+def _kept(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What a file keeps that was made for the same wishes; nothing of one that is not there, or damaged."""
+    try:
+        found = records.json_in(file, "a report's notes", "delete it")
+    except CheckError:
+        return {}
+    return found if isinstance(found, dict) and found.get("asked") == wanted else {}
 
 
-def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: records.Made) -> Record:
+def _names(held: Any) -> bool:
+    return isinstance(held, list) and all(isinstance(each, str) for each in held)
+
+
+def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: records.Made,
+                engine: dict[str, Any] | None = None) -> Record:
     known = [name for name in efficiency.METRICS if all(row[name] is not None for row in rows)]
     items = [[float(row[name] or 0) for name in known] for row in rows]
     n = len(rows)
     metrics = {name: Metric(statistics.mean(values), n, statistics.stdev(values) / n ** 0.5,
                             efficiency.METRICS[name]) for name, values in zip(known, zip(*items))}
     metrics["model bytes"] = Metric(about.bytes, 1, None, "lower")
+    if engine:
+        metrics[efficiency.APART] = Metric(engine[efficiency.APART], 1, None, "lower")
+        made_by = replace(made_by, versions={**made_by.versions, "engine": engine["engine"]})
     what = f"{efficiency.PROMPT} tokens read, {efficiency.TOKENS} written"
     return Record("efficiency", "generation", about, made_by,
                   Data(what, hashlib.sha256(what.encode()).hexdigest(), n), metrics, items, known)
@@ -171,10 +204,9 @@ def _efficiency(about: records.Model, rows: list[efficiency.Round], made_by: rec
 def spoken(job: Job, run: Path, weights: str) -> dict[str, Any]:
     """The figures of chain buckets, of these weights."""
     file, wanted = job.place / CHAINS, {"weights": weights, "prompts": job.prompts, **job.timing()}
-    if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if _was_asked(kept, wanted):
-            return dict(kept)
+    kept = _kept(file, wanted)
+    if all(isinstance(kept.get(part), dict) for part in ("ways", "compression")):
+        return kept
     say("chain buckets")
     found = {**chains.measure(run, job.prompts, 100, job.threads), "asked": wanted}
     with whole_file(file) as f:
@@ -189,7 +221,7 @@ def main(argv: list[str]) -> int:
     args = parsed(argv)
     plan = plan_of(args)
     job = Job(Path(args.output), argv, args.threads, args.rounds, args.prompts, plan.model.context,
-              pythons_of(args))
+              pythons_of(args), args.said)
     began, runs = time.perf_counter(), Path(args.runs or job.place / "runs")
     models = contestants(job, rivals.train_all(plan, runs), runs, [Path(path) for path in args.baseline])
     others = [records.load(file) for folder in args.records for file in sorted(Path(folder).glob("*.json"))]
@@ -297,8 +329,9 @@ def check_args(args: Any) -> None:
     for path in args.records:
         check(Path(path).is_dir(), "--records must be a folder", path, "check the path")
     names = [*rivals.NAMES, *(Path(path).resolve().name for path in args.baseline)]
-    check(len(set(names)) == len(names), "baselines must have names of their own", ", ".join(names),
-          "rename the folder")
+    each = [*names, *(f"{name}{engines.IN}{engine}" for name in names for engine in engines.ENGINES)]
+    check(len(set(map(file_name, each))) == len(each), "baselines must have names of their own",
+          ", ".join(names), "rename the folder")
     tasks = [Path(task).name for task in args.task]
     check(len(set(tasks)) == len(tasks), "tasks must have names of their own", ", ".join(tasks),
           "rename a file, or leave out what is there twice")
@@ -313,8 +346,9 @@ def check_inputs(args: Any) -> None:
             records.load(file)
     for task in args.task:
         _questions(task)
-    for engine, python in pythons_of(args).items():
-        say(f"peer: {engines.greeted(engine, python)}")
+    args.said = {engine: engines.greeted(engine, python) for engine, python in pythons_of(args).items()}
+    for words in args.said.values():
+        say(f"peer: {words}")
     context = lookup(PRESETS, args.preset, "preset").model.context
     for path in args.baseline:
         most = open_model(path).cfg.context

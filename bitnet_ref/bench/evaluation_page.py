@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitnet_ref.bench import chains, evaluation_pictures
+from bitnet_ref.bench import chains, engines, evaluation_pictures
 from bitnet_ref.bench.contest import LOSS, REFUSED, UNKNOWN, WIN
 from bitnet_ref.bench.page import put
 from bitnet_ref.data.atomic import whole_file
@@ -27,7 +27,8 @@ MEANING = {
     "equal parameters": "the same shape with matrices in floats, the same steps",
     "equal bytes": "a narrower float model that takes as many bytes in float16, the same steps",
     "equal time": "the float twin trained for as many seconds as BitNet, in steps of its own",
-    "engines": "the same model in another engine: the same prompt, tokens and threads",
+    engines.CONTEST: "the same model in another engine: the same prompt, tokens and threads; ours is "
+                     "whichever model in bitnet_ref, and positive is better for bitnet_ref",
     "chain buckets": "guessing ahead by chains of tokens against plain decoding: the same text, sooner"}
 
 
@@ -112,9 +113,17 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                  "text": headline(row), "made by": [numbers[c] for c in row["commands"]],
                  "bar": bar(row)}
         table = found.setdefault(row["contest"], {"title": row["contest"], "categories": {},
-                                                  "about": MEANING.get(row["contest"], "")})
+                                                  "about": about(row["contest"], report)})
         table["categories"].setdefault(category, []).append(shown)
     return list(found.values())
+
+
+def about(contest: str, report: dict[str, Any]) -> str:
+    """What a contest holds equal; of engines also which they were, and how far from ours."""
+    ran = report.get("engines", []) if contest == engines.CONTEST else []
+    return "; ".join([MEANING.get(contest, ""), *(
+        f"{each['name']}: {each['engine']}, logits {each['apart']:.1%} of the largest from ours"
+        for each in ran)])
 
 
 def bar(row: dict[str, Any], reach: float = 50.0) -> dict[str, Any] | None:
@@ -150,7 +159,7 @@ def markdown(report: dict[str, Any]) -> str:
              *(f"- {plain(sentence(row))}" for row in key_rows(report)), "", "## Deficiencies", "",
              *(f"- {plain(words)}" for words in report["deficiencies"])]
     for table in tables(report):
-        lines += ["", f"## {plain(table['title'].capitalize())}", "", table["about"], "",
+        lines += ["", f"## {plain(table['title'].capitalize())}", "", plain(table["about"]), "",
                   "| task, metric | ours | theirs | delta | verdict | size | made by |", "|" + "---|" * 7]
         for rows in table["categories"].values():
             lines += [_line(r) for r in rows]

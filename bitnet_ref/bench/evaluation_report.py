@@ -23,6 +23,7 @@ SPEED = (*efficiency.METRICS, "model bytes")
 # What is the same by construction: the narrower twin has as many bytes; the twin of other steps is as fast as
 # the first, and to time it again would count a win or a loss twice.
 SAME = {rivals.SMALL: ("model bytes",), rivals.LONG: SPEED}
+NO_ENGINES = tuple(SAME)         # nor are these timed in other engines
 AGAIN = "perplexity", "word perplexity", "acc_norm", "acc_uncond", "first token ms"
 COMPARED = ("bits per byte", "perplexity", "word perplexity", "acc", "acc_norm", "acc_uncond")
 # What the mission asks for, by how the task of a record begins; what none has is said to be missing.
@@ -67,7 +68,8 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
     models = [described(who, c, speed[who]) for who, c in contestants.items()]
     report: dict[str, Any] = {
         "schema": SCHEMA, "kind": "report", "made": asdict(made) | {"machine": timed.made.machine},
-        "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
+        "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes),
+        "engines": ran_in(contestants, speed)}
     weak = [*brief(models), *deficiencies(rows, others, notes)]
     return report | {"summary": tally(rows), "deficiencies": weak,
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
@@ -75,11 +77,22 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
 
 def in_engines(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]) -> list[Row]:
     """Of models that were timed in another engine too: ours against that."""
-    named = [(name, *name.rsplit(engines.IN, 1)) for name in speed if name not in contestants]
     return [contest(engines.CONTEST, [speed[who]], [speed[name]], metric,
                     (f"{contestants[who].name}, bitnet_ref", f"{contestants[who].name}, {engine}"))
-            for name, who, engine in named for metric in efficiency.METRICS
+            for name, who, engine in _elsewhere(contestants, speed) for metric in efficiency.METRICS
             if metric in speed[who].metrics and metric in speed[name].metrics]
+
+
+def _elsewhere(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]) -> list[list[str]]:
+    """["who in engine", who, engine] of each that ran in another engine."""
+    return [[name, *name.rsplit(engines.IN, 1)] for name in speed if name not in contestants]
+
+
+def ran_in(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """Of each that ran in another engine what that is, and how far its logits are from ours."""
+    return [{"name": f"{contestants[who].name}, {engine}", "engine": speed[name].made.versions.get("engine"),
+             "apart": speed[name].metrics[efficiency.APART].value}
+            for name, who, engine in _elsewhere(contestants, speed)]
 
 
 def joined(others: Sequence[Record]) -> list[Row]:

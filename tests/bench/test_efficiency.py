@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import tiny
 from tiny import own_cache  # noqa: F401
@@ -105,6 +106,13 @@ def test_each_round_is_a_process_and_they_take_turns():
 def test_a_model_that_is_not_there_is_said_by_the_child(tmp_path):
     with tiny.refusal():
         efficiency.measured({"a": str(tmp_path / "none")}, 2, 1)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "away"), [
+    ([1.0, -4.0], [1.0, -3.0], 0.25), ([0.0, 0.0], [0.0, 0.0], np.inf), ([0.0, 0.0], [1.0, 0.0], np.inf),
+    ([np.nan, 1.0], [1.0, 1.0], np.inf), ([1.0, 1.0], [np.inf, 1.0], np.inf), ([1.0], [1.0, 1.0], np.inf)])
+def test_logits_that_say_nothing_are_infinitely_apart(ours, theirs, away):
+    assert efficiency.apart(np.array(ours), np.array(theirs)) == away
 
 
 def test_one_round_has_no_spread():

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from bitnet_ref.bench.efficiency import Measured, Ran
 from bitnet_ref.bench.random_model import QUICK, random_weights
 from bitnet_ref.checks import CheckError
 from bitnet_ref.cli import run_command
+from bitnet_ref.evaluate.records import Metric
 from bitnet_ref.formats import gguf_write
 from bitnet_ref.formats.hf_write import write_hf
 from bitnet_ref.formats.source import About, Source
@@ -60,9 +63,32 @@ def test_what_an_engine_does_not_run_is_left_out_with_the_reason(tmp_path, monke
 
 # ---- the child ----
 
+def lacking(library):
+    raise PackageNotFoundError
+
+
+def test_what_this_interpreter_needs_is_looked_for_too(monkeypatch):
+    about = {"about": "it, 1.0"}
+    monkeypatch.setattr(engines, "Child", lambda *given: nullcontext(SimpleNamespace(about=about)))
+    monkeypatch.setattr(engines, "version", lambda library: "0.1")
+    assert engines.greeted("llama.cpp", "python") == "it, 1.0, gguf 0.1"
+    assert engines.greeted("transformers", "python") == "it, 1.0"
+    monkeypatch.setattr(engines, "version", lacking)
+    with tiny.refusal("llama.cpp of python: gguf must be installed", "pip install gguf"):
+        engines.greeted("llama.cpp", "python")
+    about.clear()
+    with tiny.refusal("llama.cpp of python: a peer must greet"):
+        engines.greeted("llama.cpp", "python")
+
+
 def test_without_the_libraries_the_way_out_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with tiny.refusal("transformers must be installed", "--torch-python"):
+        engines._transformers_about()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="1"))
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="1"))
+    monkeypatch.setattr(engines, "version", lacking)
+    with tiny.refusal("accelerate must be installed", sys.executable):
         engines._transformers_about()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with tiny.refusal("llama.cpp must be installed"):
@@ -217,10 +243,12 @@ def test_timings_in_engines_are_kept_and_made_when_asked_for(tmp_path, monkeypat
     def measured(models, rounds, threads, say, peers):
         asked.append(list(peers))
         return Measured({name: [ROW, ROW] for name in (*models, *peers)}, [], {"threads": 1}, {
-            name: {"engine": "it, 1.0", "logits apart": 0.5} for name in peers})
+            name: {"engine": "it, 1.0", "logits apart": 0.5} for name in peers if name not in failing})
 
+    failing, given = [], []
     monkeypatch.setattr(efficiency, "measured", measured)
-    monkeypatch.setattr(engines, "peers", lambda pythons, models, threads, place: (
+    monkeypatch.setattr(efficiency, "threads_of", lambda path, threads: 3)
+    monkeypatch.setattr(engines, "peers", lambda pythons, models, threads, place: given.append(threads) or (
         {f"{who}{engines.IN}{e}": Ran("", "", (), who) for who in models for e in pythons}, ["left: out"]))
     models = {"bitnet": contestant(), "long-twin": contestant()}
     peer = {"peers": {"transformers": "python"}}
@@ -230,11 +258,26 @@ def test_timings_in_engines_are_kept_and_made_when_asked_for(tmp_path, monkeypat
     assert set(found) == {*models, "bitnet in transformers"}          # the twin of other steps is as fast
     record = found["bitnet in transformers"]
     assert record.model == found["bitnet"].model
-    assert (record.made.versions["engine"], record.made.versions["logits apart"]) == ("it, 1.0", 0.5)
+    assert (record.made.versions["engine"], record.metrics["logits apart"].value) == ("it, 1.0", 0.5)
+    assert given == [3]                                    # as many as ours have, wherever they may run
     assert "engine" not in found["bitnet"].made.versions
     assert evaluation.timed(job(tmp_path, **peer), models) == (found, notes)
     assert notes == ["left: out"]
     assert asked == [[], ["bitnet in transformers"]]
+    for other in ({"said": {"transformers": "2.0"}}, {"peers": {"transformers": "other"}}):
+        evaluation.timed(job(tmp_path, **{**peer, **other}), models)
+    assert len(asked) == 4                                 # what was left out of one need not be of the other
+    failing += ["bitnet in transformers"]
+    for n in (5, 6):                                       # what failed is tried again
+        evaluation.timed(job(tmp_path, **peer, said={"transformers": "3.0"}), models)
+        assert len(asked) == n
+
+
+@pytest.mark.slow
+def test_peers_get_the_threads_that_ours_find():
+    found = kernels.about("numba")["threads"]
+    assert efficiency.threads_of(str(tiny.trained()), None) == found
+    assert efficiency.threads_of(str(tiny.trained()), 1) == 1
 
 
 def test_engines_have_rows_that_are_not_counted_against_full_precision():
@@ -248,7 +291,18 @@ def test_engines_have_rows_that_are_not_counted_against_full_precision():
     assert (row.verdict, row.delta) == ("win", pytest.approx(100, abs=2))
     summary = evaluation_report.tally(rows)
     assert sum(summary["all"].values()) == 0 < sum(summary["by contest"]["engines"].values())
-    assert evaluation_page.MEANING[engines.CONTEST]
+
+
+def test_the_table_of_engines_says_which_they_are_and_for_whom_a_win_is_one():
+    theirs = made_up.efficiency([100, 101, 99])
+    theirs = replace(theirs, made=replace(theirs.made, versions={"engine": "it, 1.0"}),
+                     metrics={**theirs.metrics, "logits apart": Metric(0.0123, 1, None, "lower")})
+    ran = evaluation_report.ran_in({"bitnet": contestant()}, {"bitnet": theirs, "bitnet in it": theirs})
+    assert ran == [{"name": "BitNet, it", "engine": "it, 1.0", "apart": 0.0123}]
+    words = evaluation_page.about(engines.CONTEST, {"engines": ran})
+    assert words.endswith("; BitNet, it: it, 1.0, logits 1.2% of the largest from ours")
+    assert "positive is better for bitnet_ref" in words
+    assert evaluation_page.about("equal time", {"engines": ran}) == evaluation_page.MEANING["equal time"]
 
 
 def test_a_peer_that_is_not_there_is_refused_before_the_training(tmp_path, capsys, monkeypatch):
@@ -256,8 +310,11 @@ def test_a_peer_that_is_not_there_is_refused_before_the_training(tmp_path, capsy
     given = ["--output", str(tmp_path / "out"), "--peer", "llama.cpp", "--llama-python"]
     assert run_command(evaluation.main, [*given, str(tmp_path / "python")]) == 2
     tiny.assert_three_parts(capsys.readouterr().err.splitlines()[-1], "must be a Python interpreter")
+    assert run_command(evaluation.main, [*given, "/bin/true"]) == 2
+    tiny.assert_three_parts(capsys.readouterr().err.splitlines()[-1], "llama.cpp of /bin/true")
     monkeypatch.setattr(engines, "greeted", lambda engine, python: f"{engine} of {python}")
     args = evaluation.parsed([*given, "python", "--peer", "llama.cpp"])
     assert evaluation.pythons_of(args) == {"llama.cpp": "python"}
+    assert args.said == {"llama.cpp": "llama.cpp of python"}
     assert "peer: llama.cpp of python" in capsys.readouterr().err
     assert evaluation.pythons_of(evaluation.parsed(given[:2])) == {}

@@ -109,9 +109,28 @@ def test_timings_are_kept_with_the_weights_that_they_are_of(tmp_path, monkeypatc
         assert len(calls) == n
 
 
+@pytest.mark.parametrize("damaged", [b"[]", b'"x"', b"null", b'{"engines":5}', b"{", b"\xff", None])
+def test_notes_that_are_damaged_are_not_kept(damaged, tmp_path, monkeypatch):
+    """And chain buckets likewise; `None`: the right wishes, and nothing of what was found."""
+    asked = job(tmp_path)
+    calls, rows = [], [dict.fromkeys(efficiency.METRICS, 2.0)] * 2
+    monkeypatch.setattr(efficiency, "measured", lambda models, *given: calls.append("timed") or (
+        efficiency.Measured(dict.fromkeys(models, rows), [], {}, {})))
+    monkeypatch.setattr(chains, "measure", lambda *given: calls.append("spoken") or {"ways": {}})
+    wishes = {"weights": "a", "prompts": 2, **asked.timing()}
+    for file, right in ((evaluation.NOTES, asked.wanted()), (evaluation.CHAINS, wishes)):
+        (tmp_path / file).write_bytes(damaged or json.dumps({"asked": right}).encode())
+    evaluation.timed(asked, {"bitnet": contestant()})
+    evaluation.spoken(asked, tmp_path, "a")
+    assert calls == ["timed", "spoken"]
+    (tmp_path / "records" / "bitnet.efficiency.json").write_bytes(damaged or b"{}")
+    evaluation.timed(asked, {"bitnet": contestant()})
+    assert calls == ["timed", "spoken", "timed"]
+
+
 def test_chain_buckets_are_measured_again_for_other_wishes(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(chains, "measure", lambda *given: calls.append(given) or {"ways": {}})
+    calls, found = [], {"ways": {}, "compression": {}}
+    monkeypatch.setattr(chains, "measure", lambda *given: calls.append(given) or found)
     for n, (given, weights) in enumerate((({}, "a"), ({"prompts": 3}, "a"), ({"prompts": 3}, "b"),
                                           ({"prompts": 3, "threads": 2}, "b")), 1):
         first = evaluation.spoken(job(tmp_path, **given), tmp_path, weights)
@@ -249,7 +268,7 @@ def test_a_baseline_must_read_the_windows_of_the_others(tmp_path):
         evaluation.parsed(["--output", str(tmp_path / "out"), "--baseline", str(tiny.trained())])
 
 
-@pytest.mark.parametrize("names", [("a/x", "b/x"), ("bitnet",)])
+@pytest.mark.parametrize("names", [("a/x", "b/x"), ("bitnet",), ("a b", "a-b"), ("twin in llama.cpp",)])
 def test_baselines_have_names_of_their_own(names, tmp_path):
     given = []
     for name in names:
