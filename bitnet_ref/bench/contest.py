@@ -6,7 +6,6 @@ flagged: a set below its stated minimum, a score that guessing explains, one see
 Read after: bench/interval. Read next: bench/efficiency.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from bitnet_ref.bench.interval import Figure, Interval
 from bitnet_ref.checks import check
 from bitnet_ref.evaluate.humaneval import pass_at_k
 from bitnet_ref.evaluate.records import Metric, Record
+from bitnet_ref.evaluate.slid import OF_QUOTIENT, QUOTIENT
 
 WIN, LOSS, UNKNOWN, REFUSED = "win", "loss", "unknown", "refused"
 TIMED = ("efficiency",)
@@ -38,8 +38,6 @@ class Minimum(NamedTuple):
 MINIMUM = {"perplexity": Minimum(100_000, "bytes", "bytes"), "choice": Minimum(250, "questions"),
            "code": Minimum(164, "problems"), "efficiency": Minimum(3, "rounds"),
            "speculation": Minimum(8, "prompts")}
-QUOTIENT = {"bits per byte": ("nats", "bytes"), "perplexity": ("nats", "tokens"),
-            "word perplexity": ("nats", "words")}
 GUESSED = "perplexity", "word perplexity"    # not kept of a model that is worse than guessing
 COLUMN = {"acc": "correct", "acc_norm": "correct_norm", "acc_uncond": "correct_uncond"}
 
@@ -231,7 +229,9 @@ def by_rounds(ours: Record, theirs: Record, metric: str, better: str) -> Interva
     figure, mine = figure_of(ours, metric)
     _, other = figure_of(theirs, metric)
     if ours.kind == "efficiency" and len(mine) == len(other) and len(mine) in T95:
-        return interval.over_seeds(mine[:, 0].tolist(), other[:, 0].tolist(), better)
+        if min(mine[:, 0].min(), other[:, 0].min()) <= 0:  # no time, no rate
+            return None
+        return interval.over_rounds(mine[:, 0].tolist(), other[:, 0].tolist(), better)
     return interval.paired([mine], [other], figure, better) if len(mine) == len(other) > 1 else None
 
 
@@ -275,14 +275,8 @@ def figure_of(record: Record, metric: str) -> tuple[Figure, np.ndarray]:
 
 
 def _figure(metric: str) -> Callable[[Any], Any]:
-    def quotient(sums: Any) -> Any:
-        return sums[..., 0] / sums[..., 1]
-
-    if metric == "bits per byte":
-        return lambda sums: quotient(sums) / math.log(2)
-    if metric.endswith("perplexity"):
-        return lambda sums: np.exp(quotient(sums))
-    return quotient
+    made = OF_QUOTIENT.get(metric, lambda quotient: quotient)
+    return lambda sums: made(sums[..., 0] / sums[..., 1])
 
 
 def _machine(record: Record) -> str:

@@ -58,8 +58,8 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
     and left out."""
     check(rounds > 1, "--rounds must be 2 or more", rounds, "one round has no spread")
     found: dict[str, list[Round]] = {name: [] for name in (*models, *peers)}
-    notes, computed = dict[str, None](), dict[str, Any]()
-    logits, engines = dict[str, Any](), dict[str, dict[str, Any]]()
+    notes, computed, logits = dict[str, None](), dict[str, Any](), dict[str, Any]()
+    engines: dict[str, dict[str, Any]] = {name: {} for name in peers}
     for i in range(rounds):
         say(f"efficiency: round {i + 1} of {rounds}")
         names = list(found)
@@ -70,8 +70,7 @@ def measured(models: Mapping[str, str], rounds: int, threads: int | None,
                 if name in models:
                     raise
                 notes[f"{name}: left out: {e}"] = None
-                del found[name]
-                engines.pop(name, None)
+                del found[name], engines[name]
                 continue
             computed, logits[name] = about["kernels"] or computed, np.array(said["logits"])
             if name in peers:

@@ -137,6 +137,21 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float], better: str) -> I
     return around([delta(o, t, better) for o, t in zip(ours, theirs)])
 
 
+def over_rounds(ours: Sequence[float], theirs: Sequence[float], better: str) -> Interval:
+    """The delta of times or rates of pairs (the same round) by the mean of the logarithms of their ratios,
+    and Student's interval of that: with the sides exchanged it says the same, where a mean of ratios would
+    favour whatever is larger.
+
+    Raises CheckError unless there are 2 to 5 pairs. All must be greater than 0.
+    """
+    check(len(ours) == len(theirs) and len(ours) in T95, f"pairs must be 2 to {max(T95)}",
+          f"{len(ours)} and {len(theirs)}", "measure as often on both sides")
+    found = around([math.log(o / t) for o, t in zip(ours, theirs)])             # (EV.6)
+    low, value, high = sorted(delta(math.exp(each), 1.0, better)                # (EV.7)
+                              for each in (found.low, found.value, found.high))
+    return Interval(value, low, high)
+
+
 def around(values: Sequence[float]) -> Interval:
     """Student's interval of the mean of 2 to 5 values."""
     found = spread(list(values))

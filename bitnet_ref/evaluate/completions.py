@@ -148,7 +148,7 @@ def _figures(metrics: dict[str, Metric], verdicts: Sequence[Verdict]) -> dict[st
 def _lines(metrics: dict[str, Metric], verdicts: Sequence[Verdict], problems: int,
            walls: Sequence[str]) -> str:
     ends = ", ".join(f"{n} {reason}" for reason, n in Counter(v.reason for v in verdicts).most_common())
-    lines = [f"{name:<15} {m.value:.4f}" + (f" ± {m.stderr:.4f}" if m.stderr is not None else "")
-             for name, m in metrics.items()]
+    lines = [f"{name:<15} {m.value:.4f}" + (
+        f" (standard error {m.stderr:.4f})" if m.stderr is not None else "") for name, m in metrics.items()]
     return "\n".join([*lines, f"counted         {problems} problems, {len(verdicts)} samples: {ends}",
                       f"contained by    {', '.join(walls)}"])

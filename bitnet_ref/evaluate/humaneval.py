@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bitnet_ref.checks import check
 from bitnet_ref.data.atomic import held_in
 from bitnet_ref.evaluate.journal import Journal, digest
-from bitnet_ref.evaluate.lines import rows_in, rows_of, unpacked
+from bitnet_ref.evaluate.lines import read_rows, rows_in, unpacked
 from bitnet_ref.evaluate.sandbox import Limits, Verdict, proved, run
 
 LARGEST = 1 << 26                                          # bytes of the problems, unpacked
@@ -81,7 +81,7 @@ def read_samples(path: str | Path, problems: dict[str, Problem],
     """
     wanted = problems if wanted is None else wanted
     found = []
-    for where, row in rows_of(Path(path)):
+    for where, row in read_rows(Path(path)):
         sample = Sample(**_texts(row, Sample._fields, where))
         check(sample.task_id in problems, f"{where} must be of one of the {len(problems)} problems",
               repr(sample.task_id)[:50], "give the problems that the samples were made for")

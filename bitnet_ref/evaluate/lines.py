@@ -6,6 +6,7 @@ Read after: evaluate/likelihood. Read next: evaluate/tasks.
 
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -17,34 +18,44 @@ from bitnet_ref.data.atomic import held_in
 
 LARGEST = 1 << 28                                          # bytes of a file, unpacked
 LONGEST = 1 << 22                                          # bytes of a line
+MOST = 1 << 20                                             # lines, empty ones too
 FIX = "correct the line, or leave it out"
 Row = dict[str, Any]
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
-    """Of a file, as rows_in. Raises CheckError: unreadable, too large; of a line as rows_in.
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Of a file, packed or not, as rows_in. Raises CheckError: unreadable, too large; of a line as rows_in.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "samples.jsonl")
     >>> _ = path.write_text('{"task_id": "a/1"}')
-    >>> [row for where, row in rows_of(path)]
+    >>> [row for where, row in read_rows(path)]
     [{'task_id': 'a/1'}]
     """
-    return rows_in(held_in(path, LARGEST, "a file of lines", "give fewer lines"), str(path))
+    held = held_in(path, LARGEST, "a file of lines", "give fewer lines")
+    return rows_in(unpacked(held, path, LARGEST, "a file of lines"), str(path))
 
 
 def rows_in(data: bytes, name: str) -> Iterator[tuple[str, Row]]:
     """("line N of NAME", object) of each line that is not empty. Raises CheckError: no JSON, no object, too
-    long.
+    long, too many.
 
     >>> list(rows_in(b'{"n": 1}\\n\\n{"n": 2}', "a.jsonl"))
     [('line 1 of a.jsonl', {'n': 1}), ('line 3 of a.jsonl', {'n': 2})]
     """
-    for n, line in enumerate(data.split(b"\n"), 1):
-        where = f"line {n} of {name}"
-        check(len(line) <= LONGEST, f"a line must have at most {LONGEST} bytes", f"more in {where}", FIX)
-        if not line.strip():
+    held = io.BytesIO(data)                                # a line at a time: a file may be nothing but ends
+    for n in itertools.count(1):
+        line = held.readline(LONGEST + 1)
+        if not line:
+            return
+        if len(line) > LONGEST and line[-1:] != b"\n":
+            raise CheckError(f"a line must have at most {LONGEST} bytes; "
+                             f"got more in line {n} of {name}; {FIX}")
+        if n > MOST:
+            raise CheckError(f"{name} must have at most {MOST} lines; got more; give fewer lines")
+        if line.isspace():
             continue
+        where = f"line {n} of {name}"
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as e:

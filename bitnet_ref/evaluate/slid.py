@@ -30,11 +30,11 @@ from bitnet_ref.evaluate.sliding import (
 )
 from bitnet_ref.generate.language_model import load
 
-# The figures, of the sums of FIELDS.
-OF_SUMS: dict[str, Callable[[np.ndarray], Any]] = {
-    "bits per byte": lambda sums: sums[0] / sums[2] / math.log(2),
-    "perplexity": lambda sums: np.exp(sums[0] / sums[1]),
-    "word perplexity": lambda sums: np.exp(sums[0] / sums[3])}
+# The figures: of which two of FIELDS a quotient is taken, and what is made of it.
+QUOTIENT = {"bits per byte": ("nats", "bytes"), "perplexity": ("nats", "tokens"),
+            "word perplexity": ("nats", "words")}
+OF_QUOTIENT: dict[str, Callable[[Any], Any]] = {
+    "bits per byte": lambda nats: nats / math.log(2), "perplexity": np.exp, "word perplexity": np.exp}
 
 
 def evaluate(args: Namespace, argv: list[str]
@@ -73,13 +73,23 @@ def evaluate(args: Namespace, argv: list[str]
     return _lines(found, metrics, context, stride), figures, (record,), good, () if part is None else (part,)
 
 
+def of_sums(name: str) -> Callable[[np.ndarray], Any]:
+    """The figure `name` of the sums of FIELDS.
+
+    >>> round(float(of_sums("bits per byte")(np.array([math.log(2) * 6, 1, 4, 1]))), 9)
+    1.5
+    """
+    top, bottom = map(FIELDS.index, QUOTIENT[name])
+    return lambda sums: OF_QUOTIENT[name](sums[top] / sums[bottom])
+
+
 def _metrics(found: Sliding) -> dict[str, Metric]:
     """Those that mean something: no perplexity of a model that is worse than guessing."""
     score = found.score
     values = {"bits per byte": score.bits_per_byte}
     if score.perplexity is not None:
         values |= {"perplexity": score.perplexity, "word perplexity": found.word_perplexity}
-    return {name: Metric(value, len(found.rows), standard_error(found.rows, OF_SUMS[name]), "lower")
+    return {name: Metric(value, len(found.rows), standard_error(found.rows, of_sums(name)), "lower")
             for name, value in values.items()}
 
 
@@ -91,7 +101,8 @@ def _figures(metrics: dict[str, Metric]) -> dict[str, Any]:
 def _lines(found: Sliding, metrics: dict[str, Metric], context: int, stride: int) -> str:
     def said(name: str, digits: int) -> str:
         m = metrics[name]
-        return f"{m.value:.{digits}f}" + (f" ± {m.stderr:.{digits}f}" if m.stderr is not None else "")
+        return f"{m.value:.{digits}f}" + (
+            f" (standard error {m.stderr:.{digits}f})" if m.stderr is not None else "")
 
     score = found.score
     perplexity = "none: worse than guessing" if score.perplexity is None else (

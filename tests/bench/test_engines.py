@@ -219,6 +219,7 @@ def test_peers_take_turns_and_those_that_fail_or_differ_are_left_out(monkeypatch
     assert others["near"] == {"engine": "it, 1.0", "logits apart": pytest.approx(0.025)}
     assert {note.partition(": ")[0] for note in notes} == {"far", "short", "dead", "nan"}
     assert "dead: left out: no; got; do" in notes
+    assert set(others) == set(peers) - {"dead"}            # which did not run to the end
     assert Answering.turns[:6] == list(says)
     assert Answering.turns[6] != "a"                       # another begins the second round
     monkeypatch.setitem(says, "a", "no; got; do")

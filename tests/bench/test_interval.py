@@ -1,5 +1,6 @@
 """bench/interval: intervals that hold the truth as often as they say, deltas whose sign means something."""
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -167,6 +168,39 @@ def test_seeds_by_students_table():
     assert not found.decided
 
 
+def test_rounds_by_students_table_of_logarithms():
+    """Rates 2, 1/2 and 1 times theirs: parity, where a mean of ratios would say 17 % better."""
+    half = math.exp(4.303 * math.log(2) / 3 ** 0.5)
+    for better in ("higher", "lower"):
+        found = interval.over_rounds([2.0, 0.5, 1.0], [1.0, 1.0, 1.0], better)
+        ends = [100 * (half - 1), 100 * (1 / half - 1)]
+        low, high = sorted(ends if better == "higher" else [-end for end in ends])
+        assert found == pytest.approx((0, low, high), abs=1e-9)
+    assert interval.over_rounds([1.0, 1.0], [2.0, 2.0], "lower") == pytest.approx((50, 50, 50))
+    assert interval.over_rounds([2.0, 2.0], [1.0, 1.0], "higher") == pytest.approx((100, 100, 100))
+
+
+def test_rounds_say_the_same_with_the_sides_exchanged():
+    """Twins whose times are noise: neither side wins on average, and each pair is judged alike both ways."""
+    rng = np.random.default_rng(3)
+    times = rng.lognormal(0, 0.3, (2000, 2, 3))
+    for better in ("higher", "lower"):
+        logs, verdicts = [], []
+        for ours, theirs in times.tolist():
+            there, back = (interval.over_rounds(*sides, better) for sides in ((ours, theirs), (theirs, ours)))
+            for a, b in ((there.value, back.value), (there.low, back.high), (there.high, back.low)):
+                assert (1 + a / 100) * (1 + b / 100) == pytest.approx(1) or better == "lower"
+                assert (1 - a / 100) * (1 - b / 100) == pytest.approx(1) or better == "higher"
+            assert there.decided == back.decided
+            logs.append(math.log(1 + there.value / 100) if better == "higher" else
+                        -math.log(1 - there.value / 100))
+            verdicts.append(there.decided)
+        assert abs(np.mean(logs)) < 3 * np.std(logs) / len(logs) ** 0.5
+        assert 0.035 < np.mean(verdicts) < 0.065           # the error that 95 % allows
+    means = [np.mean([interval.delta(o, t, "higher") for o, t in zip(*sides)]) for sides in times.tolist()]
+    assert np.mean(means) > 5                              # what a mean of ratios would say of twins
+
+
 def test_the_outer_ends_of_both_and_errors_that_add_as_squares():
     assert interval.hull(Interval(1, 0.5, 2), Interval(1, 0.7, 3)) == (1, 0.5, 3)
     found = interval.difference(Interval(100, 97, 103), Interval(90, 86, 94), "higher")
@@ -188,5 +222,6 @@ def test_one_item_has_no_interval():
 
 @pytest.mark.parametrize("seeds", [([1.0], [1.0]), ([1.0] * 6, [1.0] * 6), ([1.0, 2.0], [1.0])])
 def test_seeds_without_a_table_are_refused(seeds):
-    with tiny.refusal("pairs must be 2 to 5"):
-        interval.over_seeds(*seeds, "higher")
+    for made in (interval.over_seeds, interval.over_rounds):
+        with tiny.refusal("pairs must be 2 to 5"):
+            made(*seeds, "higher")

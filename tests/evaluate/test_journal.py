@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitnet_ref.evaluate import lines
 from bitnet_ref.evaluate.journal import Journal, digest
-from bitnet_ref.evaluate.lines import rows_of
+from bitnet_ref.evaluate.lines import read_rows
 
 
 def test_what_is_added_is_there_again(tmp_path):
@@ -42,7 +42,7 @@ def test_without_a_path_nothing_is_kept():
     assert kept.rows == [{"n": 1}]
 
 
-def test_rows_of_something_else_are_refused(tmp_path):
+def test_read_rows_something_else_are_refused(tmp_path):
     Journal(tmp_path / "rows", "abc").add({"n": 1})
     with tiny.refusal("line 1 of", "same model, data and options", "delete this one"):
         Journal(tmp_path / "rows", "abd")
@@ -66,7 +66,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes with a name here")
     os.mkfifo(tmp_path / "pipe")
-    for read in (lambda path: list(rows_of(path)), lambda path: Journal(path, "abc")):
+    for read in (lambda path: list(read_rows(path)), lambda path: Journal(path, "abc")):
         with tiny.refusal("must be a readable file", "pipe"):
             read(tmp_path / "pipe")
 
@@ -83,12 +83,12 @@ def test_what_is_no_row_is_refused_by_its_line(content, words, tmp_path, monkeyp
         monkeypatch.setattr(lines, "LONGEST", 1000)
     (tmp_path / "rows").write_bytes(content)
     with tiny.refusal(*words):
-        list(rows_of(tmp_path / "rows"))
+        list(read_rows(tmp_path / "rows"))
 
 
 def test_files_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     with tiny.refusal("must be a readable file"):
-        list(rows_of(tmp_path / "nothing"))
+        list(read_rows(tmp_path / "nothing"))
     with tiny.refusal("must be"):
         Journal(tmp_path, "abc")
     (tmp_path / "file").write_text("x")
@@ -97,7 +97,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "LARGEST", 3)
     (tmp_path / "rows").write_text('{"n": 1}\n')
     with tiny.refusal("must have at most 3 bytes"):
-        list(rows_of(tmp_path / "rows"))
+        list(read_rows(tmp_path / "rows"))
 
 
 def test_a_digest_is_of_all_its_facts():

@@ -5,6 +5,7 @@ What a file of samples or a journal may not hold is in test_journal, of question
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_ref.evaluate import lines
-from bitnet_ref.evaluate.lines import rows_in, unpacked
+from bitnet_ref.evaluate.lines import read_rows, rows_in, unpacked
 
 ROWS = st.lists(st.none() | st.dictionaries(st.text(), st.integers() | st.text()), max_size=9)
 
@@ -39,8 +40,33 @@ def test_what_is_not_packed_stays_unless_its_name_says_otherwise():
         unpacked(b"text", Path("a.gz"), 9, "a task")
 
 
+def test_a_file_may_be_packed(tmp_path):
+    for name, data in (("a.jsonl", b'{"n": 1}\n'), ("a.jsonl.gz", gzip.compress(b'{"n": 1}\n'))):
+        (tmp_path / name).write_bytes(data)
+        assert [row for _, row in read_rows(tmp_path / name)] == [{"n": 1}]
+
+
+def test_lines_have_a_bound_and_empty_ones_cost_nothing(monkeypatch):
+    """A few bytes of gzip are many megabytes of ends of lines: no list of them, no words about them."""
+    data = b"\n" * (1 << 22)
+    tracemalloc.start()
+    try:
+        with tiny.refusal(f"f must have at most {lines.MOST} lines"):
+            list(rows_in(data, "f"))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(lines, "MOST", 2)
+    assert list(rows_in(b"{}\n\n", "f")) == [("line 1 of f", {})]
+    with tiny.refusal("f must have at most 2 lines"):
+        list(rows_in(b"{}\n\n{}", "f"))
+
+
 def test_a_line_has_a_bound(monkeypatch):
     monkeypatch.setattr(lines, "LONGEST", 10)
-    assert list(rows_in(b'{"n": 123}', "f")) == [("line 1 of f", {"n": 123})]
+    for end in (b"", b"\n"):
+        assert list(rows_in(b'{"n": 123}' + end, "f")) == [("line 1 of f", {"n": 123})]
+    with tiny.refusal("a line must have at most 10 bytes", "line 1 of f"):
+        list(rows_in(b" " * 11, "f"))
     with tiny.refusal("a line must have at most 10 bytes", "line 2 of f"):
         list(rows_in(b'{}\n{"n": 1234}', "f"))

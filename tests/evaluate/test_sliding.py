@@ -19,7 +19,7 @@ from bitnet_ref.evaluate import __main__ as command
 from bitnet_ref.evaluate import sliding
 from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.evaluate.records import load as load_record
-from bitnet_ref.evaluate.slid import OF_SUMS
+from bitnet_ref.evaluate.slid import QUOTIENT, of_sums
 from bitnet_ref.evaluate.sliding import (
     BLOCKS,
     Text,
@@ -150,10 +150,10 @@ def drawn(rng, windows=500, like=0.6):
     return np.stack([tokens * (3 + 0.5 * hard), tokens, size, np.round(size / 5)], axis=1)
 
 
-@pytest.mark.parametrize("name", OF_SUMS)
+@pytest.mark.parametrize("name", QUOTIENT)
 def test_the_standard_error_is_the_spread_over_texts(name):
     """Of 400 texts whose windows are alike: within 15 %; windows one by one promise less than 0.7 of it."""
-    rng, figure = np.random.default_rng(0), OF_SUMS[name]
+    rng, figure = np.random.default_rng(0), of_sums(name)
     texts = [drawn(rng) for _ in range(400)]
     true = np.std([figure(rows.sum(axis=0)) for rows in texts], ddof=1)
     said = np.mean([standard_error(rows, figure) for rows in texts])
@@ -317,8 +317,10 @@ def test_the_command_prints_and_keeps_what_it_found(run, text, tmp_path):
     assert {m.better for m in record.metrics.values()} == {"lower"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["record.json", "some.txt"]
     _, out, _ = run("--corpus", text, "--stride", 8)
-    assert f"bits per byte   {figures['bits per byte']:.4f}\n" in out
-    assert f"{figures['perplexity']:.3f} per token" in out
+    for name, line, digits in (("bits per byte", "bits per byte   {}\n", 4),
+                               ("perplexity", "{} per token", 3)):
+        sure = f"(standard error {figures[f'{name} standard error']:.{digits}f})"
+        assert line.format(f"{figures[name]:.{digits}f} {sure}") in out
     assert f"{len(record.items)} windows of 32 tokens, 8 apart" in out
 
 
