@@ -77,9 +77,22 @@ def _claims(part: str, what: str, *peers: str) -> Callable[[Path], str]:
 
 
 def _full_size(docs: Path) -> str:
+    """All files: a text is as fast from each, so where their speeds differ it is the machine that did."""
     held = block(docs / "formats" / "bitnet.md", "bench.full_size")
-    _, first, speed, share, memory = cells(held, ".bitnet, rans")
-    return f"{speed} tokens/s, {share} of what reading allows; {memory}; first token after {first}"
+    rows = [cells(held, name) for name in ("Hugging Face, packed", ".bitnet, b3", ".bitnet, rans")]
+    first, speed, share, memory = (_range([row[i] for row in rows]) for i in (1, 2, 3, 4))
+    return (f"{speed} tokens/s, {share} of what reading allows; {memory}; first token after {first}; "
+            "one run of each of 3 files")
+
+
+def _range(values: list[str]) -> str:
+    """From the least to the most of figures with a unit.
+
+    >>> _range(["9.1 s", "10.1 s", "8.1 s"])
+    '8.1 to 10.1 s'
+    """
+    low, *_, high = sorted(values, key=lambda text: float(re.split("[ %]", text)[0]))
+    return low if low == high else f"{re.split('[ %]', low)[0]} to {high}"
 
 
 def _golden(docs: Path) -> str:
@@ -91,17 +104,25 @@ def _golden(docs: Path) -> str:
 
 
 def _conform(docs: Path) -> str:
-    found = re.findall(r"named first in (\d+) of (\d+) trials",
-                       block(docs / "benchmarks" / "conform.md", "bench.conform"))
-    check(bool(found), "conform.md must say how often a fault was named first", "nothing", FIX)
-    named, trials = (sum(int(pair[i]) for pair in found) for i in (0, 1))
-    return f"a planted fault named first in {named} of {trials} trials on {len(found)} ports by other hands"
+    """Of the second port alone: the first has taught the catalogue some forms of its faults."""
+    held = block(docs / "benchmarks" / "conform.md", "bench.conform")
+    _, _, second = held.partition("- The second port.")
+    one = re.search(r"named first in (\d+) of (\d+) trials", second)
+    two = re.search(r"both named in (\d+) of (\d+) random pairs", second)
+    check(one is not None and two is not None, "conform.md must say what was named in the second port",
+          "nothing", FIX)
+    assert one is not None
+    assert two is not None
+    return (f"in a port by other hands a planted fault is named first in {one[1]} of {one[2]} trials, "
+            f"two at once both in {two[1]} of {two[2]}; a first port, from which its catalogue learnt, "
+            "is not counted")
 
 
 def _ranks(docs: Path) -> str:
     rows = json.loads((docs / "benchmarks" / "scaling.json").read_text(encoding="utf-8"))["rows"]
     seconds = {row["ranks"]: row["measured"] for row in rows}
-    return f"2 processes {seconds[1] / seconds[2]:.2f} x as fast as one, the same parameters to the last bit"
+    return (f"2 processes of one thread {seconds[1] / seconds[2]:.2f} x as fast as one of one thread, "
+            "the same parameters to the last bit")
 
 
 ROWS: tuple[tuple[str, Callable[[Path], str], str], ...] = (
@@ -111,8 +132,8 @@ ROWS: tuple[tuple[str, Callable[[Path], str], str], ...] = (
     ("Trains on a CPU", _claims(
         "train", "train nano", "PyTorch eager float32", "PyTorch's best mode (bf16 compile)"),
      "benchmarks/cpu.md"),
-    ("Decodes from packed trits", _claims("decode", "decode (b3, float16 head)", "llama.cpp TQ2_0"),
-     "benchmarks/cpu.md"),
+    ("Decodes from packed trits, random weights", _claims(
+        "decode", "decode (b3, float16 head)", "llama.cpp TQ2_0"), "benchmarks/cpu.md"),
     ("Runs a model of 2B4T's size, random weights, from a file", _full_size, "formats/bitnet.md"),
     ("Names the wrong line of a port", _conform, "benchmarks/conform.md"),
     ("Trains in several processes", _ranks, "scaling.md"),
