@@ -194,6 +194,9 @@ def check_types(config: type, values: Any, where: str) -> None:
     An integer may stand for a float, None where the annotation allows it. `where` is the table's name.
 
     >>> check_types(ModelConfig, {"n_layers": 6, "norm": "inner"}, "model")
+    >>> check_types(ModelConfig, {"n_layers": "six"}, "model")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: model.n_layers must be int; got 'six'; correct the value
     """
     check(isinstance(values, dict), f"[{where}] must be a table", repr(values), "give it names and values")
     annotations = {f.name: f.type for f in fields(config)}

@@ -109,6 +109,10 @@ def held_in(path: str | Path, most: int, what: str, smaller: str,
 def check_regular(path: str | Path, fix: str = "check the path and its rights") -> None:
     """Raises CheckError for a folder, pipe or device, and OSError where there is nothing.
     >>> check_regular(__file__)
+    >>> check_regular("/")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: / must be a readable file; got a folder, pipe or device; check the path
+    and its rights
     """
     check(stat.S_ISREG(os.stat(path).st_mode), f"{path} must be a readable file",
           "a folder, pipe or device", fix)

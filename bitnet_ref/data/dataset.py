@@ -107,8 +107,12 @@ def unchanged(data: Dataset) -> None:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as d:
     ...     n = Path(d, "a.txt").write_text("text")
-    ...     unchanged(write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False)) is None
-    True
+    ...     data = write_dataset(f"{d}/set", Recipe(f"{d}/a.txt", val_fraction=0), progress=False)
+    ...     unchanged(data)
+    ...     data.train.path.unlink()
+    ...     unchanged(data)                                     # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: ... must stay as it is while a run reads it; got No such file ...
     """
     for shard in (data.train, data.val):
         if shard is not None:

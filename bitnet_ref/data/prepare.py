@@ -103,8 +103,11 @@ def kept(train_sha256: str, val_sha256: str, tokenizer_sha256: str) -> Path | No
     >>> from tempfile import TemporaryDirectory
     >>> from unittest.mock import patch
     >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_CACHE=d):
-    ...     kept("0" * 64, "0" * 64, "0" * 64) is None
-    True
+    ...     n = Path(d, "a.txt").write_text("one\\n<|endoftext|>\\ntwo")
+    ...     data = write_dataset(f"{d}/datasets/set", Recipe(f"{d}/a.txt", val_fraction=0.5), progress=False)
+    ...     sides = [side.header.payload_sha256 for side in (data.train, data.val)]
+    ...     kept(*sides, data.train.header.tokenizer_sha256).name
+    'set'
     """
     wanted = [(train_sha256, tokenizer_sha256), (val_sha256, tokenizer_sha256)]
     for folder in sorted((cache_dir() / "datasets").glob("*")):

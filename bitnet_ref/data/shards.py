@@ -143,8 +143,12 @@ def unchanged(shard: Shard) -> None:
     file that was cut short must be found before it is read, which would end the process (SIGBUS).
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as d:
-    ...     unchanged(write_shard(f"{d}/a.bin", [(np.array([3, 1]), 2)], 4, 0, "0" * 64)) is None
-    True
+    ...     shard = write_shard(f"{d}/a.bin", [(np.array([3, 1]), 2)], 4, 0, "0" * 64)
+    ...     unchanged(shard)
+    ...     shard.path.unlink()
+    ...     unchanged(shard)                                    # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: ...a.bin must stay as it is while a run reads it; got No such file ...
     """
     try:
         now = _stamp_of(os.stat(shard.path))

@@ -31,8 +31,9 @@ def tail(path: Path) -> bytes:
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _, _ = file.write(b"a text"), file.flush()
     ...     tail(Path(file.name))
-    b''
+    b'a text'
     """
     with open(path, "rb") as f:
         f.seek(max(0, os.path.getsize(path) - LIMIT))

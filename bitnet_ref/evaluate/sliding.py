@@ -157,6 +157,10 @@ def check_window(context: int, stride: int, most: int) -> None:
     """Raise CheckError unless a model of context `most` can be slid so.
 
     >>> check_window(context=8, stride=4, most=8)
+    >>> check_window(context=8, stride=9, most=8)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: --stride must be from 1 to the context of 8; got 9; tokens between two
+    windows would not be counted
     """
     check(0 < context <= most, f"--context must be from 1 to the model's {most}", context,
           "the model knows no places beyond; use a shorter one")

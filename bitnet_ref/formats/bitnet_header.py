@@ -214,6 +214,10 @@ def _agree(file: Path, held: dict[str, Stored], cfg: ModelConfig, packing: str) 
 def check_justified(file: Path, cfg: ModelConfig, size: int) -> None:
     """Raise CheckError if a file of so many bytes would unpack to more trits than JUSTIFIED for each.
     >>> check_justified(Path("a.bitnet"), ModelConfig(), size=1 << 20)
+    >>> check_justified(Path("a.bitnet"), ModelConfig(), size=10)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: a.bitnet must hold at most 256 trits for a byte; got 3407872 in 10; pack a
+    model that is nearly all zeros as b3
     """
     n = sum(math.prod(s.shape) for s in param_specs(cfg) if s.ternary)
     check(n <= JUSTIFIED * size, f"{file} must hold at most {JUSTIFIED} trits for a byte", f"{n} in {size}",

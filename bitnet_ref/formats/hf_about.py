@@ -72,10 +72,11 @@ def chat_template(folder: Path) -> str | None:
 
 def tokenizer_text(folder: Path) -> str | None:
     """tokenizer.json as it stands, if there. Raises CheckError: more than 64 MiB, not UTF-8.
-    >>> from bitnet_ref.formats.example import written
-    >>> with written("hf") as folder:
-    ...     tokenizer_text(folder) is None
-    True
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     n = Path(folder, TOKENIZER).write_text("{}")
+    ...     tokenizer_text(Path(folder))
+    '{}'
     """
     file = there(folder, TOKENIZER)
     return _text(file, LARGEST_JSON) if file else None

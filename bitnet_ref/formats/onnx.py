@@ -100,6 +100,10 @@ def check_file(path: str | Path) -> None:
     >>> from bitnet_ref.formats.example import model
     >>> with TemporaryDirectory() as d:                         # needs onnx
     ...     check_file(write_onnx(f"{d}/a.onnx", model()).path)
+    ...     _ = Path(d, "b.onnx").write_bytes(b"")
+    ...     check_file(Path(d, "b.onnx"))                       # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: ...b.onnx must be valid ONNX; got ...; report this
     """
     library()
     from onnx.checker import ValidationError, check_model

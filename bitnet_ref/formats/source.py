@@ -224,10 +224,16 @@ def run_tokenizer(checkpoint: Path, state: dict[str, Any]) -> Tokenizer | None:
 
     Raises CheckError: damaged, of another size than the vocabulary, of another checksum than in `state`; as
     run_chains.
-    >>> from bitnet_ref.formats.example import written
-    >>> with written("run") as run:                             # this one was trained without
-    ...     run_tokenizer(latest(run), read_state(latest(run))) is None
-    True
+    >>> from bitnet_ref.data.tokenizer import from_json
+    >>> from bitnet_ref.formats.example import model, written
+    >>> tokenizer = from_json(str(model(vocab_size=257).tokenizer), "the example")
+    >>> with written("run", vocab_size=257) as run:
+    ...     print(run_tokenizer(latest(run), read_state(latest(run))))
+    ...     _ = Path(run, "tokenizer.json").write_text(tokenizer.json)
+    ...     state = read_state(latest(run)) | {"tokenizer": tokenizer.checksum}
+    ...     run_tokenizer(latest(run), state).vocab_size
+    None
+    257
     """
     file = checkpoint.parent / "tokenizer.json"
     if not file.exists():

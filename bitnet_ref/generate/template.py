@@ -60,6 +60,10 @@ def check_name(name: str) -> None:
     """Raise CheckError for an unknown name: at once, before a model is loaded.
 
     >>> check_name("plain")
+    >>> check_name("plane")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: --template must be one of auto, own, 2b4t, plain; got 'plane'; choose one
+    of these
     """
     lookup(("auto", "own", *BUILT_IN), name, "--template")
 

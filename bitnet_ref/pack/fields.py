@@ -90,6 +90,10 @@ def check_multiple(n: int, of: int, what: str, layout: str) -> None:
     """Raise CheckError unless the layout can hold that many.
 
     >>> check_multiple(256, of=128, what="columns", layout="i2s")
+    >>> check_multiple(200, of=128, what="columns", layout="i2s")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: the columns of i2s must be a multiple of 128; got 200; use another layout,
+    or pad the matrix with zeros and keep its true shape beside
     """
     check(n % of == 0, f"the {what} of {layout} must be a multiple of {of}", n,
           "use another layout, or pad the matrix with zeros and keep its true shape beside")

@@ -66,6 +66,10 @@ def check_trits(w_q: np.ndarray) -> None:
     """Raise CheckError unless `w_q` is int8 (N, K), not empty, of -1, 0 and +1 only.
 
     >>> check_trits(np.array([[1, 0, -1]], np.int8))
+    >>> check_trits(np.array([[1, 0, 2]], np.int8))
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: w_q must hold -1, 0 and +1 only; got 0 to 2; ternarise first
+    (bitnet_ref.quant.absmean_ternary)
     """
     expect("w_q", w_q, "N K")
     check(w_q.dtype == np.int8 and w_q.size > 0, "w_q must be int8 and not empty", f"{w_q.dtype} {w_q.shape}",
@@ -79,6 +83,10 @@ def check_bytes(name: str, packed: np.ndarray, ndim: int) -> None:
     """Raise CheckError unless `packed` is uint8 of `ndim` axes.
 
     >>> check_bytes("packed", np.zeros((2, 3), np.uint8), ndim=2)
+    >>> check_bytes("packed", np.zeros(6, np.uint8), ndim=2)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: packed must be uint8 of 2 axes; got uint8 (6,); pass the bytes as the file
+    has them
     """
     check(packed.dtype == np.uint8 and packed.ndim == ndim, f"{name} must be uint8 of {ndim} axes",
           f"{packed.dtype} {packed.shape}", "pass the bytes as the file has them")
@@ -88,6 +96,10 @@ def check_packed(packed: np.ndarray, K: int, per_byte: int) -> None:
     """Raise CheckError unless `packed` is uint8 (N, ceil(K / per_byte)) and not empty.
 
     >>> check_packed(np.zeros((1, 2), np.uint8), K=5, per_byte=4)
+    >>> check_packed(np.zeros((1, 2), np.uint8), K=9, per_byte=4)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: K must be 5 to 8 for rows of 2 bytes; got 9; give the columns of the
+    matrix that was packed; the bytes alone do not tell them
     """
     check_bytes("packed", packed, 2)
     check(packed.size > 0, "packed must not be empty", packed.shape, "pass the bytes as the file has them")
@@ -101,6 +113,10 @@ def check_padding(packed: np.ndarray, K: int, base: int, per_byte: int) -> None:
     """Raise CheckError unless the trits after column K - 1 are zeros: a matrix has one form, not several.
 
     >>> check_padding(np.array([[100, 86]], np.uint8), K=5, base=4, per_byte=4)
+    >>> check_padding(np.array([[100, 2]], np.uint8), K=5, base=4, per_byte=4)
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: trits after column 4 must be 0 (padding); got others in the last byte of
+    row 0; check that K is the true one, or pack again
     """
     used = K - per_byte * (packed.shape[1] - 1)
     if used < per_byte:

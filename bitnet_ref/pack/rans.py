@@ -170,6 +170,10 @@ def check_end(holds: bool, shape: tuple[int, int], got: str) -> None:
     """Raise CheckError unless the stream and the matrix end together.
 
     >>> check_end(True, (3, 5), "words left over")
+    >>> check_end(False, (3, 5), "words left over")
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: rans must decode to exactly the trits of shape (3, 5); got words left
+    over; check the shape: the bytes are whole
     """
     check(holds, f"rans must decode to exactly the trits of shape {tuple(map(int, shape))}", got,
           "check the shape: the bytes are whole")

@@ -42,9 +42,13 @@ def append(run: Path, kind: str, step: int, cursor: int, **values: Any) -> None:
 
 def sync(run: Path) -> None:
     """Wait until the log is on the disk. Raises CheckError when the disk refuses.
-    >>> import tempfile; folder = tempfile.TemporaryDirectory()
-    >>> sync(Path(folder.name)) is None                 # no log yet, nothing to wait for
-    True
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sync(Path(folder))                              # no log yet, nothing to wait for
+    ...     Path(folder, LOG).mkdir()
+    ...     sync(Path(folder))                              # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bitnet_ref.checks.CheckError: the log must be writable; got ...; make room in ... and resume
     """
     try:
         with suppress(FileNotFoundError), open(run / LOG, "r+b") as f:

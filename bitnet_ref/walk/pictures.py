@@ -231,7 +231,12 @@ def bits_of_layouts(w_q: np.ndarray) -> Picture:
 def guesses_in_texts(texts: list[list[list[tuple[str, bool]]]], formula: dict[str, np.ndarray],
                      counted: dict[str, list[float]], width: int = 60) -> Picture:
     """Notebook 08: texts, each as the tokens of its calls, (as shown, whether guessed); and tokens a call
-    over the length k of a guess, by the formula, and counted.   each (k + 1,)"""
+    over the length k of a guess, by the formula, and counted.   each (k + 1,)
+
+    >>> text = [[("the", True), ("$x", False)], [(".", False)]]
+    >>> guesses_in_texts([text], {"one": np.arange(1.0, 9)}, {"one": [1.0, 1.5]}).png[1:4]
+    b'PNG'
+    """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     y = 0.0
