@@ -263,8 +263,17 @@ def run_chains(checkpoint: Path, state: dict[str, Any], tokenizer: Tokenizer) ->
     """The table that a run with --compress was trained with; None of a run without.
 
     Raises CheckError: missing, damaged, of another tokenizer, other chains than the run's.
-    >>> run_chains(Path("run/step-00000001"), {"train": {"compress": "off"}}, Tokenizer("{}")) is None
-    True
+    >>> from tempfile import TemporaryDirectory
+    >>> from bitnet_ref.chain.table import Chain, write_table
+    >>> from bitnet_ref.data.tokenizer import from_json
+    >>> from bitnet_ref.formats.example import model
+    >>> tokenizer = from_json(str(model(vocab_size=257).tokenizer), "the example")
+    >>> table = Table(tokenizer.vocabulary, 257, "a corpus", 50, (Chain((4, 5), 10, 10, (0.5,)),))
+    >>> state = {"train": {"compress": "first"}, "chains": checksum(table)}
+    >>> with TemporaryDirectory() as run:
+    ...     write_table(Path(run, CHAINS), table)
+    ...     run_chains(Path(run, "step-00000001"), state, tokenizer).chains[0].ids
+    (4, 5)
     """
     if compression(state) == "off":
         return None
