@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from bitnet_ref.bench import chains, efficiency, engines, evaluation_page, evaluation_report, rivals
 from bitnet_ref.bench.cells import FIGURES, T95
@@ -181,7 +181,7 @@ def _kept(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.get("asked") == wanted else {}
 
 
-def _names(held: Any) -> bool:
+def _names(held: Any) -> TypeGuard[list[str]]:
     return isinstance(held, list) and all(isinstance(each, str) for each in held)
 
 

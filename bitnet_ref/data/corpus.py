@@ -54,10 +54,11 @@ def validation_documents(corpus: str) -> Iterator[str] | None:
     >>> from unittest.mock import patch
     >>> from bitnet_ref.data.download import File
     >>> part = {"valid": File("a.txt", 9, None)}
-    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_DATA=d), patch.dict(NAMED, x=part):
+    >>> with TemporaryDirectory() as d, patch.dict("os.environ", BITNET_REF_DATA=d):
     ...     Path(d, "x").mkdir()
     ...     n = Path(d, "x", "a.txt").write_text("Once.")
-    ...     list(validation_documents("x")), validation_documents("python-docs")
+    ...     with patch.dict(NAMED, x=part):
+    ...         list(validation_documents("x")), validation_documents("python-docs")
     (['Once.'], None)
     """
     return part_documents(corpus, "valid") if "valid" in NAMED.get(corpus, ()) else None

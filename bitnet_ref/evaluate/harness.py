@@ -153,7 +153,7 @@ def adapted(model: LanguageModel, batch: int = 16, first: bool = True, kept: Any
     >>> from bitnet_ref.generate.example import speaker
     >>> it = adapted(speaker())                                  # needs lm_eval
     >>> it.tok_encode("ABC"), it.eot_token_id
-    ([65, 66, 67], 256)
+    ([0, 33, 34, 35], 0)
     """
     library()
     from lm_eval.api.model import TemplateLM

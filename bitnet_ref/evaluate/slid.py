@@ -46,8 +46,8 @@ def evaluate(args: Namespace, argv: list[str]
     >>> from bitnet_ref.formats.example import written
     >>> with written("bitnet", vocab_size=257) as path:
     ...     _ = (file := path.with_name("a.txt")).write_text("Once upon a time.")
-    ...     args = Namespace(corpus=str(file), model=str(path), backend="numpy", threads=None, int8_head=False,
-    ...                      context=8, stride=8, batch=1, output=None)
+    ...     args = Namespace(corpus=str(file), model=str(path), backend="numpy", threads=None,
+    ...                      int8_head=False, context=8, stride=8, batch=1, output=None)
     ...     figures = evaluate(args, [])[1]
     >>> figures["tokens"], figures["words"], figures["context"]
     (17, 4, 8)
