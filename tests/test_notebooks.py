@@ -112,6 +112,14 @@ def test_sources_that_are_shown_are_the_library_s(name):
 
 
 @each_notebook
+def test_a_source_is_shown_by_a_cell_of_its_own(name):
+    """Else nobody notices that it is another by now, and the site does not colour it."""
+    sources = code(name)
+    shown = {i for i, source in enumerate(sources) if re.search(r"^show\(", source, flags=re.MULTILINE)}
+    assert shown == set(tool().sources_now(sources))
+
+
+@each_notebook
 def test_outputs_are_words_and_small_pictures_that_anyone_may_see(name):
     for _, output in outputs(name):
         said = words(output)

@@ -51,8 +51,8 @@ def test_examples_are_left_out():
     lines = repr(show(one)).splitlines()[1:]
     assert [line.strip() for line in lines] == ["def one():", '"""It says so."""', "return 1"]
     lines = repr(show(two)).splitlines()[1:]
-    assert [line.strip() for line in lines] == ["def two():", '"""It says so.', "", "What else is to be said.",
-                                                '"""', 'return ">>> two"']
+    said = "def two():", '"""It says so.', "", "What else is to be said.", '"""', 'return ">>> two"'
+    assert [line.strip() for line in lines] == [*said]
 
 
 def test_long_lines_are_broken_and_others_stay():
