@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_ref.bench.roofline import Machine
 from bitnet_ref.walk import puzzle
+from bitnet_ref.walk.cpu_kernels import limits
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER, PROJECT = ROOT / "notebooks", tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -282,6 +284,16 @@ def test_what_is_printed_is_kept_as_one_and_progress_is_not():
     assert found == [stream("stdout", "a\nb"), {"output_type": "display_data", "metadata": {},
                      "data": {"text/plain": "a picture", "image/png": "..."}}]
     assert tool().kept([stream("stderr", "50%")]) == []
+
+
+def test_figures_of_a_disturbed_machine_are_not_kept():
+    def printed(text):
+        out = {"output_type": "stream", "name": "stdout", "text": text}
+        return {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [out]}]}
+
+    one = Machine("a machine", (), "none", 1, 1e10, 1e11, 1e11, 4e11, "3", "2", "0", "0")
+    assert tool().disturbed(printed(limits(one, one._replace(threads=2, float32=6e10))))
+    assert not tool().disturbed(printed(limits(one, one._replace(threads=2))))
 
 
 def test_what_is_long_says_how_much_is_missing():
