@@ -220,7 +220,7 @@ def test_what_a_text_names_is_there(name):
 
 def formulas(text):
     """[(tag, formula without spaces)] of each line that is a numbered formula."""
-    line = r"^\$\$ (.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} \$\$$"
+    line = r"^\$\$ ?(.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} ?\$\$$"
     found = re.findall(line, text, flags=re.MULTILINE)
     return [(tag, re.sub(r"\s", "", formula)) for formula, tag in found]
 
