@@ -11,6 +11,7 @@ import json
 import re
 import struct
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,16 @@ def test_what_a_text_names_is_there(name):
     pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
     for tag in set(re.findall(r"\([A-Z]{2}\.\d+\)", prose)):
         assert rf"\text{{{tag}}}" in pages or f"**{tag}" in pages, f"{name}: no page has {tag}"
+
+
+def test_each_leads_to_the_next():
+    """By the .ipynb, which is what a reader of notebooks opens and what the site shows."""
+    for name, following in pairwise(TEXTS):
+        last = [source for kind, source, _ in cells(name) if kind == "markdown"][-1].splitlines()[-1]
+        assert last.startswith("Next: "), name
+        assert f"]({following}.ipynb)" in last, name
+    for name, text in TEXTS.items():
+        assert not re.search(r"\]\(\d\d_\w+\.md\)", text), f"{name} links to a text"
 
 
 def formulas(text):
