@@ -221,5 +221,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path = [p for p in sys.path if Path(p).resolve() != ROOT / ".ci"]    # Numba imports another `coverage`
     main()
