@@ -290,8 +290,8 @@ def check_args(args: Any) -> None:
     for name, least in (("seeds", 1), ("rounds", 2)):
         check(least <= getattr(args, name) <= max(T95), f"--{name} must be {least} to {max(T95)}",
               getattr(args, name), "use 3")
-    check(not args.root or Path(args.root, evaluation_page.PAGE).is_file(), "--root must be a clone", args.root,
-          "name the folder that holds docs/")
+    check(not args.root or Path(args.root, evaluation_page.PAGE).is_file(), "--root must be a clone",
+          args.root, "name the folder that holds docs/")
     for path in args.baseline:
         check(Path(path).exists(), "a baseline must exist", path, "check the path")
     for path in args.records:

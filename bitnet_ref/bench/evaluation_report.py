@@ -68,7 +68,8 @@ def assembled(contestants: Mapping[str, Contestant], speed: Mapping[str, Record]
     report: dict[str, Any] = {
         "schema": SCHEMA, "kind": "report", "made": asdict(made) | {"machine": timed.made.machine},
         "rows": [row.table() for row in rows], "models": models, "chains": spoken, "notes": list(notes)}
-    return report | {"summary": tally(rows), "deficiencies": [*brief(models), *deficiencies(rows, others, notes)],
+    weak = [*brief(models), *deficiencies(rows, others, notes)]
+    return report | {"summary": tally(rows), "deficiencies": weak,
                      "data": data_used([*(r for c in contestants.values() for r in c.records), *others])}
 
 

@@ -65,8 +65,7 @@ def readme_block(f: dict[str, Any]) -> str:
             f"{run['machine']['cores']} cores of {run['machine']['processor']}) this run predicts unseen "
             f"text at **{run['bits per byte']:.3f} bits per byte**.{peer} `gzip -9` and `xz -9`, given the "
             f"training text first, reach {others['gzip -9']:.2f} and {others['xz -9']:.2f} "
-            "(gzip sees only its last 32 KiB, xz all of it). It writes:\n\n"
-            + "\n".join("> " + line for line in run["sample"].splitlines()))
+            f"(gzip sees only its last 32 KiB, xz all of it). It writes:\n\n````text\n{run['sample']}\n````")
 
 
 def training_block(f: dict[str, Any]) -> str:

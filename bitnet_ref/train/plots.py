@@ -129,7 +129,7 @@ def _loss(ax: Any, steps: list[dict], evals: list[dict], events: list[dict]) -> 
             label="validation")
     switch = next((b["step"] for a, b in pairwise(steps) if a["decay"] > 0 and b["decay"] == 0), None)
     if switch is not None:
-        ax.axvline(switch, ymax=0.72, color=INK, lw=1, ls=":", label="stage 2: decay off")
+        ax.axvline(switch, ymax=0.66, color=INK, lw=1, ls=":", label="stage 2: decay off")
     _events(ax, events)
     _style(ax, "Loss", STEP, "nats per token")
     ax.legend(frameon=False)

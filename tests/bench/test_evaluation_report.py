@@ -19,7 +19,7 @@ LOSS, WIN = 2.1, 1.9             # nats of the twin's are 2
 def contestant(who, nats, linear, n_bytes, first):
     scored = [made_up.perplexity(nats + 0.001 * n, seed=first + n, noise=0.002, linear=linear, bytes=n_bytes)
               for n in range(3)]
-    runs = [{"seed": n, "steps": 30, "lr": 0.01, "d_model": 64, "seconds per step": 0.2,
+    runs = [{"seed": n, "steps": 30, "tokens": 1234, "lr": 0.01, "d_model": 64, "seconds per step": 0.2,
              "curve": [[0, 9.0], [10, 7.0 + n], [30, 6.0 + n]]} for n in range(3)]
     return Contestant(rivals.NAMES[who], rivals.CONTESTS.get(who, ""), scored, Path(who), runs)
 
@@ -101,6 +101,31 @@ def test_every_loss_refusal_flag_and_gap_is_a_deficiency():
         assert words in said
     assert "not measured here: reasoning: ARC" not in said
     assert "not measured here: reasoning: ARC" in "\n".join(report()["deficiencies"])
+
+
+def test_a_brief_training_is_said_first():
+    made = report()
+    small = made["models"][0]
+    said = made["deficiencies"][0]
+    assert said.startswith("trained briefly: BitNet b1.58 on 1,234 tokens")
+    assert f"{1234 / small['parameters']:.2g} for each parameter" in said
+    assert evaluation_report.brief([{**small, "tokens": 20 * small["parameters"]}]) == []
+    assert evaluation_report.brief([{"name": "a baseline", "parameters": 10}]) == []     # not trained here
+
+
+def test_a_clone_keeps_the_report(tmp_path):
+    page_file = tmp_path / page.PAGE
+    page_file.parent.mkdir(parents=True)
+    marker = "<!-- generated: python -m bitnet_ref.evaluate report -->"
+    page_file.write_text(f"before\n{marker}\nold\n<!-- end -->\n", encoding="utf-8")
+    page.publish(tmp_path, report())
+    text = page_file.read_text(encoding="utf-8")
+    assert text.startswith("before")
+    assert "old" not in text
+    assert "## Deficiencies" in text
+    assert {p.name for p in (page_file.parent / "evaluation").iterdir()} == {"report.html", "report.json"}
+    kept = json.loads((page_file.parent / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert page.block(kept) in text
 
 
 @pytest.mark.parametrize("who", [rivals.BITNET, rivals.TWIN])

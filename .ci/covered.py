@@ -1,6 +1,6 @@
 """Hold the suite to its promise: 100 % branch coverage of quant, layers and model, 95 % of all.
 
-`python .ci/coverage.py coverage.json` (made by pytest --cov-report=json); exit code 1 if it is not kept.
+`python .ci/covered.py coverage.json` (made by pytest --cov-report=json); exit code 1 if it is not kept.
 """
 
 import json
