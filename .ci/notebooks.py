@@ -127,8 +127,15 @@ def tidied(notebook, on):
     return notebook
 
 
+def disturbed(notebook):
+    """Whether a cell says that its figures are of a machine that was busy with something else."""
+    from bitnet_ref.walk.cpu_kernels import DISTURBED
+
+    return any(DISTURBED in output.get("text", "") for cell in code(notebook) for output in cell["outputs"])
+
+
 def write(name):
-    """The .ipynb of a text."""
+    """The .ipynb of a text, unless the machine was disturbed."""
     import jupytext
     import nbformat
     from nbclient import NotebookClient
@@ -138,7 +145,10 @@ def write(name):
     notebook = jupytext.read(file)
     NotebookClient(notebook, timeout=None, kernel_name="python3",
                    resources={"metadata": {"path": str(FOLDER)}}).execute()
-    nbformat.write(tidied(notebook, this_machine()), FOLDER / f"{name}.ipynb")
+    tidied(notebook, this_machine())
+    if disturbed(notebook):
+        sys.exit(f"{name}: more threads did less than one: not kept; stop what else runs, and write it again")
+    nbformat.write(notebook, FOLDER / f"{name}.ipynb")
 
 
 def sources_now(sources):

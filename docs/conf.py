@@ -23,7 +23,7 @@ highlight_language = "text"          # a block without a name is a table or a pi
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 6             # as GitHub's
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "source": "source:{{path}}#{{fragment}}"}
-nb_execution_mode = "off"            # notebooks keep the output of one cell; CI executes them elsewhere
+nb_execution_mode = "off"            # notebooks keep what they printed; CI executes them elsewhere
 
 python_maximum_signature_line_length = 88
 add_module_names = False

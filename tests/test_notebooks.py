@@ -11,11 +11,14 @@ import json
 import re
 import struct
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from bitnet_ref.bench.roofline import Machine
 from bitnet_ref.walk import puzzle
+from bitnet_ref.walk.cpu_kernels import limits
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER, PROJECT = ROOT / "notebooks", tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -109,6 +112,14 @@ def test_sources_that_are_shown_are_the_library_s(name):
     cells = tool().code(held(name))
     for i, text in tool().sources_now(["".join(cell["source"]) for cell in cells]).items():
         assert [words(output) for output in cells[i]["outputs"]] == [text], f"{name}, cell of code {i}"
+
+
+@each_notebook
+def test_a_source_is_shown_by_a_cell_of_its_own(name):
+    """Else nobody notices that it is another by now, and the site does not colour it."""
+    sources = code(name)
+    shown = {i for i, source in enumerate(sources) if re.search(r"^show\(", source, flags=re.MULTILINE)}
+    assert shown == set(tool().sources_now(sources))
 
 
 @each_notebook
@@ -208,9 +219,19 @@ def test_what_a_text_names_is_there(name):
         assert rf"\text{{{tag}}}" in pages or f"**{tag}" in pages, f"{name}: no page has {tag}"
 
 
+def test_each_leads_to_the_next():
+    """By the .ipynb, which is what a reader of notebooks opens and what the site shows."""
+    for name, following in pairwise(TEXTS):
+        last = [source for kind, source, _ in cells(name) if kind == "markdown"][-1].splitlines()[-1]
+        assert last.startswith("Next: "), name
+        assert f"]({following}.ipynb)" in last, name
+    for name, text in TEXTS.items():
+        assert not re.search(r"\]\(\d\d_\w+\.md\)", text), f"{name} links to a text"
+
+
 def formulas(text):
     """[(tag, formula without spaces)] of each line that is a numbered formula."""
-    line = r"^\$\$ (.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} \$\$$"
+    line = r"^\$\$ ?(.+?)\\q?quad \\text\{(\([A-Z]{2}\.\d+\))\} ?\$\$$"
     found = re.findall(line, text, flags=re.MULTILINE)
     return [(tag, re.sub(r"\s", "", formula)) for formula, tag in found]
 
@@ -274,6 +295,16 @@ def test_what_is_printed_is_kept_as_one_and_progress_is_not():
     assert found == [stream("stdout", "a\nb"), {"output_type": "display_data", "metadata": {},
                      "data": {"text/plain": "a picture", "image/png": "..."}}]
     assert tool().kept([stream("stderr", "50%")]) == []
+
+
+def test_figures_of_a_disturbed_machine_are_not_kept():
+    def printed(text):
+        out = {"output_type": "stream", "name": "stdout", "text": text}
+        return {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [out]}]}
+
+    one = Machine("a machine", (), "none", 1, 1e10, 1e11, 1e11, 4e11, "3", "2", "0", "0")
+    assert tool().disturbed(printed(limits(one, one._replace(threads=2, float32=6e10))))
+    assert not tool().disturbed(printed(limits(one, one._replace(threads=2))))
 
 
 def test_what_is_long_says_how_much_is_missing():

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import site_checker
@@ -117,6 +118,22 @@ def test_functions_and_definitions_are_set_apart(site):
     assert ">:=</mo>" in text
     text = (site / "ops" / "quant.html").read_text(encoding="utf-8")
     assert re.search(r"<mi>log</mi>(</?\w+[^>]*>|2)*<mspace", text)
+
+
+# ---- where an equation is at home ----
+
+def test_a_notebook_that_quotes_an_equation_is_not_its_home(monkeypatch):
+    """Whichever of the two is read last, which in an incremental build may be either."""
+    pytest.importorskip("sphinx", reason="needs the extra `docs`")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from _site.links import Equations
+
+    found = {}
+    for page in ("ladders", "_made/notebooks/06_cpu_kernels"):
+        node = {"ids": []}
+        Equations.place(SimpleNamespace(env=SimpleNamespace(docname=page)), node, [("RF", "1")], found)
+        assert node["ids"] == ["RF.1"]
+    assert found == {"RF.1": "ladders"}
 
 
 # ---- the checker notices ----

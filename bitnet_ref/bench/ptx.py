@@ -24,6 +24,7 @@ from bitnet_ref.kernels.ptx.module import Register
 from bitnet_ref.kernels.ptx.values import DTYPE
 
 SHOWN = (0, 1, 2, 31)            # lanes whose values are shown
+WIDE = 58                        # letters of an instruction
 PAGE = "docs/ptx.md"
 
 
@@ -46,7 +47,7 @@ class Watch:
             here[mine % 32] = True
             values = shown(run, line, mine[0] // 32 * 32, here)
             self.rows.append(f"{line.instruction.line:5}  {''.join('#' if on else '.' for on in here)}  "
-                             f"{plain(line)[:58]:58}  {values}".rstrip())
+                             f"{plain(line)[:WIDE]:{WIDE}}  {values}".rstrip())
 
 
 def plain(line: Line) -> str:
@@ -91,7 +92,7 @@ def traced(name: str, warp: int = 0, steps: int = 40) -> list[str]:
     lanes = "".join(str(lane % 10) for lane in range(32))
     values = "  ".join(f"{f'lane {lane}':>10}" for lane in SHOWN)
     return [f"{name}, warp {warp}, its first {len(watch.rows)} instructions ({said})",
-            f" line  {lanes}  {'instruction':58}  {values}", *watch.rows]
+            f" line  {lanes}  {'instruction':{WIDE}}  {values}", *watch.rows]
 
 
 def counted(name: str) -> list[str]:

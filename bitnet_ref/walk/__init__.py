@@ -1,6 +1,6 @@
 """What the notebooks are made with: a notebook narrates, and all that it calls is in the library.
 
-    show                the real source of a function, as a cell's result
+    show                the real source of a function, as a cell's result; long lines of text, broken
     puzzle              what a question is, how an answer is judged
     derivative, frozen  derivatives by complex step; the straight-through estimator held against them
     twin                a small model and its full-precision twin, trained while one waits
@@ -16,6 +16,6 @@ Read after: bench/conform. Read next: walk/show.
 """
 
 from bitnet_ref.walk.puzzle import check
-from bitnet_ref.walk.show import show
+from bitnet_ref.walk.show import show, wrapped
 
-__all__ = ["check", "show"]
+__all__ = ["check", "show", "wrapped"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from bitnet_ref.bench.examples import RUNGS, SHIPPED, kernels, launch_of, placed, run, wrong
 from bitnet_ref.bench.ladders.bitlinear_cuda import VECTOR, Count, count
-from bitnet_ref.bench.ptx import traced
+from bitnet_ref.bench.ptx import WIDE, traced
 from bitnet_ref.checks import check, lookup
 from bitnet_ref.kernels.ptx.counts import SECTOR, Counts
 from bitnet_ref.kernels.ptx.driver import Driver
@@ -23,6 +23,7 @@ from bitnet_ref.walk.puzzle import Question, choice, number, works_like
 from bitnet_ref.walk.show import Lines
 
 LANES, STEPS = 32, 2000
+LETTERS = 30                                         # of an instruction: what it does, and to which register
 ISSUED, DELIVERED = 132 * 128 * 1.98e9, 4.8e12       # instructions and bytes a second: an H200's data sheet
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "cuda.md"
 
@@ -132,6 +133,8 @@ def text(name: str) -> str:
 def warp_from(name: str, first: str, steps: int = 25) -> Lines:
     """What the first warp of a rung executes, from the first instruction on that begins with `first`.
 
+    Lanes and what they hold stand first, where one sees them; long instructions are cut.
+
     >>> lines = str(warp_from("coalesced", "shfl", 3)).splitlines()      # needs numba_cuda
     >>> len(lines), "shfl" in lines[2]
     (5, True)
@@ -140,7 +143,12 @@ def warp_from(name: str, first: str, steps: int = 25) -> Lines:
     rows = [row for row in rows if " mov." not in row]     # constants, which are made along the way
     start = next((i for i, row in enumerate(rows) if f"  {first}" in row), None)
     check(start is not None, "the warp must execute such an instruction", first, "look at `text`")
-    return Lines("\n".join([f"{name}, warp 0", columns, *rows[start:][:steps]]))
+    at, shown = columns.index("instruction"), [columns, *rows[start:][:steps]]
+    cut = [text if len(text) <= LETTERS else f"{text[:LETTERS - 3]}..."
+           for text in (row[at:at + WIDE].rstrip() for row in shown)]
+    held = [row[at + WIDE:].ljust(len(columns) - at - WIDE) for row in shown]
+    lines = [f"{row[:at - 2]}{values}  {text}" for row, values, text in zip(shown, held, cut)]
+    return Lines("\n".join([f"{name}, warp 0", *lines]))
 
 
 def on_a_card() -> str:

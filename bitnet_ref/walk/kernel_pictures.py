@@ -18,6 +18,7 @@ from bitnet_ref.walk.gpu_kernels import DELIVERED, ISSUED, Request, requests
 from bitnet_ref.walk.pictures import INK, MINUS, PLUS, Picture, finished
 
 APART = 1.5                  # of two neighbouring numbers in the roofline: a factor
+WEIGHTS = {"gemv_b3": 5}     # of a byte, where they are not 4
 SHOWN = (("naive", "w"), ("coalesced", "w"), ("coalesced", "x"), ("vector_dp4a", "w"))
 
 
@@ -77,14 +78,15 @@ def warp_reads(counts: dict[str, Count]) -> Picture:
         request = next(r for r in requests(name) if r.array == array)
         _sectors(figure.add_subplot(grid[0, i]), request, f"{name}: {array}")
     left, right = figure.add_subplot(grid[1, :2]), figure.add_subplot(grid[1, 2:])
-    budget = ISSUED / (4 * DELIVERED)
-    for ax, values, title, line in (
-            (left, [c.instructions for c in counts.values()], "instructions for each weight", budget),
-            (right, [c.fetched for c in counts.values()], "bytes fetched, of those that are needed", 1.0)):
-        ax.barh(list(counts), values, color=[PLUS if v <= 1.3 * line else MINUS for v in values])
-        for y, v in enumerate(values):
-            ax.text(v * 1.04, y, f"{v:.1f}", va="center", fontsize=8)
-        ax.axvline(line, color=INK, lw=1, ls="--")
+    budgets = [ISSUED / (WEIGHTS.get(name, 4) * DELIVERED) for name in counts]
+    for ax, values, title, lines in (
+            (left, [c.instructions for c in counts.values()], "instructions for each weight", budgets),
+            (right, [c.fetched for c in counts.values()], "bytes fetched, of those that are needed",
+             [1.0] * len(counts))):
+        ax.barh(list(counts), values, color=[PLUS if v <= 1.3 * b else MINUS for v, b in zip(values, lines)])
+        for y, (v, line) in enumerate(zip(values, lines)):
+            ax.text(1.06 * max(v, line), y, f"{v:.1f}", va="center", fontsize=8)     # no line crosses it
+            ax.plot([line, line], [y - 0.5, y + 0.5], color=INK, lw=1, ls="--")
         ax.set(title=title, xscale="log", xlim=(0.8, 1.6 * max(values)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.invert_yaxis()

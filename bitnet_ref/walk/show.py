@@ -1,11 +1,14 @@
 """The source of a function as the result of a cell: a notebook shows the code that runs, never a copy of it.
 
-A docstring is shown too: it has the shapes. In a notebook the source is coloured; elsewhere it is text.
+A docstring is shown too: it has the shapes. Its examples are left out, the API has them. In a notebook the
+source is coloured; elsewhere it is text.
 Read after: walk. Read next: walk/puzzle.
 """
 
 import html
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import Any
 from bitnet_ref.checks import check
 
 ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = 100                # of what a cell prints: a page has about so many
+EXAMPLES = re.compile(r'\n(?:[ \t]*\n)*[ \t]*>>>(?:.*\n(?![ \t]*(?:"""|\n)))*.*')     # with what they print
+ALONE = re.compile(r'^([ \t]*r?"""[^"\n]*)\n[ \t]*"""$', flags=re.MULTILINE)
 STYLE = "font: 0.9em monospace; white-space: pre; overflow-x: auto"       # on a phone too, a line is a line
 
 
@@ -59,6 +65,17 @@ def show(*functions: Callable[..., Any]) -> Source:
     return Source("\n\n".join([_one(f) for f in functions]))
 
 
+def wrapped(text: object) -> str:
+    """`text` in lines that fit below a cell; what goes on is indented.
+
+    >>> print(wrapped(10 * "ten letters " + "end"))
+    ten letters ten letters ten letters ten letters ten letters ten letters ten letters ten letters ten
+        letters ten letters end
+    """
+    return "\n".join(textwrap.fill(line, COLUMNS, subsequent_indent="    ", break_on_hyphens=False)
+                     for line in str(text).splitlines())
+
+
 def _one(function: Any) -> str:
     for kept in ("py_func", "function"):                   # by what Numba compiles, by a kernel for a card
         function = getattr(function, kept, function)
@@ -70,4 +87,10 @@ def _one(function: Any) -> str:
               repr(function)[:80], "give its name without quotes and without brackets")
         raise AssertionError from None
     inside = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
-    return f"# {inside}, line {max(first, 1)}\n{''.join(lines).rstrip()}"
+    return f"# {inside}, line {max(first, 1)}\n{_plain(''.join(lines).rstrip())}"
+
+
+def _plain(source: str) -> str:
+    """Without the examples in docstrings; one of which nothing but a line is left is that line."""
+    left = EXAMPLES.sub("", source)
+    return source if left == source else ALONE.sub(r'\1"""', left)

@@ -73,10 +73,11 @@ def validations(folder: Path) -> dict[int, float]:
 def over_matrices(folder: Path, measure: str) -> dict[int, float]:
     """{batches seen: mean of a `measure` of train/measures over the matrices of trits} of a run.
 
+    Flips begin with the second line: the first has none before it, and a 0 that stands for nothing.
     >>> over_matrices(Path("no such run"), "flipped")
     {}
     """
-    lines = log.read(folder, "layers")
+    lines = log.read(folder, "layers")[1 if measure == "flipped" else 0:]
     return {line["cursor"]: float(np.mean([m[measure] for m in line["layers"].values() if measure in m]))
             for line in lines}
 

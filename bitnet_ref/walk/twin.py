@@ -81,19 +81,23 @@ def loss(model: Transformer, data: Dataset, windows: int = 128) -> float:
     return score(model, data.val.tokens, data.tokenizer.token_bytes, windows).loss
 
 
-def by_pairs(data: Dataset) -> float:
+def by_pairs(data: Dataset, tokens: np.ndarray | None = None) -> float:
     """The same loss of a table that counts which token follows which, with one added to each count.
+
+    tokens (n,): another text to be scored, from its second token on.
     >>> from bitnet_ref.train.small import small_run
     >>> _, data = small_run()
     >>> 0 < by_pairs(data) < guessing(data)
     True
     """
-    assert data.val is not None
+    if tokens is None:
+        assert data.val is not None
+        tokens = data.val.tokens
     V = data.tokenizer.vocab_size
     count = np.ones((V, V))
     np.add.at(count, (data.train.tokens[:-1], data.train.tokens[1:]), 1)
     p = count / count.sum(axis=1, keepdims=True)
-    return float(-np.mean(np.log(p[data.val.tokens[:-1], data.val.tokens[1:]])))
+    return float(-np.mean(np.log(p[tokens[:-1], tokens[1:]])))
 
 
 def guessing(data: Dataset) -> float:

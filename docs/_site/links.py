@@ -25,13 +25,14 @@ LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 BADGE = re.compile(r"\[!\[([^\]]*)\]\(https?://[^)]*\)\]\(([^)]*)\)")
 FENCE = re.compile(r"(^```.*?^```[^\n]*$)", flags=re.DOTALL | re.MULTILINE)
 DOTTED = re.compile(r"(bitnet_ref(?:\.\w+)+)(?:\(\))?")
+NOTEBOOKS = "_made/notebooks/"
 FILE = re.compile(r"(?:bitnet_ref|tests|docs|golden)/[\w./-]+")
 
 
 def repository_path(docname: str) -> str:
     """Where the text of a page lies in the repository."""
     borrowed = {"index": "README.md", **{f"_made/{page}": file for page, file in BORROWED.items()}}
-    if docname.startswith("_made/notebooks/"):
+    if docname.startswith(NOTEBOOKS):
         return docname.removeprefix("_made/") + ".ipynb"
     return borrowed.get(docname, f"docs/{docname}.md")
 
@@ -141,9 +142,11 @@ class Equations(SphinxTransform):
             self.place(node, TAG.findall(node.astext())[:1], found)
 
     def place(self, node, tags, found):
+        quoted = self.env.docname.startswith(NOTEBOOKS)   # from its page, which stays the equation's home
         for family, number in tags:
             node["ids"].append(f"{family}.{number}")
-            found[f"{family}.{number}"] = self.env.docname
+            if not quoted:
+                found[f"{family}.{number}"] = self.env.docname
 
 
 class Mentions(SphinxPostTransform):

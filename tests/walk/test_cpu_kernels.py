@@ -12,7 +12,7 @@ from bitnet_ref.bench.ladders import bitlinear_cpu
 from bitnet_ref.bench.roofline import Machine
 from bitnet_ref.checks import CheckError
 from bitnet_ref.walk import cpu_kernels, kernel_pictures
-from bitnet_ref.walk.cpu_kernels import Rate, Rates, climb, interpreted
+from bitnet_ref.walk.cpu_kernels import DISTURBED, Rate, Rates, climb, interpreted, limits
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Machine("a machine", ("none",), "none", 1, 1e10, 1e11, 1e11, 4e11, "3", "2", "0", "0")
@@ -61,6 +61,37 @@ def test_a_wrong_rung_is_not_timed(operands, monkeypatch):
     monkeypatch.setitem(cpu_kernels.VECTOR, "naive", wrong)
     with pytest.raises(CheckError, match="naive must be exact"):
         climb(["naive"], *operands, ONE)
+
+
+@pytest.mark.parametrize(("threads", "kind", "factor", "told"), [
+    (2, "bandwidth", 0.5, True), (2, "float32", 0.9, True), (2, "int8", 0.9, True),
+    (2, "bandwidth", 1.5, False), (2, "bandwidth", 0.98, False), (1, "bandwidth", 0.5, False)])
+def test_limits_that_cannot_be_are_told(threads, kind, factor, told):
+    every = ONE._replace(threads=threads, **{kind: factor * getattr(ONE, kind)})
+    said = limits(ONE, every)
+    assert (DISTURBED in said) == told
+    assert "reads 10.0 GB/s" in said
+    assert all(len(line) <= 100 for line in said.splitlines())
+
+
+@pytest.mark.parametrize(("every", "count"), [(None, 1), (ONE._replace(threads=2), 2)])
+def test_blas_is_held_to_the_threads_of_its_limits(operands, monkeypatch, every, count):
+    seen, threads = [], cpu_kernels.timing.threads
+    monkeypatch.setattr(cpu_kernels.timing, "available", lambda: 2)
+    monkeypatch.setattr(cpu_kernels.timing, "threads", lambda n: seen.append(n) or threads(1))
+    [rate] = climb(["float32_blas"], *operands, ONE, every).rates
+    assert (seen, rate.threads) == ([count], count)
+
+
+def test_a_rung_of_many_rows_says_how_many(operands):
+    w_q, x_q = operands
+    names = [climb(["float32_blas"], w_q, np.repeat(x_q, m, axis=0), ONE).rates[0].name for m in (1, 6)]
+    assert names == ["float32_blas", "float32_blas, 6 rows"]
+
+
+def test_what_is_far_below_the_limit_is_not_zero():
+    slow = Rate("slow", seconds=100.0, n_bytes=2e8, operations=3e8, threads=1, bandwidth=1e10, peak=4e11)
+    assert " ".join(repr(Rates((slow,))).splitlines()[1].split()) == "slow 100000 ms 0.002 0.003 0.02 %"
 
 
 def test_an_unknown_rung_is_named(operands):

@@ -67,7 +67,10 @@ class TestOnTheInterpreter:
         assert "lane 0" in rows[1]
         assert "shfl.sync.bfly" in rows[2]
         assert sum("shfl" in row for row in rows) == 5
-        assert len({*rows[11].split()[-4:]}) == 1              # after five exchanges all have the same sum
+        assert len({*rows[11].split()[2:6]}) == 1              # after five exchanges all have the same sum
+        assert rows[11].split()[6] == "add.s32"
+        assert rows[1].index("lane 31") < 90                   # is seen without scrolling
+        assert all(len(row) <= 120 for row in rows)
         with pytest.raises(CheckError, match="must execute such"):
             warp_from("naive", "shfl")
 

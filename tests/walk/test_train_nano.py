@@ -51,6 +51,7 @@ def test_what_is_read_off_a_log(run):
     held = [m["scale"] for m in last.values() if "scale" in m]
     assert list(scales) == [2, 4, 6]
     assert scales[6] == pytest.approx(sum(held) / len(held))
+    assert list(train_nano.over_matrices(run.folder, "flipped")) == [4, 6]       # since a line before
     assert not any("seconds" in line for line in train_nano.without_clock(run.folder))
 
 

@@ -41,6 +41,9 @@ def test_rounded_shares_no_memory_and_has_trits(data):
 def test_what_a_model_must_beat(data):
     assert twin.guessing(data) == pytest.approx(np.log(data.tokenizer.vocab_size))
     assert 0 < twin.by_pairs(data) < twin.guessing(data)
+    assert twin.by_pairs(data, data.val.tokens) == twin.by_pairs(data)
+    some = [twin.by_pairs(data, data.val.tokens[a:a + 2]) for a in range(8)]       # a pair each
+    assert twin.by_pairs(data, data.val.tokens[:9]) == pytest.approx(np.mean(some))
 
 
 def test_cosine():
