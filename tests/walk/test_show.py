@@ -9,7 +9,6 @@ import pytest
 from bitnet_ref.bench.ladders.bitlinear_cpu import naive
 from bitnet_ref.chain.draft import beginnings
 from bitnet_ref.checks import CheckError
-from bitnet_ref.kernels.numba_cuda.launch import Kernel
 from bitnet_ref.layers import rmsnorm, rmsnorm_backward
 from bitnet_ref.walk import show, wrapped
 from bitnet_ref.walk.show import COLUMNS, Lines
@@ -91,6 +90,9 @@ def test_lines_stay_lines():
 
 
 def test_a_kernel_of_a_card_has_the_source_of_its_function():
+    pytest.importorskip("numba_cuda", reason="CUDA kernels need the extra `cuda`")
+    from bitnet_ref.kernels.numba_cuda.launch import Kernel
+
     kernel = Kernel("rmsnorm", rmsnorm, (), (32,), "80", 64)
     assert repr(show(kernel)) == repr(show(rmsnorm))
 
