@@ -94,6 +94,15 @@ def test_rounds_by_turns():
     assert row([wild], [slow], "decode tokens/s").verdict == UNKNOWN
 
 
+def test_rounds_favour_nobody():
+    """One twice as fast, then the other: parity both ways, by logarithms. A time of nothing has no ratio."""
+    some, others = made_up.efficiency([100, 50, 70]), made_up.efficiency([50, 100, 70])
+    for sides in ((some, others), (others, some)):
+        assert row([sides[0]], [sides[1]], "decode tokens/s").delta == pytest.approx(0, abs=1e-9)
+    none = made_up.efficiency([0, 100, 100])
+    assert row([none], [some], "decode tokens/s").verdict == UNKNOWN
+
+
 def test_bytes_are_counted_not_sampled():
     found = row([made_up.efficiency([1, 2], 300)], [made_up.efficiency([1, 2], 400)], "model bytes")
     assert (found.verdict, found.delta, found.flags) == (WIN, 25, [])
