@@ -85,7 +85,8 @@ def test_each_planted_fault_is_found(port, folders, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [PORT, SECOND], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(PORT, marks=pytest.mark.nightly), SECOND],
+                         ids=lambda p: p.stem)
 def test_three_seeds_and_fifty_pairs(path, folders):
     """The floors of the project: 95 % first, all among three; both of a pair in 80 %."""
     port = bench.load_port(path)

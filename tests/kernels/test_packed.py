@@ -148,8 +148,9 @@ def test_an_unknown_packing_is_refused():
         prepare(np.zeros((1, 1), np.int8), 1.0, "q4")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tier", [t.name for t in isa.TIERS.values() if isa.runs(t)])
+@pytest.mark.slow                            # the tier that runs everywhere; the others by night
+@pytest.mark.parametrize("tier", [pytest.param(t.name, marks=[pytest.mark.nightly] * (t.name != "portable"))
+                                  for t in isa.TIERS.values() if isa.runs(t)])
 def test_every_tier_that_runs_here(tier):
     """This file, decoding, and the golden and twin tests of the products, with the tier forced."""
     if tier == isa.choose().name:
