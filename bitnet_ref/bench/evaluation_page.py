@@ -32,21 +32,23 @@ MEANING = {
     "chain buckets": "guessing ahead by chains of tokens against plain decoding: the same text, sooner"}
 
 
-def write(folder: Path, report: dict[str, Any]) -> None:
-    """Write the three files. Raises CheckError where the disk refuses."""
-    html = rendered(TEMPLATE, content(report), evaluation_pictures.draw(report))
-    for suffix, text in (("json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
-                         ("md", markdown(report)), ("html", html)):
+def write(folder: Path, report: dict[str, Any], suffixes: tuple[str, ...] = ("json", "md", "html")) -> None:
+    """Write the files. Raises CheckError where the disk refuses."""
+    texts = {"json": json.dumps(report, indent=1, allow_nan=False) + "\n", "md": markdown(report),
+             "html": rendered(TEMPLATE, content(report), evaluation_pictures.draw(report))}
+    for suffix in suffixes:
         with whole_file(folder / f"{REPORT}.{suffix}") as file:
-            file.write(text.encode("utf-8", "replace"))
+            file.write(texts[suffix].encode("utf-8", "replace"))
 
 
 def publish(root: Path, report: dict[str, Any]) -> None:
-    """Write the report into a clone's docs: the files, and the text into the page that leads to them."""
+    """Write the report into a clone's docs: the files, and the text into the page that leads to them.
+
+    Raises CheckError: no such page, no markers in it, a disk that refuses.
+    """
     page = root / PAGE
     (page.parent / page.stem).mkdir(exist_ok=True)
-    write(page.parent / page.stem, report)
-    (page.parent / page.stem / f"{REPORT}.md").unlink()
+    write(page.parent / page.stem, report, ("json", "html"))
     put(page, block(report), "evaluate report")
 
 

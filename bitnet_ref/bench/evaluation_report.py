@@ -159,7 +159,7 @@ def deficiencies(rows: Sequence[Row], others: Sequence[Record], notes: Sequence[
 def brief(models: Sequence[dict[str, Any]]) -> list[str]:
     """That models were trained on little, where they were. Source of ENOUGH: Hoffmann et al., arXiv
     2203.15556, whose models of best use of arithmetic saw about so many tokens for each parameter."""
-    few = [m for m in models if m.get("tokens", ENOUGH * m["parameters"]) < ENOUGH * m["parameters"]]
+    few = [m for m in models if "tokens" in m and m["tokens"] < ENOUGH * m["parameters"]]
     if not few:
         return []
     tokens, each = few[0]["tokens"], few[0]["tokens"] / few[0]["parameters"]

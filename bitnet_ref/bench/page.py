@@ -135,10 +135,15 @@ def _figure(value: float | None) -> str:
 def put(page: Path, block: str, command: str = "bench.page") -> None:
     """Replace what stands between the markers of `page` that name bitnet_ref.`command`."""
     text = page.read_text(encoding="utf-8")
+    check(bool(marked(command).search(text)), f"{page} must hold the generated markers", "none",
+          "restore them")
+    page.write_text(marked(command).sub(lambda m: m[1] + block + "\n" + m[3], text), encoding="utf-8")
+
+
+def marked(command: str) -> re.Pattern[str]:
+    """What finds the block of bitnet_ref.`command` in a page: its first line, what stands in it, its end."""
     marker = f"<!-- generated: python -m bitnet_ref.{command} -->\n"
-    marked = re.compile(f"({re.escape(marker)}).*?(<!-- end -->)", re.DOTALL)
-    check(bool(marked.search(text)), f"{page} must hold the generated markers", "none", "restore them")
-    page.write_text(marked.sub(lambda m: m[1] + block + "\n" + m[2], text), encoding="utf-8")
+    return re.compile(f"({re.escape(marker)})(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def main(argv: list[str]) -> int:

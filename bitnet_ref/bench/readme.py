@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bitnet_ref.bench.page import put
+from bitnet_ref.bench.page import marked, put
 from bitnet_ref.checks import CheckError, check
 from bitnet_ref.cli import DONE, Parser, run_command
 
@@ -29,11 +29,10 @@ def block(page: Path, command: str) -> str:
     bitnet_ref.checks.CheckError: README.md must hold a block of bench.nothing; got none; make that page again
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    marker = f"<!-- generated: python -m bitnet_ref.{command} -->\n"
-    found = re.search(re.escape(marker) + "(.*?)<!-- end -->", text, flags=re.DOTALL)
+    found = marked(command).search(text)
     check(found is not None, f"{page} must hold a block of {command}", "none", FIX)
     assert found is not None
-    return found[1]
+    return found[2]
 
 
 def cells(text: str, name: str) -> list[str]:

@@ -24,25 +24,6 @@ STYLE = "font: 0.9em monospace; white-space: pre; overflow-x: auto"       # on a
 
 
 @dataclass(frozen=True, repr=False)
-class Source:
-    """Some functions as they stand in the library."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        """Coloured by what colours the cells, on the ground and in the ink of the page."""
-        from pygments import highlight
-        from pygments.formatters import HtmlFormatter
-        from pygments.lexers import PythonLexer
-
-        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles=STYLE)
-        return highlight(self.text, PythonLexer(), style)
-
-
-@dataclass(frozen=True, repr=False)
 class Lines:
     """Text whose lines stay lines: a page that is too narrow scrolls, and does not break them."""
 
@@ -53,6 +34,19 @@ class Lines:
 
     def _repr_html_(self) -> str:
         return f'<pre style="{STYLE}">{html.escape(self.text)}</pre>'
+
+
+class Source(Lines):
+    """Some functions as they stand in the library."""
+
+    def _repr_html_(self) -> str:
+        """Coloured by what colours the cells, on the ground and in the ink of the page."""
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        style = HtmlFormatter(noclasses=True, nobackground=True, prestyles=STYLE)
+        return highlight(self.text, PythonLexer(), style)
 
 
 def show(*functions: Callable[..., Any]) -> Source:

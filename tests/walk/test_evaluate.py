@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 
+import letters
 import numpy as np
 import pytest
 
 from bitnet_ref.bench import contest, rivals
 from bitnet_ref.config import TrainConfig
-from bitnet_ref.data.prepare import prepare
 from bitnet_ref.evaluate import records
 from bitnet_ref.evaluate.perplexity import score
 from bitnet_ref.walk import evaluate, twin
@@ -19,10 +19,7 @@ WORDS = " ".join(str(n) for n in range(600))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("\n\n".join("".join(rng.choice(["ab ", "cd\n"], 200)) for _ in range(300)))
-    return prepare(str(file), vocab_size=twin.SMALL.vocab_size, progress=False)
+    return letters.corpus(tmp_path_factory.mktemp("text"), ["ab ", "cd\n"])
 
 
 @pytest.fixture(scope="module")

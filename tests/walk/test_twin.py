@@ -2,20 +2,17 @@
 
 from dataclasses import replace
 
+import letters
 import numpy as np
 import pytest
 
-from bitnet_ref.data.prepare import prepare
 from bitnet_ref.walk import twin
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A text in which a letter is followed by one of two: a bit a letter."""
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("\n\n".join("".join(rng.choice(["ab", "cd"], 200)) for _ in range(300)))
-    return prepare(str(file), vocab_size=twin.SMALL.vocab_size, progress=False)
+    return letters.corpus(tmp_path_factory.mktemp("text"), ["ab", "cd"])
 
 
 def few(steps):
